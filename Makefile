@@ -1,0 +1,44 @@
+# `make demo` and `make test` do their whole set-up in .venv; they need Python >= 3.10 and make, nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The demo needs less than development does, so it is content with either installation.
+DEV := $(VENV)/.installed
+DEMO := $(if $(wildcard $(DEV)),$(DEV),$(VENV)/.demo-installed)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs build clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(DEMO)  ## Train a classifier on scikit-learn's digits with VAMO (under two minutes)
+	$(BIN)/lightning-vamo fit --config examples/digits.yaml
+
+test: $(DEV)  ## Run the test suite and the doctests; options for pytest go in PYTEST_ARGS
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(DEV)  ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict lightning_vamo
+
+docs: $(DEV)  ## Build the documentation and run its doctests
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -b doctest docs docs/_build/doctest
+
+build: $(DEV)  ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean:  ## Remove the environment and everything that was built
+	rm -rf $(VENV) build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: EXTRA := dev
+$(VENV)/.demo-installed: EXTRA := examples
+$(VENV)/.installed $(VENV)/.demo-installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(EXTRA)]'
+	@touch $@

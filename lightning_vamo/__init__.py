@@ -1,0 +1,26 @@
+"""VAMO for PyTorch Lightning: put a mixin in front of a module, add a callback to the Trainer, and train.
+
+References:
+    Chen & Ma, "VAMO: Efficient Zeroth-Order Variance Reduction for SGD with Faster Convergence", arXiv:2505.13954.
+"""
+
+from lightning_vamo.callback import VAMOCallback
+from lightning_vamo.core.estimators import estimate_gradient
+from lightning_vamo.errors import InvalidArgumentError, NonFiniteLossError, UnsupportedError, VAMOError
+from lightning_vamo.mixin import VAMOMixin, with_vamo
+from lightning_vamo.report import VAMOReport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InvalidArgumentError",
+    "NonFiniteLossError",
+    "UnsupportedError",
+    "VAMOCallback",
+    "VAMOError",
+    "VAMOMixin",
+    "VAMOReport",
+    "__version__",
+    "estimate_gradient",
+    "with_vamo",
+]

@@ -1,0 +1,303 @@
+"""The callback that trains with VAMO: when to take a snapshot, how many probes, what to log, what to checkpoint."""
+
+import random
+import time
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_vamo.core.control_variate import ControlVariate
+from lightning_vamo.core.correction import Correction
+from lightning_vamo.core.directions import Directions, ProbeDirections, SphereDirections
+from lightning_vamo.core.mixing import Alpha, check_alpha, effective_coefficient
+from lightning_vamo.core.probes import Difference, auto_mu, check_difference, check_mu
+from lightning_vamo.core.schedules import ConstantProbes, ProbeSchedule, as_schedule
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.loop import compat, support
+from lightning_vamo.loop.driver import GradientCallback, Mode
+from lightning_vamo.loop.replay import Plan, plan_of, recording
+from lightning_vamo.loop.sweep import Sweep, sweep
+from lightning_vamo.mixin import VAMOMixin
+from lightning_vamo.report import Totals, VAMOReport
+
+
+class VAMOCallback(GradientCallback):
+    r"""Trains a module that has the :class:`~lightning_vamo.VAMOMixin` with VAMO.
+
+    At an epoch's first batch it takes a snapshot :math:`\tilde x` of the weights, draws ``q`` probe directions, and sweeps the
+    epoch's batches without gradients for their probe differences. Each step then corrects its gradient,
+
+    .. math:: v_k = \nabla f_{B_k}(x_k) - \alpha\,\frac{d}{q} \sum_j (\delta_{B_k,j} - \bar\delta_j)\, u_j,
+
+    and the optimizer that the module configures, whichever it is, steps with :math:`v_k`.
+
+    Logged at the end of each epoch under ``vamo/``: ``probes``; ``alpha``, the effective coefficient :math:`\alpha d/q`;
+    ``mu``; ``snapshot_loss``, the training loss at the snapshot, exact where the loss is a mean over samples;
+    ``variance_removed``, the share of the gradient's second moment that the corrections removed; ``forward_evaluations`` and
+    ``backward_evaluations`` of a batch so far; ``sweep_seconds``.
+
+    Args:
+        probes: ``q``, the number of probes, or a :class:`ProbeSchedule` of it. 0 is plain first-order training.
+        directions: The family of probe directions; by default :class:`SphereDirections`, the paper's.
+        mu: Smoothing radius for directions of unit norm, or ``"auto"``: see :func:`auto_mu`.
+        alpha: The mixing coefficient :math:`\alpha`, or ``"theory"``: :math:`q/d`.
+        difference: ``"forward"``, ``1 + q`` forward passes per batch and sweep, or ``"central"``, ``1 + 2q``.
+        every_n_epochs: Epochs from one snapshot to the next. In between, the snapshot's batches keep their composition, and
+            their order is reshuffled unless the data is read in sequence.
+        seed: Seed of the directions; by default it follows from the global seed. The global generator is never touched.
+
+    Raises:
+        InvalidArgumentError: If an argument has a value that is not allowed.
+
+    References:
+        Chen & Ma, "VAMO", arXiv:2505.13954, Algorithm 1.
+
+    Example:
+        >>> import lightning as L
+        >>> trainer = L.Trainer(max_epochs=10, callbacks=[VAMOCallback(probes=4)], logger=False)
+    """
+
+    def __init__(
+        self,
+        probes: int | ProbeSchedule = 1,
+        directions: Directions | None = None,
+        mu: float | Literal["auto"] = "auto",
+        alpha: float | Literal["theory", "adaptive"] = "theory",
+        difference: Literal["forward", "central"] = "forward",
+        every_n_epochs: int = 1,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.schedule = as_schedule(probes)
+        check_mu(mu)
+        check_alpha(alpha)
+        check_difference(difference)
+        if directions is not None and not isinstance(directions, Directions):
+            raise InvalidArgumentError(f"`directions` must be a family such as SphereDirections(), got {directions!r}.")
+        if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int) or every_n_epochs < 1:
+            raise InvalidArgumentError(f"`every_n_epochs` must be a whole number >= 1, got {every_n_epochs!r}.")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise InvalidArgumentError(f"`seed` must be a whole number or None, got {seed!r}.")
+        self.directions = SphereDirections() if directions is None else directions
+        self.mu = mu
+        self.alpha: Alpha = alpha  # type: ignore[assignment]  # "adaptive" has been refused
+        self.difference: Difference = difference
+        self.every_n_epochs = every_n_epochs
+        self.seed = seed
+        self._attached = ExitStack()
+        self._totals = Totals()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop whatever belongs to one snapshot."""
+        self._correction: Correction | None = None
+        self._plan: Plan | None = None
+        self._logs: dict[str, float] = {}
+        self._order: list[int] = []
+        self._position = 0
+        self._due = True
+        self._rows: list[int] = []
+        self._moments: Tensor | None = None
+        self._epoch_began = 0.0
+
+    @property
+    def report(self) -> VAMOReport:
+        """What the probes have cost and removed so far; printed, it reads as a few lines of text."""
+        return self._totals.report()
+
+    @property
+    def _never_probes(self) -> bool:
+        return isinstance(self.schedule, ConstantProbes) and self.schedule.n == 0
+
+    # ---- attach to a Trainer, and detach
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what VAMO cannot train, and let the training loaders record their batches."""
+        if stage != "fit":
+            return
+        callbacks = [callback for callback in trainer.callbacks if isinstance(callback, GradientCallback)]  # type: ignore[attr-defined]
+        if len(callbacks) > 1:
+            raise UnsupportedError(
+                f"The Trainer has {len(callbacks)} callbacks that change gradients,"
+                f" {', '.join(type(callback).__name__ for callback in callbacks)}: keep one."
+            )
+        support.check_strategy(trainer.strategy)
+        support.check_module(pl_module, VAMOMixin)
+        self._forget()
+        self._attached.enter_context(support.one_optimizer(trainer.strategy))
+        if not self._never_probes:
+            self._attached.enter_context(recording(trainer))
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse optimizers, and numbers of probes, that do not fit."""
+        support.check_optimizer(trainer.optimizers)
+        parameters = support.trainable_parameters(trainer.optimizers)
+        dimension = sum(parameter.numel() for parameter in parameters)
+        probes = self._probes(trainer.current_epoch)
+        if probes:
+            self.directions.check_count(probes, dimension)
+            beta = effective_coefficient(self.alpha, probes, dimension)
+            if beta > 2:
+                rank_zero_warn(
+                    f"`alpha={self.alpha}` is more than twice the theory's q/d = {probes / dimension:.3g} for {probes} probes"
+                    f" and {dimension} parameters: the correction adds variance. Use alpha='theory'."
+                )
+        self._totals.seed = self._totals.seed if self.seed is None else self.seed
+        if self._totals.seed is None:
+            self._totals.seed = trainer.strategy.broadcast(torch.initial_seed())
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the training steps. Not earlier: the LR finder trains, plainly, before this hook."""
+        self._attached.enter_context(compat.manual_steps(trainer, pl_module, lambda: self.mode(Mode.STEP)))
+        self._epoch_began = time.perf_counter()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give everything back as it was."""
+        self._detach()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give everything back as it was."""
+        self._detach()
+
+    def _detach(self) -> None:
+        self._attached.close()
+        self._forget()
+
+    # ---- epochs and snapshots
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decide whether this epoch takes a snapshot, or goes on with the batches of the last one."""
+        self._epoch_began = time.perf_counter()
+        self._position = 0
+        self._moments = None
+        if compat.skips_backward(trainer):
+            return
+        # A reloaded loader may hold other data, to which the rows do not belong.
+        stale = self._plan is not None and not self._plan.belongs_to(compat.train_loader(trainer))
+        self._due = self._due or stale or trainer.current_epoch % self.every_n_epochs == 0
+        if not self._due and self._plan is not None:
+            self._order = self._plan.again(self._generator(f"order of epoch {trainer.current_epoch}"))
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Take the snapshot, if one is due.
+
+        The epoch's first batch has been drawn by now, so the plan exists, and every hook of the epoch's start has run.
+        """
+        if self._due and not compat.skips_backward(trainer):
+            self._correction = self._plan = None
+            self._logs = {}
+            self._take_snapshot(trainer, pl_module, batch_idx)
+            self._due = False
+
+    def _take_snapshot(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
+        probes = self._probes(trainer.current_epoch)
+        if probes == 0:
+            return
+        parameters = support.trainable_parameters(trainer.optimizers)
+        plan = plan_of(trainer)
+        drawn = self.directions.draw(parameters, probes, self._generator(f"snapshot {self._totals.snapshots}"))
+        compat.drop_gradients(trainer, module, batch_idx)
+        mu = auto_mu(parameters, self.difference, compat.autocast_dtype(trainer)) if self.mu == "auto" else self.mu
+        result = self._sweep(trainer, module, plan, parameters, drawn, mu)
+        beta = effective_coefficient(self.alpha, probes, drawn.dimension)
+        control = ControlVariate(result.deltas, result.weights, beta)
+        self._correction = Correction(parameters, drawn, control, beta)
+        self._plan, self._order = plan, list(range(plan.length))
+        self._totals.add_sweep(result)
+        self._logs = {
+            "vamo/alpha": beta,
+            "vamo/mu": mu,
+            "vamo/snapshot_loss": result.snapshot_loss,
+            "vamo/sweep_seconds": result.seconds,
+        }
+
+    def _sweep(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        plan: Plan,
+        parameters: list[Tensor],
+        drawn: ProbeDirections,
+        mu: float,
+    ) -> Sweep:
+        def evaluate(batch: Any, position: int) -> Any:
+            self.probed_position = position
+            return compat.run_training_step(trainer, batch, position)
+
+        with self.mode(Mode.PROBE):
+            return sweep(trainer, module, plan, evaluate, parameters, drawn, mu, self.difference)
+
+    def _probes(self, epoch: int) -> int:
+        return ConstantProbes(self.schedule.probes_at(epoch)).n
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        """A generator that depends on nothing but the seed and what it is for: the same on every rank, and after a resume."""
+        seed = random.Random(f"{self._totals.seed}: {purpose}").getrandbits(63)
+        return torch.Generator().manual_seed(seed)
+
+    # ---- steps
+
+    @override
+    def after_backward(self, trainer: Trainer, module: LightningModule, *, first: bool, last: bool, skipped: bool) -> None:
+        """Correct the gradient, once all batches of the step are in it."""
+        self._totals.forward_evaluations += 1
+        self._totals.backward_evaluations += not skipped
+        if first:
+            self._rows = []
+        if self._correction is None:
+            return
+        if not skipped:
+            self._rows.append(self._order[self._position])
+        if last:
+            moments = self._correction.apply(self._rows, trainer.accumulate_grad_batches, compat.grad_scale(trainer))
+            self._rows = []
+            if moments is not None:
+                self._totals.steps += 1
+                self._moments = moments if self._moments is None else self._moments + moments
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move on in the plan."""
+        self._position += 1
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the epoch's figures."""
+        self._totals.training_seconds += time.perf_counter() - self._epoch_began
+        logs = {
+            **self._logs,
+            "vamo/probes": 0 if self._correction is None else self._correction.directions.count,
+            "vamo/forward_evaluations": self._totals.forward_evaluations,
+            "vamo/backward_evaluations": self._totals.backward_evaluations,
+        }
+        if self._moments is not None:
+            before, after = self._moments.tolist()
+            self._totals.add_moments(before, after)
+            logs["vamo/variance_removed"] = 1 - after / before if before else 0.0
+        pl_module.log_dict({name: float(value) for name, value in logs.items()}, sync_dist=True)
+
+    # ---- checkpoints
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Totals and the seed, as plain numbers."""
+        return self._totals.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting, and drawing directions, from a checkpoint."""
+        self._totals.load_state_dict(state_dict)

@@ -1,0 +1,128 @@
+r"""What a family of probe directions is, and what can be done with the directions that it draws.
+
+All families share one normalisation, :math:`\mathbb{E}[u u^\top] = I_d / d`: a direction has (mean) unit norm *jointly over all
+parameters*. Then :math:`(d/q) \sum_j \delta_j u_j` estimates the gradient whatever the family, and one smoothing radius
+``mu`` means the same distance for all of them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.errors import InvalidArgumentError
+
+
+class ProbeDirections(ABC):
+    r"""The ``q`` directions :math:`u_1 \ldots u_q \in \mathbb{R}^d` of one snapshot.
+
+    A point of :math:`\mathbb{R}^d` is a list of tensors, one per parameter, in the order in which the directions were drawn.
+
+    Attributes:
+        count: ``q``, the number of directions.
+        dimension: ``d``, the number of coordinates over all parameters.
+    """
+
+    count: int
+    dimension: int
+
+    @abstractmethod
+    def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
+        r"""Set ``targets`` to :math:`x + s\,u_j`, in place.
+
+        Args:
+            targets: Tensors to overwrite, of the parameters' shapes.
+            origins: The point :math:`x`; left as it is, and sharing no storage with ``targets``.
+            index: Which direction, ``0 <= index < count``.
+            distance: The step :math:`s` along it, in units of parameter norm.
+        """
+
+    @abstractmethod
+    def project(self, vectors: Sequence[Tensor | None]) -> Tensor:
+        r"""Inner products :math:`u_j^\top g` with every direction.
+
+        Args:
+            vectors: :math:`g`, of the parameters' shapes; ``None`` stands for zeros.
+
+        Returns:
+            Shape ``(q,)``, float32 or wider, on the parameters' device.
+        """
+
+    @abstractmethod
+    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> None:
+        r"""Subtract :math:`\sum_j c_j u_j` from ``vectors``, in place.
+
+        Args:
+            vectors: Tensors to change, of the parameters' shapes; a ``None`` is passed over.
+            coefficients: :math:`c`, shape ``(q,)``.
+        """
+
+    def dense(self, parameters: Sequence[Tensor]) -> Tensor:
+        """All directions as one matrix, for tests and for small problems.
+
+        Args:
+            parameters: Tensors that give the shapes, the type and the device.
+
+        Returns:
+            Shape ``(q, d)``, parameters flattened and concatenated in order.
+        """
+        zeros = [torch.zeros_like(parameter) for parameter in parameters]
+        rows = []
+        for index in range(self.count):
+            row = [torch.empty_like(parameter) for parameter in parameters]
+            self.move(row, zeros, index, 1.0)
+            rows.append(torch.cat([part.reshape(-1) for part in row]))
+        return torch.stack(rows)
+
+
+class Directions(ABC):
+    """A family of probe directions: how to draw ``q`` of them for a given list of parameters.
+
+    A family holds no tensors and no random state, so one object serves any number of models and snapshots.
+    """
+
+    orthonormal: ClassVar[bool] = False
+    """Whether the directions of one draw are orthonormal, which allows at most ``d`` of them."""
+
+    def draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
+        """Draw ``count`` directions for ``parameters``.
+
+        Args:
+            parameters: The tensors that span the space; only shapes, types and devices are read.
+            count: ``q``, at least 1, and at most ``d`` for orthonormal families.
+            generator: CPU generator that every random number derives from; the global one is never touched.
+
+        Returns:
+            The directions, in the parameters' types and on their devices.
+
+        Raises:
+            InvalidArgumentError: If there are no parameters, or ``count`` is out of range.
+        """
+        dimension = sum(parameter.numel() for parameter in parameters)
+        if dimension == 0:
+            raise InvalidArgumentError("`parameters` holds no numbers to perturb: pass at least one trainable parameter.")
+        self.check_count(count, dimension)
+        return self._draw([parameter.detach() for parameter in parameters], count, generator)
+
+    def check_count(self, count: int, dimension: int) -> None:
+        """Refuse a number of directions that the family cannot draw.
+
+        Args:
+            count: ``q``, the number of directions asked for.
+            dimension: ``d``, the number of trainable parameters.
+
+        Raises:
+            InvalidArgumentError: If ``count`` is below 1, or above ``dimension`` for an orthonormal family.
+        """
+        if count < 1:
+            raise InvalidArgumentError(f"`count` must be at least 1, got {count}.")
+        if self.orthonormal and count > dimension:
+            raise InvalidArgumentError(
+                f"{type(self).__name__} cannot draw {count} orthonormal directions in a space of {dimension} trainable"
+                f" parameters: use at most {dimension} probes, or a family without this limit such as SphereDirections."
+            )
+
+    @abstractmethod
+    def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections: ...

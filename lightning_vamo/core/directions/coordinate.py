@@ -1,0 +1,84 @@
+"""Coordinate directions."""
+
+import bisect
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.directions.base import Directions, ProbeDirections
+
+
+class CoordinateDirections(Directions):
+    r"""Distinct coordinate axes, chosen uniformly: :math:`u_j = e_{i_j}`.
+
+    They are orthonormal, and their ``q`` indices are all there is to store, so there is no choice of storage.
+
+    Example:
+        >>> import torch
+        >>> directions = CoordinateDirections().draw([torch.zeros(2), torch.zeros(1)], 3, torch.Generator().manual_seed(0))
+        >>> directions.dense([torch.zeros(2), torch.zeros(1)]).sum(dim=0)
+        tensor([1., 1., 1.])
+    """
+
+    orthonormal = True
+
+    def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
+        ends = list(itertools.accumulate(parameter.numel() for parameter in parameters))
+        dimension = ends[-1]
+        # Floyd's sampling without replacement: O(q) memory, where a permutation would take O(d).
+        chosen: dict[int, None] = {}
+        for bound in range(dimension - count, dimension):
+            index = int(torch.randint(bound + 1, (), generator=generator))
+            chosen[bound if index in chosen else index] = None
+        places = []
+        for index in chosen:
+            tensor = bisect.bisect_right(ends, index)
+            places.append((tensor, index - (ends[tensor - 1] if tensor else 0)))
+        return _Axes(places, dimension)
+
+
+class _Axes(ProbeDirections):
+    """The axes at ``places``, pairs of a parameter's position and a flat index in it."""
+
+    def __init__(self, places: Sequence[tuple[int, int]], dimension: int) -> None:
+        self.count = len(places)
+        self.dimension = dimension
+        self._places = places
+
+    def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
+        for target, origin in zip(targets, origins, strict=True):
+            target.detach().copy_(origin)
+        tensor, place = self._places[index]
+        self._at(targets[tensor], place).add_(distance)
+
+    def project(self, vectors: Sequence[Tensor | None]) -> Tensor:
+        given = next(vector for vector in vectors if vector is not None)
+        dtype = torch.promote_types(given.dtype, torch.float32)
+        total = torch.zeros(self.count, dtype=dtype, device=given.device)
+        for index, (tensor, place) in enumerate(self._places):
+            vector = vectors[tensor]
+            if vector is not None:
+                total[index] = self._at(vector, place)
+        return total
+
+    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> None:
+        for index, (tensor, place) in enumerate(self._places):
+            vector = vectors[tensor]
+            if vector is not None:
+                self._at(vector, place).sub_(coefficients[index].to(vector))
+
+    @staticmethod
+    def _at(tensor: Tensor, place: int) -> Tensor:
+        """The one number at flat index ``place``, as a view whatever the layout."""
+        view = tensor.detach()
+        for size, stride in zip(tensor.shape, _strides(tensor.shape), strict=True):
+            view = view.select(0, (place // stride) % size)
+        return view
+
+
+def _strides(shape: Sequence[int]) -> list[int]:
+    """Row-major strides of ``shape``."""
+    sizes = [*shape[1:], 1] if len(shape) else []
+    return list(itertools.accumulate(reversed(sizes), lambda total, size: total * size))[::-1]

@@ -1,0 +1,167 @@
+r"""Finite differences of a loss along probe directions: perturb in place, evaluate, restore exactly."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.directions.base import ProbeDirections
+from lightning_vamo.core.directions.random import at_least_float32
+from lightning_vamo.errors import InvalidArgumentError
+
+Difference = Literal["forward", "central"]
+
+
+def check_difference(difference: str) -> None:
+    """Refuse an unknown finite-difference scheme.
+
+    Args:
+        difference: The scheme's name.
+
+    Raises:
+        InvalidArgumentError: If it is neither ``"forward"`` nor ``"central"``.
+    """
+    if difference not in get_args(Difference):
+        raise InvalidArgumentError(f"`difference` must be one of {get_args(Difference)}, got {difference!r}.")
+
+
+def check_mu(mu: float | Literal["auto"]) -> None:
+    """Refuse a smoothing radius that is neither a positive, finite number nor ``"auto"``.
+
+    Args:
+        mu: The smoothing radius.
+
+    Raises:
+        InvalidArgumentError: If it is not allowed.
+    """
+    if mu == "auto":
+        return
+    if isinstance(mu, bool) or not isinstance(mu, (int, float)) or not 0 < mu < float("inf"):
+        raise InvalidArgumentError(f"`mu` must be a positive, finite number or 'auto', got {mu!r}.")
+
+
+# Balance of rounding against truncation, as powers of the machine epsilon: see `auto_mu`.
+_EXPONENTS = {"forward": 2 / 5, "central": 1 / 3}
+
+
+def auto_mu(parameters: Sequence[Tensor], difference: Difference = "forward", dtype: torch.dtype | None = None) -> float:
+    r"""Smoothing radius that fits the parameters' scale and the arithmetic.
+
+    .. math:: \mu = \epsilon^{p} \, (1 + \lVert x \rVert), \qquad p = 2/5 \text{ (forward)},\ 1/3 \text{ (central)}
+
+    The step is for directions of unit norm, so a weight moves by about :math:`\mu / \sqrt d`: a small, fixed share of its
+    typical size, whatever :math:`d`. A fixed radius would not do: along a random direction the loss changes by about
+    :math:`\mu \lVert \nabla f \rVert / \sqrt d`, which drowns in the rounding of the loss, :math:`\epsilon f`, as :math:`d`
+    grows. The one keeps the step away from zero where the parameters start there.
+
+    Central differences have an error of order :math:`\mu^2`, so rounding balances truncation at :math:`p = 1/3`. Forward
+    differences have one of order :math:`\mu`, which would give :math:`p = 1/2`, but the curvature along a random direction,
+    :math:`\operatorname{tr}(H)/d`, is small against the slope: a larger step, :math:`p = 2/5`, measured best over linear models
+    and multilayer perceptrons of 10 to :math:`10^7` parameters.
+
+    Args:
+        parameters: The point :math:`x`.
+        difference: ``"forward"`` or ``"central"``.
+        dtype: Type that sets the machine epsilon; by default the coarsest of the parameters'.
+
+    Returns:
+        The radius, in units of parameter norm.
+
+    References:
+        The scaling by :math:`1 + \lVert x \rVert` is that of Jacobian-free Newton-Krylov methods: Knoll & Keyes, Journal
+        of Computational Physics 193 (2004), section 2.
+    """
+    check_difference(difference)
+    squares = sum(float(torch.linalg.vector_norm(p.detach(), dtype=torch.float64)) ** 2 for p in parameters)
+    epsilon = max(torch.finfo(p.dtype).eps for p in parameters) if dtype is None else torch.finfo(dtype).eps
+    return float(epsilon ** _EXPONENTS[difference] * (1 + squares**0.5))
+
+
+class Snapshot:
+    r"""The snapshot :math:`\tilde x`: a copy of the parameters to step away from and to return to, bit for bit.
+
+    Use it as a context manager around the evaluations: on leaving, also through an error, the parameters hold exactly the
+    bits that they held on entering.
+
+    Args:
+        parameters: The live parameters. They are perturbed in place; the copy shares no storage with them.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = [parameter.detach() for parameter in parameters]
+        self._origin = [parameter.clone() for parameter in self.parameters]
+
+    def __enter__(self) -> "Snapshot":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Set the parameters back to the snapshot."""
+        for parameter, origin in zip(self.parameters, self._origin, strict=True):
+            parameter.copy_(origin)
+
+    def perturb(self, directions: ProbeDirections, index: int, distance: float) -> None:
+        r"""Set the parameters to :math:`\tilde x + s\,u_j`.
+
+        Args:
+            directions: The probe directions.
+            index: Which one, ``0 <= index < q``.
+            distance: The step :math:`s`, in units of parameter norm.
+        """
+        directions.move(self.parameters, self._origin, index, distance)
+
+
+def probe_losses(
+    loss: Callable[[], Tensor], snapshot: Snapshot, directions: ProbeDirections, mu: float, difference: Difference
+) -> Tensor:
+    r"""Evaluate a loss at the snapshot and at the perturbed points around it.
+
+    The parameters are left at the last perturbed point: leave the snapshot's context, or evaluate again, to return.
+
+    Args:
+        loss: The loss at the current parameters, a tensor of one element; called ``1 + q`` times, for central
+            differences ``1 + 2q`` times. Its randomness must be the same at each call.
+        snapshot: The snapshot, whose parameters ``loss`` reads.
+        directions: The ``q`` probe directions.
+        mu: Smoothing radius.
+        difference: ``"forward"`` or ``"central"``.
+
+    Returns:
+        Shape ``(1 + q,)`` or ``(1 + 2q,)``, float32 or wider: the loss at the snapshot, then at :math:`+\mu u_j` for
+        each direction, then, for central differences, at :math:`-\mu u_j`.
+    """
+    snapshot.restore()
+    values = [_value(loss())]
+    for sign in (1.0, -1.0) if difference == "central" else (1.0,):
+        for index in range(directions.count):
+            snapshot.perturb(directions, index, sign * mu)
+            values.append(_value(loss()))
+    return torch.stack(values)
+
+
+def probe_differences(losses: Tensor, mu: float, difference: Difference) -> Tensor:
+    r"""Turn losses into probe differences, the finite-difference slopes along the directions.
+
+    .. math:: \delta_j = \frac{f(\tilde x + \mu u_j) - f(\tilde x)}{\mu}
+        \quad\text{or}\quad \frac{f(\tilde x + \mu u_j) - f(\tilde x - \mu u_j)}{2\mu}
+
+    Args:
+        losses: Shape ``(..., 1 + q)`` for forward, ``(..., 1 + 2q)`` for central differences, as
+            :func:`probe_losses` orders them.
+        mu: Smoothing radius.
+        difference: ``"forward"`` or ``"central"``.
+
+    Returns:
+        Shape ``(..., q)``, in loss units per unit of parameter norm.
+    """
+    if difference == "forward":
+        return (losses[..., 1:] - losses[..., :1]) / mu
+    plus, minus = losses[..., 1:].chunk(2, dim=-1)
+    return (plus - minus) / (2 * mu)
+
+
+def _value(loss: Tensor) -> Tensor:
+    return loss.detach().reshape(()).to(at_least_float32(loss.dtype))

@@ -1,0 +1,129 @@
+"""How many probes to use in which epoch."""
+
+from typing import Protocol, runtime_checkable
+
+from lightning_vamo.errors import InvalidArgumentError
+
+
+@runtime_checkable
+class ProbeSchedule(Protocol):
+    """Anything with this one method schedules probes."""
+
+    def probes_at(self, epoch: int) -> int:
+        """The number of probes for an epoch.
+
+        Args:
+            epoch: The epoch that starts, counted from 0.
+
+        Returns:
+            ``q >= 0``; 0 means plain first-order training.
+        """
+
+
+class ConstantProbes:
+    """The same number of probes in every epoch.
+
+    Args:
+        n: The number of probes, at least 0.
+
+    Raises:
+        InvalidArgumentError: If ``n`` is not allowed.
+
+    Example:
+        >>> [ConstantProbes(4).probes_at(epoch) for epoch in range(3)]
+        [4, 4, 4]
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = _whole("n", n, 0)
+
+    def probes_at(self, epoch: int) -> int:
+        """See :meth:`ProbeSchedule.probes_at`."""
+        return self.n
+
+
+class LinearProbes:
+    """From ``start`` to ``end`` in equal steps over ``epochs`` epochs, then ``end``.
+
+    Args:
+        start: Probes in epoch 0.
+        end: Probes from epoch ``epochs - 1`` on.
+        epochs: Length of the ramp, at least 1.
+
+    Raises:
+        InvalidArgumentError: If an argument is not allowed.
+
+    Example:
+        >>> [LinearProbes(start=0, end=8, epochs=5).probes_at(epoch) for epoch in range(6)]
+        [0, 2, 4, 6, 8, 8]
+    """
+
+    def __init__(self, start: int, end: int, epochs: int) -> None:
+        self.start = _whole("start", start, 0)
+        self.end = _whole("end", end, 0)
+        self.epochs = _whole("epochs", epochs, 1)
+
+    def probes_at(self, epoch: int) -> int:
+        """See :meth:`ProbeSchedule.probes_at`."""
+        if epoch >= self.epochs - 1:
+            return self.end
+        return round(self.start + (self.end - self.start) * epoch / (self.epochs - 1))
+
+
+class ExponentialProbes:
+    """Multiplied by ``factor`` every few epochs, up to a maximum.
+
+    Args:
+        start: Probes in epoch 0.
+        factor: Growth factor, above 0; below 1 the number shrinks.
+        every_n_epochs: Epochs between two multiplications, at least 1.
+        maximum: Never more than this many, at least 0.
+
+    Raises:
+        InvalidArgumentError: If an argument is not allowed.
+
+    Example:
+        >>> [ExponentialProbes(start=1, factor=2.0, every_n_epochs=2, maximum=4).probes_at(epoch) for epoch in range(6)]
+        [1, 1, 2, 2, 4, 4]
+    """
+
+    def __init__(self, start: int, factor: float, every_n_epochs: int, maximum: int) -> None:
+        self.start = _whole("start", start, 0)
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < float("inf"):
+            raise InvalidArgumentError(f"`factor` must be a positive, finite number, got {factor!r}.")
+        self.factor = factor
+        self.every_n_epochs = _whole("every_n_epochs", every_n_epochs, 1)
+        self.maximum = _whole("maximum", maximum, 0)
+
+    def probes_at(self, epoch: int) -> int:
+        """See :meth:`ProbeSchedule.probes_at`."""
+        # Multiplied step by step and stopped at the maximum, where a power of a large epoch would overflow.
+        probes: float = self.start
+        for _ in range(epoch // self.every_n_epochs):
+            probes *= self.factor
+            if probes >= self.maximum or probes < 0.5:
+                break
+        return min(round(probes), self.maximum)
+
+
+def as_schedule(probes: object) -> ProbeSchedule:
+    """Turn what a user may pass for ``probes`` into a schedule.
+
+    Args:
+        probes: A number of probes, or a schedule.
+
+    Returns:
+        The schedule; a number becomes :class:`ConstantProbes`.
+
+    Raises:
+        InvalidArgumentError: If it is neither.
+    """
+    if isinstance(probes, ProbeSchedule):
+        return probes
+    return ConstantProbes(_whole("probes", probes, 0))
+
+
+def _whole(name: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidArgumentError(f"`{name}` must be a whole number >= {least}, got {value!r}.")
+    return value

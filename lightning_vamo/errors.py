@@ -1,0 +1,17 @@
+"""What the package raises: one small hierarchy, so that ``except VAMOError`` catches all of it and nothing else."""
+
+
+class VAMOError(Exception):
+    """Base class of every error that the package raises on purpose."""
+
+
+class InvalidArgumentError(VAMOError, ValueError):
+    """An argument has a value that is not allowed; the message names it, the value, and what is allowed."""
+
+
+class UnsupportedError(VAMOError, RuntimeError):
+    """The model, the data or the Trainer asks for something VAMO cannot do; the message says what to change."""
+
+
+class NonFiniteLossError(VAMOError, ArithmeticError):
+    """A loss evaluated at the snapshot, or at a perturbed point around it, is NaN or infinite."""

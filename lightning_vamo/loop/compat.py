@@ -1,0 +1,158 @@
+"""Every access to Lightning's private parts, in one place.
+
+Checked against Lightning 2.5 and 2.6. Each function says what it reaches for, and why nothing public does.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loops.optimization.automatic import ClosureResult
+from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
+from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def trainer_of(module: LightningModule) -> Trainer | None:
+    """The trainer that the module is attached to: the public property raises where there is none."""
+    return module._trainer
+
+
+@contextmanager
+def manual(module: LightningModule, is_manual: bool = True) -> Iterator[None]:
+    """Let the module count as optimized manually, or automatically, for the length of the context."""
+    before = module.automatic_optimization
+    module.automatic_optimization = not is_manual
+    try:
+        yield
+    finally:
+        module.automatic_optimization = before
+
+
+@contextmanager
+def manual_steps(
+    trainer: Trainer, module: LightningModule, started: Callable[[], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Run each training step in Lightning's manual-optimization loop, and everything else as under automatic optimization.
+
+    Lightning ties gradient clipping, accumulation, scheduler stepping, logging and checkpoint timing to the flag
+    ``automatic_optimization``, refusing or dropping them where it is False. So the flag is False only while the manual loop
+    runs: the automatic loop's ``run``, which has no public hook, is replaced on the instance and hands over.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    automatic_loop, manual_loop = epoch_loop.automatic_optimization, epoch_loop.manual_optimization
+
+    def run(optimizer: Optimizer, batch_idx: int, kwargs: Any) -> Any:
+        with manual(module), started():
+            return manual_loop.run(kwargs)
+
+    automatic_loop.run = run  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del automatic_loop.run
+
+
+@contextmanager
+def counted_step(trainer: Trainer) -> Iterator[None]:
+    """Count an optimizer step as the automatic loop does, so that ``trainer.global_step`` and checkpoints are the same."""
+    step = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+    step.increment_ready()
+    yield
+    step.increment_completed()
+
+
+def zero_grad(trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
+    """Zero the gradients through the same hooks and counters as the automatic loop."""
+    loop = trainer.fit_loop.epoch_loop.automatic_optimization
+    optimizer = trainer.optimizers[0]
+    loop._on_before_zero_grad(optimizer)
+    loop._optimizer_zero_grad(batch_idx, optimizer)
+
+
+def step_output(output: Any, accumulate_grad_batches: int) -> tuple[Tensor | None, dict[str, Any]]:
+    """The loss to differentiate, and what callbacks get as outputs, as the automatic loop reads a step's return value."""
+    result = ClosureResult.from_training_step_output(output, accumulate_grad_batches)
+    return result.closure_loss, {} if result.closure_loss is None else result.asdict()
+
+
+def accumulates(trainer: Trainer) -> bool:
+    """Whether the current batch only adds to the gradient, and a later one steps."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def skips_backward(trainer: Trainer) -> bool:
+    """Whether this epoch runs forward only, as StochasticWeightAveraging's last one does to update BatchNorm."""
+    return trainer.fit_loop._skip_backward
+
+
+def without_gradient_sync(trainer: Trainer) -> AbstractContextManager[None]:
+    """Keep a distributed strategy from reducing gradients that are still accumulating."""
+    context: AbstractContextManager[None] = _block_parallel_sync_behavior(trainer.strategy, block=True)
+    return context
+
+
+def train_loader(trainer: Trainer) -> CombinedLoader | None:
+    """The combined loader of the training epochs; ``trainer.train_dataloader`` drops its mode and limits."""
+    return trainer.fit_loop._combined_loader
+
+
+def loader_mode(loader: CombinedLoader) -> Any:
+    """How a combined loader combines; it takes the mode as an argument but does not give it back."""
+    return loader._mode
+
+
+def to_device(trainer: Trainer, batch: Any) -> Any:
+    """Convert and transfer a batch as the training epoch loop does, through the user's transfer hooks."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
+
+
+def run_training_step(trainer: Trainer, batch: Any, batch_idx: int) -> Any:
+    """Call the module's ``training_step`` through the strategy, with the arguments that its signature asks for."""
+    arguments = step_arguments(trainer.lightning_module.training_step, batch, batch_idx)
+    return call._call_strategy_hook(trainer, "training_step", *arguments)
+
+
+def rng_states(device: torch.device) -> dict[str, Any]:
+    """State of the global generators of torch, numpy and Python, and of CUDA where the model lives there."""
+    return _collect_rng_states(include_cuda=device.type == "cuda")
+
+
+def set_rng_states(states: dict[str, Any]) -> None:
+    """Return the global generators to a state of :func:`rng_states`; the public ``isolate_rng`` cannot return twice."""
+    _set_rng_states(states)
+
+
+def step_arguments(step: Callable[..., Any], batch: Any, batch_idx: int) -> tuple[Any, ...]:
+    """The arguments that a ``training_step`` takes, by the rule of Lightning's training loop."""
+    return (batch, batch_idx) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else (batch,)
+
+
+def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
+    """Free the last step's gradients if the coming step is about to: the sweep's copy of the weights takes their place.
+
+    A module that overrides ``optimizer_zero_grad`` may mean to keep them.
+    """
+    if batch_idx % trainer.accumulate_grad_batches == 0 and not is_overridden("optimizer_zero_grad", module):
+        for optimizer in trainer.optimizers:
+            optimizer.zero_grad()
+
+
+def autocast_dtype(trainer: Trainer) -> torch.dtype | None:
+    """The type that forward passes compute in under mixed precision, or None where it is the parameters' own."""
+    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(trainer.precision))
+
+
+def grad_scale(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:
+    """What scales the gradients until the optimizer steps: the precision plugin's GradScaler, where it has one."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else scaler.scale

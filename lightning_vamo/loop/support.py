@@ -1,0 +1,131 @@
+"""What VAMO can train: every refusal that concerns the Trainer and the module, each as early as it can be known."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+
+from lightning_vamo.errors import UnsupportedError
+
+# What to use in place of a strategy that is not supported, by the name of the strategy or of one of its bases.
+_ALTERNATIVES = {
+    "FSDPStrategy": "gradients of FSDP's flat parameters have no shape to probe along",
+    "ModelParallelStrategy": "sharded parameters (FSDP2, tensor parallelism) are not probed correctly yet",
+    "DeepSpeedStrategy": "DeepSpeed does not step the gradients in `.grad`",
+    "SingleDeviceXLAStrategy": "XLA is untested",
+    "XLAStrategy": "XLA is untested",
+}
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse a strategy under which the gradient correction would be wrong or is untested.
+
+    Args:
+        strategy: The Trainer's strategy.
+
+    Raises:
+        UnsupportedError: If it is not a single device or DDP.
+    """
+    names = [cls.__name__ for cls in type(strategy).__mro__]
+    reason = next((_ALTERNATIVES[name] for name in names if name in _ALTERNATIVES), "it is untested")
+    known = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
+    if not known or any(name in _ALTERNATIVES for name in names):
+        raise UnsupportedError(
+            f"VAMO does not support {type(strategy).__name__}: {reason}. Use Trainer(strategy='ddp') for several devices,"
+            " or a single device."
+        )
+
+
+def check_module(module: LightningModule, mixin: type) -> None:
+    """Refuse a module whose training steps VAMO cannot drive.
+
+    Args:
+        module: The module to fit.
+        mixin: The mixin that it needs.
+
+    Raises:
+        UnsupportedError: If it lacks the mixin, optimizes by hand, or fetches its own batches.
+    """
+    name = type(module).__name__
+    if not isinstance(module, mixin):
+        raise UnsupportedError(
+            f"The Trainer has a VAMOCallback, but {name} lacks the VAMOMixin: define"
+            f" `class VAMO{name}(VAMOMixin, {name}): pass` and fit that, or pass `with_vamo(module)`."
+        )
+    if not module.automatic_optimization:
+        raise UnsupportedError(
+            f"{name} sets automatic_optimization=False and steps its optimizers itself, so VAMO has no gradient to correct:"
+            " return the loss from `training_step` and leave automatic_optimization at True."
+        )
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        raise UnsupportedError(
+            f"{name}.training_step takes `dataloader_iter` and fetches its own batches, which VAMO cannot replay: take"
+            " `batch` and `batch_idx`."
+        )
+
+
+@contextmanager
+def one_optimizer(strategy: Strategy) -> Iterator[None]:
+    """Replace what Lightning says to several optimizers, which is to optimize by hand, by what helps here."""
+    setup = strategy.setup_optimizers
+
+    def setup_optimizers(trainer: Trainer) -> None:
+        try:
+            setup(trainer)
+        except RuntimeError as error:
+            if "multiple optimizers" not in str(error):
+                raise
+            raise UnsupportedError(
+                "`configure_optimizers` returned more than one optimizer; VAMO corrects the gradient of one. Put the"
+                " parameters into the param_groups of a single optimizer."
+            ) from error
+
+    strategy.setup_optimizers = setup_optimizers  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del strategy.setup_optimizers
+
+
+def check_optimizer(optimizers: Sequence[Any]) -> None:
+    """Refuse an optimizer that evaluates its closure several times per step.
+
+    Args:
+        optimizers: The Trainer's optimizers, of which Lightning allows one.
+
+    Raises:
+        UnsupportedError: If it is LBFGS. Others of the kind are noticed in their first step.
+    """
+    for optimizer in optimizers:
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise UnsupportedError(
+                "LBFGS evaluates its closure several times per step; VAMO corrects one gradient per step. Use an optimizer"
+                " that evaluates it once, such as SGD or AdamW."
+            )
+
+
+def trainable_parameters(optimizers: Sequence[Any]) -> list[Tensor]:
+    """The parameters that VAMO probes and corrects: those that the optimizer steps and that need a gradient.
+
+    Args:
+        optimizers: The Trainer's optimizers, of which Lightning allows one.
+
+    Returns:
+        The parameters, in the order of the optimizer's groups.
+
+    Raises:
+        UnsupportedError: If there are none.
+    """
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    parameters = [parameter for group in groups for parameter in group["params"] if parameter.requires_grad]
+    if sum(parameter.numel() for parameter in parameters) == 0:
+        raise UnsupportedError(
+            "The optimizer has no trainable parameters: pass it parameters with requires_grad=True, for example"
+            " `torch.optim.SGD(self.parameters(), lr=0.1)`."
+        )
+    return parameters

@@ -1,0 +1,149 @@
+"""The mixin that lets a LightningModule's training steps be driven by a callback."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_vamo.errors import UnsupportedError
+from lightning_vamo.loop import compat
+from lightning_vamo.loop.driver import GradientCallback
+
+_DRIVEN = "_vamo_driven"
+
+
+class VAMOMixin:
+    """Put it in front of a LightningModule and the module can train with VAMO; nothing else about it changes.
+
+    The module's ``training_step`` stays as it is: it returns a loss, a dict with ``"loss"``, or None to skip the batch. The
+    mixin takes no arguments and keeps no state: hyperparameters and state live on :class:`~lightning_vamo.VAMOCallback`, so
+    ``save_hyperparameters``, checkpoints and ``load_from_checkpoint`` are those of the plain module.
+
+    Without a Trainer, or outside ``Trainer.fit``, the module is the plain module.
+
+    Example:
+        >>> import lightning as L
+        >>> class LitModel(L.LightningModule): ...
+        >>> class VAMOModel(VAMOMixin, LitModel): ...
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let the callback answer calls of the class's ``training_step``, wherever in the hierarchy it is defined."""
+        super().__init_subclass__(**kwargs)
+        step = getattr(cls, "training_step", None)
+        if step is not None and not hasattr(step, _DRIVEN):
+            cls.training_step = _driven(step)  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        """Check, before any work is done, that the Trainer has the callback that the mixin needs.
+
+        Args:
+            stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
+
+        Raises:
+            UnsupportedError: If the module is to be fitted and there is no callback to drive it.
+        """
+        trainer = self.trainer  # type: ignore[attr-defined]
+        if stage == "fit" and _driver(trainer) is None:
+            raise UnsupportedError(
+                f"{type(self).__name__} has the VAMOMixin, but the Trainer has no VAMOCallback: add it,"
+                " Trainer(callbacks=[VAMOCallback(probes=...)]), or train the class without the mixin."
+            )
+        super().setup(stage)  # type: ignore[misc]
+
+    def probe_loss(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """The loss that the sweep evaluates; override it where that is not what ``training_step`` returns.
+
+        A cheaper form of the loss, or one without side effects, is worth the while: the sweep calls it ``1 + q`` times per
+        batch. It is called without gradients, in train mode, under the Trainer's precision, and leaves no trace on the
+        module, its metrics or the loggers.
+
+        Args:
+            batch: The batch, on the module's device.
+            batch_idx: Its position in the epoch.
+
+        Returns:
+            A tensor of one element, or None to skip the batch.
+
+        Raises:
+            UnsupportedError: If ``training_step`` returned something else.
+        """
+        step: Callable[..., Any] = self.training_step  # type: ignore[attr-defined]
+        loss, _ = compat.step_output(step(*compat.step_arguments(step, batch, batch_idx)), 1)
+        return loss
+
+
+_Module = TypeVar("_Module", bound=LightningModule)
+
+
+def with_vamo(module: _Module) -> _Module:
+    """Give an existing module the mixin.
+
+    The object stays the same, with its weights and hyperparameters; only its class becomes a subclass of what it was,
+    with the mixin in front. Checkpoints stay those of the plain class.
+
+    Args:
+        module: A LightningModule.
+
+    Returns:
+        The same object.
+
+    Raises:
+        UnsupportedError: If it is not a LightningModule.
+
+    Example:
+        >>> import lightning as L
+        >>> module = with_vamo(L.LightningModule())
+        >>> isinstance(module, VAMOMixin)
+        True
+    """
+    if not isinstance(module, LightningModule):
+        raise UnsupportedError(f"`module` must be a LightningModule, got {type(module).__name__}.")
+    if not isinstance(module, VAMOMixin):
+        module.__class__ = mixed_class(type(module))
+    return module
+
+
+@functools.cache
+def mixed_class(cls: Any) -> Any:
+    """The subclass of ``cls`` with the mixin in front; its objects can be pickled although it has no name to import.
+
+    Args:
+        cls: A LightningModule class.
+
+    Returns:
+        The class, the same one at every call.
+    """
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        _, (_, *arguments), *state = super(mixed, self).__reduce_ex__(max(2, protocol))
+        return (_rebuild, (cls, *arguments), *state)
+
+    namespace = {"__module__": cls.__module__, "__doc__": cls.__doc__, "__reduce_ex__": reduce}
+    mixed: Any = type(f"VAMO{cls.__name__}", (VAMOMixin, cls), namespace)
+    return mixed
+
+
+def _rebuild(cls: type[LightningModule], *arguments: Any) -> Any:
+    mixed = mixed_class(cls)
+    return mixed.__new__(mixed, *arguments)
+
+
+def _driven(user_step: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(user_step)  # also keeps the signature, from which Lightning tells which arguments to pass
+    def training_step(self: LightningModule, *args: Any, **kwargs: Any) -> Any:
+        trainer = compat.trainer_of(self)
+        driver = None if trainer is None else _driver(trainer)
+        if driver is None:
+            return user_step(self, *args, **kwargs)
+        batch = next(iter((*args, *kwargs.values())), None)
+        return driver.drive(self, functools.partial(user_step, self, *args, **kwargs), batch)
+
+    setattr(training_step, _DRIVEN, True)
+    return training_step
+
+
+def _driver(trainer: Trainer) -> GradientCallback | None:
+    return next((callback for callback in trainer.callbacks if isinstance(callback, GradientCallback)), None)  # type: ignore[attr-defined]

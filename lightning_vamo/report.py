@@ -1,0 +1,111 @@
+"""What the probes cost and what they were worth, in figures and in a sentence."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lightning_vamo.loop.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class VAMOReport:
+    """Totals over a training run, per rank.
+
+    Attributes:
+        snapshots: Sweeps taken.
+        steps: Optimizer steps whose gradient was corrected.
+        forward_evaluations: Forward passes of a batch, those of the sweeps included.
+        backward_evaluations: Backward passes of a batch.
+        sweep_seconds: Wall-clock time of the sweeps.
+        training_seconds: Wall-clock time of the training epochs, sweeps and validation within them included.
+        variance_removed: Share of the mini-batch gradient's second moment that the corrections removed, over all corrected
+            steps; negative if they added to it, and None if there were none.
+    """
+
+    snapshots: int
+    steps: int
+    forward_evaluations: int
+    backward_evaluations: int
+    sweep_seconds: float
+    training_seconds: float
+    variance_removed: float | None
+
+    @property
+    def relative_cost(self) -> float:
+        """Work relative to the same steps without probes, a backward pass counted as two forward passes."""
+        plain = 3 * self.backward_evaluations
+        return (self.forward_evaluations + 2 * self.backward_evaluations) / plain if plain else 1.0
+
+    @property
+    def worth_of_equal_batch(self) -> float:
+        """Share of the second moment that a larger batch could remove at most, for the same work."""
+        return 1 - 1 / self.relative_cost
+
+    def __str__(self) -> str:
+        """The report as a few lines of text."""
+        if self.variance_removed is None:
+            return "VAMO: no step was corrected, so the run was plain first-order training."
+        pays = self.variance_removed > self.worth_of_equal_batch
+        verdict = (
+            "The probes paid for themselves on this run."
+            if pays
+            else "The probes did not pay on this run: a larger batch, or probes=0, uses the work better."
+        )
+        return "\n".join(
+            (
+                f"VAMO: {self.snapshots} sweeps, {self.steps} corrected steps.",
+                f"  cost     {self.forward_evaluations} forward and {self.backward_evaluations} backward evaluations of a"
+                f" batch: {self.relative_cost:.2f} times the work without probes;",
+                f"           the sweeps took {self.sweep_seconds:.1f} s of {self.training_seconds:.1f} s.",
+                f"  benefit  {100 * self.variance_removed:.3g} % of the gradient's second moment removed;",
+                f"           a batch {self.relative_cost:.2f} times larger, for the same work, removes at most"
+                f" {100 * self.worth_of_equal_batch:.3g} %.",
+                f"  {verdict}",
+            )
+        )
+
+
+@dataclass
+class Totals:
+    """The counts behind a report, which a checkpoint carries along, with the seed of the directions."""
+
+    seed: int | None = None
+    snapshots: int = 0
+    steps: int = 0
+    forward_evaluations: int = 0
+    backward_evaluations: int = 0
+    sweep_seconds: float = 0.0
+    training_seconds: float = 0.0
+    moment_before: float = 0.0
+    moment_after: float = 0.0
+
+    def add_sweep(self, sweep: Sweep) -> None:
+        """Count a sweep."""
+        self.snapshots += 1
+        self.forward_evaluations += sweep.evaluations
+        self.sweep_seconds += sweep.seconds
+
+    def add_moments(self, before: float, after: float) -> None:
+        """Add squared gradient norms, summed over steps, before and after the corrections."""
+        self.moment_before += before
+        self.moment_after += after
+
+    def report(self) -> VAMOReport:
+        """The report of these totals."""
+        return VAMOReport(
+            snapshots=self.snapshots,
+            steps=self.steps,
+            forward_evaluations=self.forward_evaluations,
+            backward_evaluations=self.backward_evaluations,
+            sweep_seconds=self.sweep_seconds,
+            training_seconds=self.training_seconds,
+            variance_removed=1 - self.moment_after / self.moment_before if self.moment_before else None,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The totals as plain numbers."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over totals from a checkpoint."""
+        for name, value in state.items():
+            setattr(self, name, value)

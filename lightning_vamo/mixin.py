@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
@@ -106,8 +106,10 @@ def with_vamo(module: _Module) -> _Module:
     return module
 
 
-@functools.cache
-def mixed_class(cls: Any) -> Any:
+_MIXED: dict[type, Any] = {}
+
+
+def mixed_class(cls: type[LightningModule]) -> Any:
     """The subclass of ``cls`` with the mixin in front; its objects can be pickled although it has no name to import.
 
     Args:
@@ -117,13 +119,16 @@ def mixed_class(cls: Any) -> Any:
         The class, the same one at every call.
     """
 
+    if cls in _MIXED:
+        return _MIXED[cls]
+
     def reduce(self: Any, protocol: Any) -> Any:
-        _, (_, *arguments), *state = super(mixed, self).__reduce_ex__(max(2, protocol))
-        return (_rebuild, (cls, *arguments), *state)
+        _, arguments, *state = cast("tuple[Any, ...]", cls.__reduce_ex__(self, max(2, protocol)))
+        return (_rebuild, (cls, *arguments[1:]), *state)
 
     namespace = {"__module__": cls.__module__, "__doc__": cls.__doc__, "__reduce_ex__": reduce}
-    mixed: Any = type(f"VAMO{cls.__name__}", (VAMOMixin, cls), namespace)
-    return mixed
+    _MIXED[cls] = type(f"VAMO{cls.__name__}", (VAMOMixin, cls), namespace)
+    return _MIXED[cls]
 
 
 def _rebuild(cls: type[LightningModule], *arguments: Any) -> Any:

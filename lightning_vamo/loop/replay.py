@@ -63,9 +63,9 @@ class RecordingBatchSampler:
         self._queue: deque[Pass] = deque()
 
     def __iter__(self) -> Iterator[Any]:
-        """Begin the next pass."""
+        """Begin the next pass, once its first batch is asked for: a loader with workers makes iterators that it never uses."""
         self.current = self._queue.popleft() if self._queue else Pass(self.wrapped)
-        return iter(self.current)
+        yield from self.current
 
     def __len__(self) -> int:
         """Number of batches of a pass."""
@@ -107,7 +107,7 @@ class _Reader:
 
     def __iter__(self) -> Iterator[Any]:
         self.read.append(next(self._passes))
-        return iter(self.read[-1])
+        yield from self.read[-1]
 
     def __len__(self) -> int:
         return len(self._recorder)

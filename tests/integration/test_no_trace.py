@@ -1,0 +1,219 @@
+"""The sweep leaves no trace."""
+
+import random
+from collections import deque
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_vamo import NonFiniteLossError, VAMOCallback, VAMOMixin
+from lightning_vamo.loop.guards import ModuleState
+from tests.modules import Everything, MemoryLogger, VAMOEverything, loaders, trainer
+
+
+class Meddling(Everything):
+    """Does in its step what steps should not, and do."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.register_buffer("scaler", torch.ones(3))
+        self.register_buffer("gone", None)
+        self.history = {"losses": [], "nested": {"deep": deque()}}
+        self.names = set()
+        self.average = torch.zeros(2)
+        self.images = []
+
+    def training_step(self, batch, batch_idx):
+        inputs, labels = batch
+        inputs /= 2  # changes the batch itself
+        batch.pop()
+        loss = super().training_step((inputs, labels), batch_idx) * self.scaler.mean()
+        self.scaler.mul_(1.01)
+        self.history["losses"].append(1)
+        self.history["nested"]["deep"].append(batch_idx)
+        self.names.add(random.random())
+        self.average += np.random.rand()
+        self.new_attribute = batch_idx
+        self.gone = torch.ones(1)
+        self.net[1].eval()
+        self.net[0].bias.requires_grad_(False)
+        if self.logger is not None:
+            self.logger.log_metrics({"by hand": float(loss.detach())}, step=batch_idx)
+        return loss
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.net[1].train()
+        self.net[0].bias.requires_grad_(True)
+
+
+class VAMOMeddling(VAMOMixin, Meddling):
+    pass
+
+
+def contents(value):
+    """A copy of a value, down to plain numbers."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().tolist()
+    if isinstance(value, dict):
+        return {key: contents(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, deque)):
+        return [contents(item) for item in value]
+    return value
+
+
+def everything(fit, module):
+    metrics = [m for m in module.modules() if hasattr(m, "_copy_state_dict")]
+    own = ("seen", "calls", "history", "names", "average", "images", "lr")
+    numpy_state = np.random.get_state()
+    return {
+        "weights and buffers": contents(dict(module.state_dict())),
+        "addresses": [tensor.data_ptr() for tensor in [*module.parameters(), *module.buffers()]],
+        "metrics": [contents(m._copy_state_dict()) for m in metrics],
+        "metric internals": [(m._update_count, m._computed, m._forward_cache, m._is_synced, m._cache) for m in metrics],
+        "modes": [m.training for m in module.modules()],
+        "flags": [p.requires_grad for p in module.parameters()],
+        "attributes": {name: contents(getattr(module, name)) for name in own if hasattr(module, name)},
+        "names of attributes": sorted(module.__dict__),
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": (numpy_state[1].tolist(), numpy_state[2:]),
+        "python": random.getstate(),
+        "logged": {name: value.item() for name, value in fit.callback_metrics.items()},
+        "loggers": [id(logger) for logger in fit.loggers],
+        "rows": [len(logger.rows) for logger in fit.loggers],
+        "optimizer": contents(fit.optimizers[0].state_dict()),
+        "grad mode": torch.is_grad_enabled(),
+        "global step": fit.global_step,
+    }
+
+
+class Compare(VAMOCallback):
+    """Compares the state before and after each sweep."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.compared = 0
+
+    def _sweep(self, fit, module, *arguments):
+        before = everything(fit, module)
+        try:
+            return super()._sweep(fit, module, *arguments)
+        finally:
+            after = everything(fit, module)
+            assert [key for key in before if before[key] != after[key]] == []
+            self.compared += 1
+
+
+@pytest.mark.parametrize("difference", ["forward", "central"])
+@pytest.mark.parametrize("cls", [VAMOEverything, VAMOMeddling])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+def test_state_before_and_after_the_sweep(cls, difference, precision):
+    L.seed_everything(0, verbose=False)
+    callback = Compare(probes=3, difference=difference)
+    trainer(callbacks=[callback], max_epochs=3, logger=MemoryLogger(), precision=precision).fit(cls(), *loaders())
+    assert callback.compared == 3
+
+
+@pytest.mark.parametrize("alpha", [0.0])
+def test_a_meddling_module_trains_as_without_the_sweep(alpha):
+    def run(cls, callbacks):
+        L.seed_everything(0, verbose=False)
+        module, logger = cls(), MemoryLogger()
+        trainer(callbacks=callbacks, logger=logger).fit(module, *loaders())
+        return contents(dict(module.state_dict())), logger.rows, contents(module.history), contents(module.average)
+
+    assert run(Meddling, []) == run(VAMOMeddling, [VAMOCallback(probes=2, alpha=alpha)])
+
+
+class Failing(VAMOEverything):
+    failure = RuntimeError("out of memory, say")
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.evaluations = getattr(self, "evaluations", 0) + 1
+        if self.trainer.global_step == 0 and batch_idx == 2 and self.trainer.loggers[0].__class__.__name__ == "DummyLogger":
+            raise self.failure
+        return loss
+
+
+def test_an_error_in_the_sweep_propagates_and_leaves_no_trace():
+    L.seed_everything(0, verbose=False)
+    callback, module = Compare(probes=3), Failing()
+    weights = contents(dict(module.state_dict()))
+    fit = trainer(callbacks=[callback], logger=MemoryLogger(), num_sanity_val_steps=0)
+    with pytest.raises(RuntimeError, match="out of memory, say"):
+        fit.fit(module, *loaders())
+    assert callback.compared == 1
+    assert contents(dict(module.state_dict())) == weights
+    assert module.automatic_optimization
+    assert "log" not in vars(module)
+
+
+class NotANumber(VAMOEverything):
+    def probe_loss(self, batch, batch_idx):
+        loss = super().probe_loss(batch, batch_idx)
+        at_snapshot = torch.equal(self.net[0].weight, self.start)
+        return loss * float("nan") if batch_idx == 3 and at_snapshot == self.where else loss
+
+
+@pytest.mark.parametrize(("at_snapshot", "advice"), [(True, "diverged"), (False, "smaller `mu`")])
+def test_a_loss_that_is_not_finite_is_refused_and_leaves_no_trace(at_snapshot, advice):
+    callback, module = Compare(probes=2), NotANumber()
+    module.start, module.where = module.net[0].weight.detach().clone(), at_snapshot
+    weights = contents(dict(module.state_dict()))
+    with pytest.raises(NonFiniteLossError, match=f"batch 3 is nan .*{advice}"):
+        trainer(callbacks=[callback], num_sanity_val_steps=0).fit(module, *loaders())
+    assert callback.compared == 1
+    assert contents(dict(module.state_dict())) == weights
+
+
+def test_dropout_is_the_same_for_all_evaluations_of_a_batch():
+    class Noise(VAMOMixin, L.LightningModule):
+        """Its loss is dropout noise, and a slope of one along the only parameter."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def training_step(self, batch, batch_idx):
+            noise = torch.rand(1) + float(np.random.rand()) + random.random()
+            return (self.weight + 100 * noise).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    class Deltas(VAMOCallback):
+        def _sweep(self, *arguments):
+            self.result = super()._sweep(*arguments)
+            return self.result
+
+    callback = Deltas(probes=1, mu=0.5)
+    trainer(callbacks=[callback], max_epochs=1).fit(Noise(), loaders()[0])
+    slopes = callback.result.deltas.abs()
+    assert slopes == pytest.approx(torch.ones_like(slopes), abs=1e-3)
+
+
+def test_module_state_puts_back_what_it_says():
+    module = Meddling()
+    state = ModuleState(module)
+    before = {name: contents(value) for name, value in vars(module).items() if not name.startswith("_")}
+    module.history["losses"].extend(range(5))
+    module.history["nested"]["deep"].append(1)
+    module.history["other"] = 1
+    module.seen = [3]
+    module.calls = -1
+    module.added = 1
+    module.average += 1
+    module.scaler.zero_()
+    module.gone = torch.ones(1)
+    module.net[1].eval()
+    module.net[0].weight.requires_grad_(False)
+    state.restore()
+    after = {name: contents(value) for name, value in vars(module).items() if not name.startswith("_")}
+    assert before == after
+    assert module.scaler.tolist() == [1, 1, 1]
+    assert module.gone is None
+    assert all(m.training for m in module.modules())
+    assert all(p.requires_grad for p in module.parameters())

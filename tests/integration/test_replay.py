@@ -1,0 +1,213 @@
+"""The sweep sees the very batches of the epoch, in their order, and no batch is lost or doubled."""
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, WeightedRandomSampler
+
+from lightning_vamo import VAMOCallback
+from tests.modules import Indexed, Recorder, VAMORecorder, trainer
+
+
+class Halves:
+    """A batch sampler that is not torch's: batches of varying size, in an order that it draws anew for each pass."""
+
+    def __init__(self, length):
+        self.length = length
+        self.generator = torch.Generator().manual_seed(1)
+
+    def __len__(self):
+        return 5
+
+    def __iter__(self):
+        order = torch.randperm(self.length, generator=self.generator)
+        yield from (part.tolist() for part in order.split([1, 2, 3, 4, self.length - 10]))
+
+
+class Contents(L.Callback):
+    """Compares each batch that a step gets with what the sweep saw at the same position of the plan."""
+
+    def __init__(self):
+        self.epochs = []
+        self.checked = 0
+
+    def on_train_epoch_start(self, fit, module):
+        self.epochs.append([])
+
+    def on_train_batch_start(self, fit, module, batch, batch_idx):
+        self.epochs[-1].append(module.contents(batch).tolist())
+
+    def on_train_batch_end(self, fit, module, outputs, batch, batch_idx):
+        callback = next(c for c in fit.callbacks if isinstance(c, VAMOCallback))
+        row = callback._order[batch_idx]
+        assert module.swept[row] == self.epochs[-1][-1]
+        self.checked += 1
+
+
+class Watched(VAMORecorder):
+    """Keeps what the sweep evaluates, out of the guards' reach."""
+
+    def __init__(self):
+        super().__init__()
+        object.__setattr__(self, "memory", Memory())
+
+    @property
+    def swept(self):
+        return self.memory.rows
+
+    def probe_loss(self, batch, batch_idx):
+        self.memory.rows[batch_idx] = self.contents(batch).tolist()
+        return super().probe_loss(batch, batch_idx)
+
+
+class Memory:
+    def __init__(self):
+        self.rows = {}
+
+
+def loader(length=23, start=0, **options):
+    options = {"batch_size": 4, "shuffle": True, **options}
+    return DataLoader(Indexed(length, start), **options)
+
+
+WEIGHTS = torch.linspace(0.1, 1, 23)
+LOADERS = {
+    "shuffled": loader,
+    "in order": lambda: loader(shuffle=False),
+    "2 workers": lambda: loader(num_workers=2),
+    "1 worker that prefetches": lambda: loader(num_workers=1, prefetch_factor=4),
+    "persistent workers": lambda: loader(num_workers=2, persistent_workers=True),
+    "own generator": lambda: loader(generator=torch.Generator().manual_seed(3)),
+    "own generator, workers": lambda: loader(generator=torch.Generator().manual_seed(3), num_workers=2),
+    "weighted": lambda: loader(shuffle=False, sampler=WeightedRandomSampler(WEIGHTS, 23)),
+    "weighted, own generator": lambda: loader(
+        shuffle=False, sampler=WeightedRandomSampler(WEIGHTS, 23, generator=torch.Generator().manual_seed(4))
+    ),
+    "batch sampler": lambda: DataLoader(
+        Indexed(23), batch_sampler=BatchSampler(RandomSampler(range(23)), 5, drop_last=False)
+    ),
+    "own batch sampler": lambda: DataLoader(Indexed(23), batch_sampler=Halves(23)),
+    "own batch sampler, workers": lambda: DataLoader(Indexed(23), batch_sampler=Halves(23), num_workers=2),
+    "drop last": lambda: loader(drop_last=True),
+    "dict of loaders": lambda: {"a": loader(), "b": loader(start=100)},
+    "list of loaders": lambda: [loader(), loader(start=100)],
+    "cycling": lambda: CombinedLoader([loader(), loader(9, start=100)], "max_size_cycle"),
+    "cycling, workers": lambda: CombinedLoader([loader(num_workers=1), loader(9, start=100, num_workers=2)], "max_size_cycle"),
+    "shortest": lambda: CombinedLoader({"a": loader(), "b": loader(9, start=100)}, "min_size"),
+    "padded": lambda: CombinedLoader({"a": loader(), "b": loader(9, start=100)}, "max_size"),
+}
+
+
+def epochs(cls, callbacks, data, **options):
+    L.seed_everything(11, verbose=False)
+    module = cls()
+    contents = Contents() if callbacks else Plain()
+    trainer(callbacks=[contents, *callbacks], max_epochs=4, **options).fit(module, data())
+    return contents
+
+
+class Plain(Contents):
+    def on_train_batch_end(self, *arguments):
+        pass
+
+
+# Their shorter loader begins again within the epoch: the sweep draws that pass ahead of time, so it is another permutation.
+CYCLING = {name: make for name, make in LOADERS.items() if name.startswith("cycling")}
+FIXED = {name: make for name, make in LOADERS.items() if name not in CYCLING}
+
+
+@pytest.mark.parametrize("data", FIXED.values(), ids=FIXED)
+def test_rows_belong_to_steps_and_batches_are_those_of_plain_training(data):
+    plain = epochs(Recorder, [], data)
+    callback = VAMOCallback(probes=1, seed=0)
+    swept = epochs(Watched, [callback], data)
+    assert swept.checked == sum(map(len, swept.epochs)) > 0
+    assert swept.epochs == plain.epochs
+    assert callback.report.snapshots == 4
+
+
+@pytest.mark.parametrize("data", CYCLING.values(), ids=CYCLING)
+def test_rows_belong_to_steps_where_a_loader_cycles(data):
+    swept = epochs(Watched, [VAMOCallback(probes=1, seed=0)], data)
+    assert swept.checked == sum(map(len, swept.epochs)) > 0
+    for contents in swept.epochs:
+        indices = sum(contents, [])
+        assert sorted(i for i in indices if i < 100) == list(map(float, range(23)))
+        short = [i for i in indices if i >= 100]
+        assert sorted(short[:9]) == sorted(short[9:18]) == list(map(float, range(100, 109)))
+        assert len(short) == 18
+
+
+OPTIONS = {
+    "limit": {"limit_train_batches": 3},
+    "limit share": {"limit_train_batches": 0.5},
+    "accumulate": {"accumulate_grad_batches": 4},
+    "reload": {"reload_dataloaders_every_n_epochs": 1},
+    "reload every other": {"reload_dataloaders_every_n_epochs": 2},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_options_of_the_trainer(options, workers):
+    def data():
+        return loader(num_workers=workers)
+
+    plain = epochs(Recorder, [], data, **options)
+    swept = epochs(Watched, [VAMOCallback(probes=1, seed=0)], data, **options)
+    assert swept.checked > 0
+    assert swept.epochs == plain.epochs
+
+
+@pytest.mark.parametrize("name", [name for name in LOADERS if "weighted" not in name])
+def test_between_snapshots_the_batches_keep_their_composition(name):
+    callback = VAMOCallback(probes=1, every_n_epochs=2, seed=0)
+    swept = epochs(Watched, [callback], LOADERS[name])
+    first, second, third, fourth = swept.epochs
+    assert callback.report.snapshots == 2
+    assert sorted(first) == sorted(second) != sorted(third) == sorted(fourth) or name == "in order"
+    in_order = ("in order", "cycling", "cycling, workers", "padded", "shortest", "dict of loaders", "list of loaders")
+    assert (first == second) == (name in in_order)
+    assert swept.checked == sum(map(len, swept.epochs))
+
+
+def test_with_every_sample_in_one_batch_of_an_epoch():
+    for contents in epochs(Watched, [VAMOCallback(probes=1, every_n_epochs=3)], loader).epochs:
+        assert sorted(sum(contents, [])) == list(map(float, range(23)))
+
+
+def test_a_reloaded_loader_gets_a_snapshot_of_its_own():
+    callback = VAMOCallback(probes=1, every_n_epochs=10, seed=0)
+    epochs(Watched, [callback], loader, reload_dataloaders_every_n_epochs=3)
+    assert callback.report.snapshots == 2
+
+
+@pytest.mark.parametrize("data", [lambda: loader(8), lambda: loader(8, num_workers=2)], ids=["0 workers", "2 workers"])
+def test_the_loader_is_given_back(data):
+    train = data()
+    sampler = train.batch_sampler
+    module = Watched()
+    fit = trainer(callbacks=[VAMOCallback(probes=1)], max_epochs=1)
+    fit.fit(module, train)
+    assert train.batch_sampler is sampler
+    fit.fit_loop.max_epochs = 2
+    fit.fit(module, train)
+    assert train.batch_sampler is sampler
+    assert "process_dataloader" not in vars(fit.strategy)
+    assert "run" not in vars(fit.fit_loop.epoch_loop.automatic_optimization)
+    assert module.automatic_optimization
+
+
+def test_batch_weights_are_their_sizes():
+    class Plans(VAMOCallback):
+        def _sweep(self, *arguments):
+            self.swept = super()._sweep(*arguments)
+            return self.swept
+
+    callback = Plans(probes=1)
+    trainer(callbacks=[callback], max_epochs=1).fit(VAMORecorder(), loader(23, shuffle=False))
+    assert callback.swept.weights.tolist() == [4, 4, 4, 4, 4, 3]
+    # weight * (sum of the indices), two weights of one
+    total = sum(2 * sum(range(start, min(start + 4, 23))) * min(4, 23 - start) for start in range(0, 23, 4))
+    assert callback.swept.snapshot_loss == pytest.approx(total / 23)

@@ -1,0 +1,124 @@
+"""A slow oracle in float64 numpy that is meant to be obviously correct. It shares no code with the package.
+
+A point of R^d is one flat vector here: the parameters flattened row by row and concatenated in order. The only thing asked of
+the package is where it moves to, `directions.move`, from which `matrix` reads off the directions.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Vector = np.ndarray
+Function = Callable[[Vector], float]
+
+
+def flatten(tensors: Sequence[Tensor | None], like: Sequence[Tensor] | None = None) -> Vector:
+    """One flat float64 vector; a None becomes zeros of the shape of its counterpart in `like`."""
+    parts = []
+    for position, tensor in enumerate(tensors):
+        if tensor is None:
+            assert like is not None
+            tensor = torch.zeros(like[position].shape)
+        parts.append(np.array(tensor.detach().double().tolist(), dtype=np.float64).reshape(-1))
+    return np.concatenate(parts)
+
+
+def matrix(directions, parameters: Sequence[Tensor]) -> np.ndarray:
+    """The q x d matrix U whose rows are the directions: where a unit step from the origin ends."""
+    rows = []
+    for index in range(directions.count):
+        origin = [torch.zeros(p.shape, dtype=p.dtype) for p in parameters]
+        end = [torch.full(p.shape, 7.0, dtype=p.dtype) for p in parameters]
+        directions.move(end, origin, index, 1.0)
+        rows.append(flatten(end))
+    return np.stack(rows)
+
+
+def probe_losses(f: Function, x: Vector, u: np.ndarray, mu: float, difference: str) -> Vector:
+    """f at x, then at x + mu u_j for each j, then, for central differences, at x - mu u_j for each j."""
+    values = [f(x)]
+    for row in u:
+        values.append(f(x + mu * row))
+    if difference == "central":
+        for row in u:
+            values.append(f(x - mu * row))
+    return np.array(values)
+
+
+def probe_differences(f: Function, x: Vector, u: np.ndarray, mu: float, difference: str) -> Vector:
+    """The finite-difference slopes of f at x along each row of u."""
+    slopes = []
+    for row in u:
+        if difference == "forward":
+            slopes.append((f(x + mu * row) - f(x)) / mu)
+        else:
+            slopes.append((f(x + mu * row) - f(x - mu * row)) / (2 * mu))
+    return np.array(slopes)
+
+
+def estimate_gradient(f: Function, x: Vector, u: np.ndarray, mu: float, difference: str) -> Vector:
+    """The multi-point estimator (d/q) sum_j delta_j u_j; with one row, the two-point estimator."""
+    count, dimension = u.shape
+    estimate = np.zeros(dimension)
+    for slope, row in zip(probe_differences(f, x, u, mu, difference), u, strict=True):
+        estimate += dimension / count * slope * row
+    return estimate
+
+
+def vamo_gradient(gradient: Vector, own: Vector, mean: Vector, alpha: float) -> Vector:
+    """v = g - alpha (zeroth-order estimate of the batch - zeroth-order estimate of the whole), as the paper writes it."""
+    return gradient - alpha * (own - mean)
+
+
+def weighted_mean(rows: np.ndarray, weights: Sequence[float]) -> Vector:
+    """The mean of the rows, each counted as often as its weight says."""
+    total = np.zeros(rows.shape[1])
+    for row, weight in zip(rows, weights, strict=True):
+        total += weight * row
+    return total / sum(weights)
+
+
+def least_squares_loss(a: np.ndarray, b: Vector, x: Vector) -> float:
+    """Half the mean squared residual."""
+    return float(np.mean((a @ x - b) ** 2) / 2)
+
+
+def least_squares_gradient(a: np.ndarray, b: Vector, x: Vector) -> Vector:
+    """Its gradient."""
+    return a.T @ (a @ x - b) / len(b)
+
+
+def logistic_loss(a: np.ndarray, b: Vector, x: Vector) -> float:
+    """Mean logistic loss for labels b of -1 and +1."""
+    return float(np.mean(np.log1p(np.exp(-b * (a @ x)))))
+
+
+def logistic_gradient(a: np.ndarray, b: Vector, x: Vector) -> Vector:
+    """Its gradient."""
+    return -a.T @ (b / (1 + np.exp(b * (a @ x)))) / len(b)
+
+
+def sgd(a: np.ndarray, b: Vector, x: Vector, plans: Sequence[Sequence[Sequence[int]]], rate: float) -> np.ndarray:
+    """SGD on least squares; one row per step. A plan is one epoch: a list of batches, each a list of rows of the data."""
+    trajectory = []
+    for plan in plans:
+        for batch in plan:
+            x = x - rate * least_squares_gradient(a[batch], b[batch], x)
+            trajectory.append(x)
+    return np.stack(trajectory)
+
+
+def fo_svrg(a: np.ndarray, b: Vector, x: Vector, plans: Sequence[Sequence[Sequence[int]]], rate: float) -> np.ndarray:
+    """First-order SVRG on least squares with a snapshot at each epoch's start; one row per step."""
+    trajectory = []
+    for plan in plans:
+        snapshot = x
+        full = least_squares_gradient(a, b, snapshot)
+        for batch in plan:
+            now = least_squares_gradient(a[batch], b[batch], x)
+            then = least_squares_gradient(a[batch], b[batch], snapshot)
+            x = x - rate * (now - then + full)
+            trajectory.append(x)
+    return np.stack(trajectory)

@@ -35,9 +35,7 @@ class Everything(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.lr = lr
-        self.net = nn.Sequential(
-            nn.Linear(features, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 3)
-        )
+        self.net = nn.Sequential(nn.Linear(features, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 3))
         self.accuracy = torchmetrics.classification.MulticlassAccuracy(3, average="micro")
         self.auroc = torchmetrics.classification.MulticlassAUROC(3)  # keeps lists of predictions
         self.val_accuracy = torchmetrics.classification.MulticlassAccuracy(3, average="micro")
@@ -146,6 +144,18 @@ def loaders(**options):
     data = classification_data()
     options = {"batch_size": 8, "shuffle": True, **options}
     return DataLoader(data, **options), DataLoader(classification_data(30, seed=1), batch_size=10)
+
+
+class Data(L.LightningDataModule):
+    batch_size = 8
+
+    def train_dataloader(self):
+        return loaders(batch_size=self.batch_size)[0]
+
+    def val_dataloader(self):
+        return loaders()[1]
+
+    test_dataloader = predict_dataloader = val_dataloader
 
 
 QUIET = {

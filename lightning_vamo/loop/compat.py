@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 
@@ -50,14 +51,35 @@ def manual_steps(
     automatic_loop, manual_loop = epoch_loop.automatic_optimization, epoch_loop.manual_optimization
 
     def run(optimizer: Optimizer, batch_idx: int, kwargs: Any) -> Any:
+        accumulating = accumulates(trainer)
         with manual(module), started():
-            return manual_loop.run(kwargs)
+            outputs = manual_loop.run(kwargs)
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            # In manual optimization DDP never sees a forward pass that it is to synchronize after, so it would stop
+            # broadcasting BatchNorm's buffers before the next one.
+            trainer.strategy.model.require_forward_param_sync = not accumulating
+        return outputs
 
     automatic_loop.run = run  # type: ignore[method-assign]
     try:
         yield
     finally:
         del automatic_loop.run
+
+
+@contextmanager
+def without_buffer_sync(trainer: Trainer) -> Iterator[None]:
+    """Keep DDP from broadcasting buffers before forward passes whose buffers are put back, and from forgetting to later."""
+    model = trainer.strategy.model
+    if not isinstance(model, DistributedDataParallel):
+        yield
+        return
+    before = model.require_forward_param_sync
+    model.require_forward_param_sync = False
+    try:
+        yield
+    finally:
+        model.require_forward_param_sync = before
 
 
 @contextmanager

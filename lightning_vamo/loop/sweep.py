@@ -72,6 +72,7 @@ def sweep(
     start = time.perf_counter()
     rows: list[Tensor | None] = []
     with (
+        compat.without_buffer_sync(trainer),
         no_trace(trainer, module) as state,
         Snapshot(parameters) as snapshot,
         plan.loaded() as batches,

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import (
 from torch import nn
 
 from lightning_vamo import VAMOCallback, VAMOMixin
-from tests.modules import Everything, MemoryLogger, VAMOEverything, loaders, trainer
+from tests.modules import Data, Everything, MemoryLogger, VAMOEverything, loaders, trainer
 
 
 class Skipping(Everything):
@@ -122,16 +122,6 @@ CONFIGURATIONS = {
 }
 
 
-class Data(L.LightningDataModule):
-    batch_size = 8
-
-    def train_dataloader(self):
-        return loaders(batch_size=self.batch_size)[0]
-
-    def val_dataloader(self):
-        return loaders()[1]
-
-
 def run(cls, callback, options, arguments, path):
     """Train, and return everything that has to be the same."""
     L.seed_everything(7, verbose=False)
@@ -201,6 +191,7 @@ def test_matches_for_other_modules(cls, arguments, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", CALLBACKS.values(), ids=CALLBACKS)
+@pytest.mark.filterwarnings("ignore:You passed in a .val_dataloader. but have no")
 def test_matches_where_the_step_is_defined_beside_the_mixin(arguments, tmp_path):
     plain = run(WithoutMixin, None, {}, {}, tmp_path / "plain")
     with_vamo = run(WithoutShortcuts, VAMOCallback(**arguments), {}, {}, tmp_path / "vamo")

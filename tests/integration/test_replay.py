@@ -84,9 +84,7 @@ LOADERS = {
     "weighted, own generator": lambda: loader(
         shuffle=False, sampler=WeightedRandomSampler(WEIGHTS, 23, generator=torch.Generator().manual_seed(4))
     ),
-    "batch sampler": lambda: DataLoader(
-        Indexed(23), batch_sampler=BatchSampler(RandomSampler(range(23)), 5, drop_last=False)
-    ),
+    "batch sampler": lambda: DataLoader(Indexed(23), batch_sampler=BatchSampler(RandomSampler(range(23)), 5, drop_last=False)),
     "own batch sampler": lambda: DataLoader(Indexed(23), batch_sampler=Halves(23)),
     "own batch sampler, workers": lambda: DataLoader(Indexed(23), batch_sampler=Halves(23), num_workers=2),
     "drop last": lambda: loader(drop_last=True),

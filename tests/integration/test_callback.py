@@ -1,0 +1,281 @@
+"""What the callback logs, schedules, shows and checkpoints."""
+
+import copy
+import io
+import pickle
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
+
+from lightning_vamo import VAMOCallback, VAMOMixin, with_vamo
+from lightning_vamo.core.directions import OrthonormalDirections
+from lightning_vamo.core.schedules import ExponentialProbes, LinearProbes
+from tests.modules import Everything, VAMOEverything, loaders, trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+
+
+class Logs(L.Callback):
+    def __init__(self):
+        self.epochs = []
+
+    def on_train_epoch_end(self, fit, module):
+        self.epochs.append({k: v.item() for k, v in fit.callback_metrics.items() if k.startswith("vamo/")})
+
+
+def fit(callback, module=None, callbacks=(), **options):
+    L.seed_everything(0, verbose=False)
+    module = module or VAMOEverything()
+    logs = Logs()
+    run = trainer(callbacks=[callback, *callbacks, logs], **options)
+    run.fit(module, *loaders())  # 90 samples in batches of 8: 12 batches
+    return run, module, logs.epochs
+
+
+def test_figures():
+    callback = VAMOCallback(probes=3, mu=0.02)
+    run, _, epochs = fit(callback, max_epochs=2)
+    last = {k: v.item() for k, v in run.callback_metrics.items()}
+    assert epochs[-1]["vamo/probes"] == 3
+    assert epochs[-1]["vamo/alpha"] == 1
+    assert epochs[-1]["vamo/mu"] == pytest.approx(0.02)
+    assert epochs[-1]["vamo/forward_evaluations"] == 2 * 12 * (1 + 3) + 2 * 12
+    assert epochs[-1]["vamo/backward_evaluations"] == 2 * 12
+    assert epochs[-1]["vamo/sweep_seconds"] > 0
+    assert 0.5 < last["vamo/snapshot_loss"] < 2
+    report = callback.report
+    assert (report.snapshots, report.steps) == (2, 24)
+    assert report.relative_cost == pytest.approx((120 + 48) / 72)
+    assert report.worth_of_equal_batch == pytest.approx(1 - 72 / 168)
+    assert report.variance_removed == pytest.approx(sum(e["vamo/variance_removed"] for e in epochs) / 2, abs=0.02)
+    assert 0 < report.sweep_seconds < report.training_seconds
+    assert "did not pay" in str(report)
+
+
+def test_central_differences_cost_twice_the_forwards():
+    callback = VAMOCallback(probes=3, difference="central")
+    fit(callback, max_epochs=1)
+    assert callback.report.forward_evaluations == 12 * (1 + 6) + 12
+
+
+def test_snapshot_loss_is_the_training_loss_at_the_snapshot():
+    class Deterministic(VAMOEverything):
+        def __init__(self):
+            super().__init__()
+            self.net[1], self.net[3] = torch.nn.Identity(), torch.nn.Identity()
+
+    module = Deterministic()
+    train, _ = loaders()
+    inputs, labels = train.dataset.tensors
+    expected = torch.nn.functional.cross_entropy(module.net(inputs), labels).item()
+
+    class Losses(VAMOCallback):
+        def _sweep(self, *arguments):
+            result = super()._sweep(*arguments)
+            self.seen = getattr(self, "seen", result.snapshot_loss)
+            return result
+
+    callback = Losses(probes=1)
+    fit(callback, module, max_epochs=2)
+    assert callback.seen == pytest.approx(expected, rel=1e-5)
+
+
+def test_probe_counts_follow_the_schedule():
+    for schedule, expected in (
+        (LinearProbes(start=0, end=4, epochs=3), [0, 2, 4, 4]),
+        (ExponentialProbes(start=4, factor=0.5, every_n_epochs=1, maximum=4), [4, 2, 1, 0]),
+    ):
+        callback = VAMOCallback(probes=schedule)
+        _, _, epochs = fit(callback, max_epochs=4)
+        assert [epoch["vamo/probes"] for epoch in epochs] == expected
+        assert callback.report.forward_evaluations == 4 * 12 + sum(12 * (1 + q) for q in expected if q)
+
+
+def test_no_probes_between_snapshots_of_no_probes():
+    callback = VAMOCallback(probes=LinearProbes(start=0, end=2, epochs=3), every_n_epochs=2)
+    _, _, epochs = fit(callback, max_epochs=4)
+    assert [epoch["vamo/probes"] for epoch in epochs] == [0, 0, 2, 2]
+
+
+def test_the_seed_decides_the_directions():
+    def weights(**arguments):
+        _, module, _ = fit(VAMOCallback(probes=2, **arguments), max_epochs=1)
+        return module.net[0].weight.detach()
+
+    assert torch.equal(weights(seed=1), weights(seed=1))
+    assert torch.equal(weights(), weights())
+    assert not torch.equal(weights(seed=1), weights(seed=2))
+
+
+def test_both_storages_train_alike():
+    def weights(storage):
+        _, module, _ = fit(VAMOCallback(probes=3, directions=OrthonormalDirections(storage), seed=1), max_epochs=2)
+        return module.net[0].weight.detach()
+
+    assert torch.allclose(weights("stored"), weights("seeded"), atol=1e-4)
+
+
+def test_a_probe_loss_of_its_own():
+    class Cheap(VAMOEverything):
+        def probe_loss(self, batch, batch_idx):
+            assert not torch.is_grad_enabled()
+            self.probed = getattr(self, "probed", 0) + 1
+            self.positions = [*getattr(self, "positions", []), batch_idx]
+            inputs, labels = batch
+            return torch.nn.functional.cross_entropy(self.net(inputs), labels)
+
+    module = Cheap()
+    callback = VAMOCallback(probes=1)
+    fit(callback, module, max_epochs=1)
+    assert module.calls == 12  # the sweep did not run the training step
+    assert not hasattr(module, "probed")  # and what the probe did is undone
+    assert callback.report.snapshots == 1
+
+
+def test_parameters_that_are_frozen_or_unused_stay_as_they_are():
+    class Partial(VAMOEverything):
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Linear(3, 3)
+            self.net[0].bias.requires_grad_(False)
+
+    module = Partial()
+    before = {name: p.clone() for name, p in module.named_parameters()}
+    fit(VAMOCallback(probes=2), module)
+    changed = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"net.0.weight", "net.1.weight", "net.1.bias", "net.4.weight", "net.4.bias"}
+
+
+def test_batches_that_training_skips_have_no_row():
+    class Skipping(VAMOEverything):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx in (2, 5) else loss
+
+    class Weights(VAMOCallback):
+        def _sweep(self, *arguments):
+            self.result = super()._sweep(*arguments)
+            return self.result
+
+    callback = Weights(probes=2)
+    with pytest.warns(UserWarning, match="`training_step` returned None"):
+        fit(callback, Skipping(), max_epochs=1)
+    assert [k for k, weight in enumerate(callback.result.weights.tolist()) if weight == 0] == [2, 5]
+    assert callback.result.deltas[[2, 5]].abs().max() == 0
+    assert callback.report.steps == 10
+
+
+@pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
+def test_progress_bars(bar, capsys):
+    shown = []
+
+    class Slow(VAMOEverything):
+        def probe_loss(self, batch, batch_idx):
+            progress = self.trainer.progress_bar_callback
+            if bar is RichProgressBar:
+                shown.extend(task.description for task in progress.progress.tasks)
+            return super().probe_loss(batch, batch_idx)
+
+    callback = VAMOCallback(probes=1)
+    progress = bar()
+    fit(callback, Slow(), callbacks=[progress], enable_progress_bar=True, max_epochs=2)
+    output = capsys.readouterr().out
+    if bar is RichProgressBar:
+        assert any("VAMO sweep" in description for description in shown)
+    else:
+        assert "VAMO sweep" in output
+        assert "12/12" in output
+
+
+def test_classes_with_the_mixin_can_be_copied_and_pickled():
+    module = with_vamo(Everything(lr=0.3))
+    assert isinstance(module, VAMOMixin)
+    assert with_vamo(module) is module
+    assert type(with_vamo(Everything())) is type(module)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert type(twin) is type(module)
+        assert twin.hparams.lr == 0.3
+        assert torch.equal(twin.net[0].weight, module.net[0].weight)
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    assert type(torch.load(buffer, weights_only=False)) is type(module)
+
+
+def test_outside_fit_the_module_is_the_plain_one():
+    module = with_vamo(Everything())
+    batch = next(iter(loaders()[0]))
+    module.log = module.log_dict = lambda *args, **kwargs: None
+    assert module.training_step(batch, 0).requires_grad
+
+
+def test_checkpoints_load_into_the_plain_class_and_back(tmp_path):
+    saver = ModelCheckpoint(tmp_path, filename="last")
+    _, module, _ = fit(VAMOCallback(probes=2), callbacks=[saver], enable_checkpointing=True, max_epochs=2)
+    plain = Everything.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert type(plain) is Everything
+    assert torch.equal(plain.net[0].weight, module.net[0].weight)
+    run = trainer(tmp_path, max_epochs=1, enable_checkpointing=True, callbacks=[ModelCheckpoint(tmp_path, filename="plain")])
+    run.fit(plain, *loaders())
+    again = VAMOEverything.load_from_checkpoint(tmp_path / "plain.ckpt")
+    assert torch.equal(again.net[0].weight, plain.net[0].weight)
+
+
+def resumable(path, callback, epochs, ckpt=None, cls=VAMOEverything):
+    L.seed_everything(0, verbose=False)
+    module = cls()
+    saver = ModelCheckpoint(path, filename="{epoch}", save_top_k=-1)
+    run = trainer(path, callbacks=[saver, *([callback] if callback else [])], enable_checkpointing=True, max_epochs=epochs)
+    run.fit(module, loaders(shuffle=False)[0], ckpt_path=ckpt, weights_only=True)
+    return run, module
+
+
+def test_resuming_at_an_epochs_end_goes_on_as_if_nothing_had_happened(tmp_path):
+    class NoDropout(VAMOEverything):
+        """Lightning does not checkpoint the global generator, from which dropout draws."""
+
+        def __init__(self):
+            super().__init__()
+            self.net[3] = torch.nn.Identity()
+
+    whole = VAMOCallback(probes=2)
+    _, expected = resumable(tmp_path / "whole", whole, 4, cls=NoDropout)
+    resumable(tmp_path / "parts", VAMOCallback(probes=2), 2, cls=NoDropout)
+    resumed = VAMOCallback(probes=2)
+    L.seed_everything(99, verbose=False)
+    run, module = resumable(tmp_path / "parts", resumed, 4, ckpt=tmp_path / "parts" / "epoch=1.ckpt", cls=NoDropout)
+    assert run.global_step == 48
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(module.state_dict()[name], weight)
+    for figure in ("snapshots", "steps", "forward_evaluations", "backward_evaluations", "variance_removed"):
+        assert getattr(resumed.report, figure) == getattr(whole.report, figure)
+
+
+@pytest.mark.parametrize("first", [None, VAMOCallback])
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
+def test_a_plain_run_resumes_with_vamo_and_the_other_way_round(first, tmp_path):
+    second = VAMOCallback if first is None else None
+    before, after = (Everything if c is None else VAMOEverything for c in (first, second))
+    resumable(tmp_path, first and first(probes=1), 2, cls=before)
+    run, _ = resumable(tmp_path, second and second(probes=1), 3, ckpt=tmp_path / "epoch=1.ckpt", cls=after)
+    assert run.global_step == 36
+    assert run.current_epoch == 3
+
+
+def test_interrupting_by_hand_gives_everything_back():
+    class Interrupted(VAMOEverything):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if self.trainer.global_step == 14:
+                raise KeyboardInterrupt
+
+    module = Interrupted()
+    train, val = loaders()
+    sampler = train.batch_sampler
+    run = trainer(callbacks=[VAMOCallback(probes=1)])
+    with pytest.raises(SystemExit):
+        run.fit(module, train, val)
+    assert train.batch_sampler is sampler
+    assert module.automatic_optimization
+    assert run.global_step == 14

@@ -1,0 +1,168 @@
+"""The console command trains any LightningModule that a configuration names, and so does a LightningCLI of one's own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.cli import LightningCLI
+
+from lightning_vamo import UnsupportedError, VAMOCallback, VAMOMixin
+from lightning_vamo.cli import VAMOCLI
+from lightning_vamo.core.directions import OrthonormalDirections, RademacherDirections, SphereDirections
+from lightning_vamo.core.schedules import LinearProbes
+from tests.modules import Everything
+
+ROOT = Path(__file__).parents[2]
+MODEL = {"class_path": "tests.modules.Everything", "init_args": {"lr": 0.02}}
+TRAINER = {
+    "accelerator": "cpu",
+    "max_epochs": 1,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "limit_train_batches": 4,
+}
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"
+    ),  # Lightning 2.6 with jsonargparse 4.53
+    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended to run"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed from"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
+
+
+def command(tmp_path, subcommand="fit", trainer=None, cli=VAMOCLI, arguments=(), **sections):
+    config = {"seed_everything": 1, "model": MODEL, "data": {"class_path": "tests.modules.Data"}, **sections}
+    config["trainer"] = {**TRAINER, "default_root_dir": str(tmp_path), "log_every_n_steps": 1, **(trainer or {})}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return cli(args=[subcommand, "--config", str(path), *arguments])
+
+
+def callback_of(cli):
+    [callback] = [c for c in cli.trainer.callbacks if isinstance(c, VAMOCallback)]
+    return callback
+
+
+def test_a_configuration_without_a_word_of_vamo(tmp_path, capsys):
+    cli = command(tmp_path)
+    assert isinstance(cli.model, VAMOMixin)
+    assert isinstance(cli.model, Everything)
+    report = callback_of(cli).report
+    assert report.snapshots == 1
+    assert report.steps == 4
+    output = capsys.readouterr().out
+    assert "Last metrics:" in output
+    assert "val_loss" in output
+    assert str(report) in output
+    assert f"tensorboard --logdir {tmp_path}" in output
+
+
+def test_the_section_and_the_command_line_set_the_callbacks_arguments(tmp_path):
+    section = {
+        "probes": {
+            "class_path": "lightning_vamo.core.schedules.LinearProbes",
+            "init_args": {"start": 2, "end": 4, "epochs": 2},
+        },
+        "directions": {"class_path": "lightning_vamo.core.directions.RademacherDirections", "init_args": {"storage": "seeded"}},
+        "mu": 0.01,
+    }
+    callback = callback_of(command(tmp_path, vamo=section, arguments=["--vamo.alpha", "0.001", "--vamo.difference=central"]))
+    assert isinstance(callback.schedule, LinearProbes)
+    assert isinstance(callback.directions, RademacherDirections)
+    assert callback.directions.storage == "seeded"
+    assert (callback.mu, callback.alpha, callback.difference) == (0.01, 0.001, "central")
+    assert callback.report.forward_evaluations == 4 * (1 + 2 * 2) + 4
+
+
+def test_a_schedule_of_ones_own(tmp_path):
+    callback = callback_of(command(tmp_path, vamo={"probes": {"class_path": "tests.integration.test_cli.Own"}}))
+    assert callback.report.forward_evaluations == 4 * (1 + 3) + 4
+
+
+class Own:
+    def probes_at(self, epoch: int) -> int:
+        return 3
+
+
+def test_a_callback_in_the_configuration(tmp_path):
+    callbacks = [{"class_path": "lightning_vamo.VAMOCallback", "init_args": {"probes": 2}}]
+    assert callback_of(command(tmp_path, trainer={"callbacks": callbacks})).report.forward_evaluations == 4 * 3 + 4
+    with pytest.raises(UnsupportedError, match=r"both a section `vamo` and a VAMOCallback.*keep one"):
+        command(tmp_path, trainer={"callbacks": callbacks}, vamo={"probes": 3})
+
+
+def test_wrong_arguments_are_refused_by_name(tmp_path, capsys):
+    with pytest.raises(ValueError, match="`mu` must be a positive, finite number or 'auto', got -1.0"):
+        command(tmp_path, vamo={"mu": -1.0})
+    with pytest.raises(SystemExit):
+        command(tmp_path, vamo={"probez": 3})
+    assert "probez" in capsys.readouterr().err
+
+
+def test_checkpoints_load_into_the_plain_class_and_plain_ones_into_the_command(tmp_path):
+    cli = command(tmp_path)
+    [checkpoint] = tmp_path.rglob("*.ckpt")
+    plain = Everything.load_from_checkpoint(checkpoint)
+    assert type(plain) is Everything
+    assert plain.hparams.lr == 0.02
+    assert torch.equal(plain.net[0].weight, cli.model.net[0].weight)
+
+    other = tmp_path / "plain"
+    other.mkdir()
+    command(other, cli=PlainCLI)
+    [checkpoint] = other.rglob("*.ckpt")
+    again = command(other, trainer={"max_epochs": 2}, arguments=["--ckpt_path", str(checkpoint)])
+    assert again.trainer.global_step == 8
+    assert callback_of(again).report.snapshots == 1
+
+
+class PlainCLI(LightningCLI):
+    def __init__(self, args):
+        super().__init__(args=args)
+
+
+@pytest.mark.parametrize("subcommand", ["validate", "test", "predict"])
+def test_other_subcommands(subcommand, tmp_path):
+    model = {"class_path": "tests.integration.test_cli.Evaluated", "init_args": {"lr": 0.02}}
+    command(tmp_path, model=model)
+    [checkpoint] = tmp_path.rglob("*.ckpt")
+    cli = command(tmp_path, subcommand, model=model, arguments=["--ckpt_path", str(checkpoint)])
+    expected = torch.load(checkpoint, weights_only=True)["state_dict"]["net.0.weight"]
+    assert torch.equal(cli.model.net[0].weight, expected)
+
+
+class Evaluated(Everything):
+    def test_step(self, batch, batch_idx):
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch, batch_idx):
+        return self.net(batch[0])
+
+
+EXAMPLES = {
+    "the demo": ["-m", "lightning_vamo", "fit", "--config", "examples/digits.yaml", "--trainer.max_epochs=2"],
+    "a command of one's own": ["examples/own_cli.py", "fit", "--config", "examples/own_cli.yaml", "--trainer.max_epochs=2"],
+    "from Python": ["examples/python_api.py"],
+}
+
+
+@pytest.mark.parametrize("arguments", EXAMPLES.values(), ids=EXAMPLES)
+def test_examples_run(arguments, tmp_path):
+    if "fit" in arguments:
+        arguments = [*arguments, f"--trainer.default_root_dir={tmp_path}"]
+    arguments = [str(ROOT / a) if a.startswith("examples/") and a.endswith(".py") else a for a in arguments]
+    working = tmp_path if arguments[0].endswith("python_api.py") else ROOT
+    done = subprocess.run([sys.executable, *arguments], cwd=working, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+    if "own_cli" not in arguments[0]:
+        assert "VAMO: " in done.stdout
+
+
+def test_the_default_family():
+    assert isinstance(VAMOCallback().directions, SphereDirections)
+    assert not isinstance(VAMOCallback().directions, OrthonormalDirections)

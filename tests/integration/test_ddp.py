@@ -1,0 +1,95 @@
+"""Two processes with DDP train as one process with the same global batches, and never differ by a bit."""
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from lightning_vamo import VAMOCallback, VAMOMixin
+from lightning_vamo.core.directions import OrthonormalDirections
+from tests.modules import Everything, VAMOEverything, classification_data, trainer
+
+
+class Regression(VAMOMixin, L.LightningModule):
+    """Without BatchNorm, whose statistics are of a rank's own batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.5)
+
+
+class Save(L.Callback):
+    """Keeps each rank's weights, buffers and figures in a file."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_end(self, fit, module):
+        state = {"state": dict(module.state_dict()), "metrics": dict(fit.callback_metrics), "step": fit.global_step}
+        torch.save(state, self.folder / f"{fit.global_rank}.pt")
+
+
+class Data(L.LightningDataModule):
+    """Deals the samples out to the ranks in order, so that a global batch is the same whatever the number of ranks."""
+
+    def __init__(self, data, batch_size):
+        super().__init__()
+        self.data = data
+        self.batch_size = batch_size
+
+    def train_dataloader(self):
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        sampler = DistributedSampler(self.data, world, rank, shuffle=False)
+        return DataLoader(self.data, self.batch_size, sampler=sampler)
+
+
+def run(module, folder, data, *, devices, batch_size, callback, **options):
+    L.seed_everything(5, verbose=False)
+    torch.manual_seed(5)
+    for layer in module.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    folder.mkdir()
+    strategy = {"strategy": "ddp_fork", "devices": 2} if devices == 2 else {}
+    callbacks = [Save(folder)] + ([callback] if callback else [])
+    trainer(callbacks=callbacks, **strategy, **options).fit(module, datamodule=Data(data, batch_size))
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(devices)]
+
+
+def test_two_processes_equal_one(tmp_path):
+    inputs, labels = classification_data(48).tensors
+    data = TensorDataset(inputs.double(), labels)
+
+    def callback():
+        return VAMOCallback(probes=4, directions=OrthonormalDirections(), mu=1e-4, difference="central", seed=1)
+
+    options = {"precision": "64-true", "max_epochs": 2, "use_distributed_sampler": False}
+    [one] = run(Regression(), tmp_path / "one", data, devices=1, batch_size=8, callback=callback(), **options)
+    first, second = run(Regression(), tmp_path / "two", data, devices=2, batch_size=4, callback=callback(), **options)
+    for name, weight in one["state"].items():
+        assert torch.equal(first["state"][name], second["state"][name])
+        assert torch.allclose(first["state"][name], weight, rtol=1e-9, atol=1e-12)
+    for figure in ("vamo/snapshot_loss", "vamo/variance_removed"):
+        assert first["metrics"][figure] == pytest.approx(float(one["metrics"][figure]), rel=1e-5)
+    [plain] = run(Regression(), tmp_path / "plain", data, devices=1, batch_size=8, callback=VAMOCallback(probes=0), **options)
+    assert not torch.allclose(plain["state"]["net.0.weight"], one["state"]["net.0.weight"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("arguments", [{"probes": 0}, {"probes": 2, "alpha": 0.0}, {"probes": 2}])
+def test_batch_norm_dropout_and_accumulation(arguments, tmp_path):
+    """Ranks agree to the bit, BatchNorm's buffers included; without a correction, with plain DDP too."""
+    data = classification_data(60)
+    options = {"devices": 2, "batch_size": 5, "accumulate_grad_batches": 2}
+    first, second = run(VAMOEverything(), tmp_path / "vamo", data, callback=VAMOCallback(**arguments), **options)
+    plain, _ = run(Everything(), tmp_path / "plain", data, callback=None, **options)
+    assert all(torch.equal(first["state"][name], second["state"][name]) for name in dict(VAMOEverything().named_parameters()))
+    assert first["step"] == plain["step"]
+    same = all(torch.equal(first["state"][name], plain["state"][name]) for name in plain["state"])
+    assert same == (arguments != {"probes": 2})

@@ -1,0 +1,105 @@
+"""Through Lightning, VAMO along a full set of orthonormal directions is first-order SVRG; along fewer it is what it says."""
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_vamo import VAMOCallback, VAMOMixin
+from lightning_vamo.core.directions import CoordinateDirections, OrthonormalDirections
+from tests.modules import trainer
+from tests.reference import fo_svrg, sgd
+
+
+class LeastSquares(L.LightningModule):
+    def __init__(self, dimension, rate):
+        super().__init__()
+        self.weights = nn.ParameterList([nn.Parameter(torch.zeros(dimension - 2)), nn.Parameter(torch.ones(2))])
+        self.rate = rate
+        self.plan = []
+
+    def training_step(self, batch, batch_idx):
+        inputs, targets, indices = batch
+        if batch_idx == 0 and torch.is_grad_enabled():
+            self.plan.append([])
+        if torch.is_grad_enabled():
+            self.plan[-1].append(indices.tolist())
+        return (inputs @ torch.cat(list(self.weights)) - targets).square().mean() / 2
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.rate)
+
+
+class VAMOLeastSquares(VAMOMixin, LeastSquares):
+    pass
+
+
+class Trajectory(L.Callback):
+    def __init__(self):
+        self.points = []
+
+    def on_train_batch_end(self, fit, module, outputs, batch, batch_idx):
+        self.points.append(torch.cat(list(module.weights)).detach().double().numpy().copy())
+
+
+def problem(samples=41, dimension=9):
+    generator = np.random.default_rng(0)
+    a = generator.standard_normal((samples, dimension))
+    return a, a @ generator.standard_normal(dimension) + generator.standard_normal(samples)
+
+
+def train(callback, every=1, epochs=5, **loader):
+    a, b = problem()
+    L.seed_everything(1, verbose=False)
+    module, trajectory = VAMOLeastSquares(a.shape[1], 0.05), Trajectory()
+    data = TensorDataset(torch.tensor(a).float(), torch.tensor(b).float(), torch.arange(len(a)))
+    loader = DataLoader(data, **{"batch_size": 6, "shuffle": True, **loader})
+    trainer(callbacks=[callback, trajectory], max_epochs=epochs).fit(module, loader)
+    start = np.concatenate([np.zeros(a.shape[1] - 2), np.ones(2)])
+    return np.stack(trajectory.points), start, module.plan
+
+
+@pytest.mark.parametrize("family", [OrthonormalDirections(), OrthonormalDirections("seeded"), CoordinateDirections()])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_directions_give_first_order_svrg(family, workers):
+    callback = VAMOCallback(probes=9, directions=family, difference="central", seed=0)
+    points, start, plan = train(callback, num_workers=workers)
+    expected = fo_svrg(*problem(), start, plan, 0.05)
+    assert np.abs(points - expected).max() < 1e-5
+    plain = sgd(*problem(), start, plan, 0.05)
+    assert np.abs(points - plain).max() > 1e-2
+    assert callback.report.variance_removed > 0.2
+
+
+def test_a_snapshot_kept_for_two_epochs_gives_svrg_with_that_snapshot():
+    callback = VAMOCallback(probes=9, directions=OrthonormalDirections(), difference="central", every_n_epochs=2, seed=0)
+    points, start, plan = train(callback, epochs=4)
+    joined = [plan[0] + plan[1], plan[2] + plan[3]]
+    expected = fo_svrg(*problem(), start, joined, 0.05)
+    assert np.abs(points - expected).max() < 1e-5
+
+
+def test_accumulated_steps_use_the_mean_of_their_rows():
+    """Accumulating all batches of an epoch leaves nothing to correct, as the corrections of equal batches cancel."""
+    a, b = problem(samples=42)
+    data = TensorDataset(torch.tensor(a).float(), torch.tensor(b).float(), torch.arange(42))
+
+    def run(probes):
+        module = VAMOLeastSquares(9, 0.05)
+        fit = trainer(callbacks=[VAMOCallback(probes=probes, seed=0, mu=0.1)], max_epochs=3, accumulate_grad_batches=7)
+        fit.fit(module, DataLoader(data, batch_size=6))
+        return torch.cat(list(module.weights)).detach()
+
+    assert torch.allclose(run(4), run(0), atol=1e-5)
+
+
+def test_fewer_directions_remove_their_share_of_the_noise():
+    """Share q/d of the variance at the snapshot, so less than all of the distance to first-order SVRG."""
+    removed = {}
+    for probes in (1, 3, 6, 9):
+        callback = VAMOCallback(probes=probes, directions=OrthonormalDirections(), difference="central", seed=0)
+        train(callback, epochs=8)
+        removed[probes] = callback.report.variance_removed
+    assert 0 < removed[1] < removed[3] < removed[6] < removed[9]

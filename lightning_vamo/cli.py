@@ -66,7 +66,7 @@ class VAMOCLI(LightningCLI):
         width = max(map(len, metrics), default=0)
         lines = [f"  {name:<{width}} {value:.4g}" for name, value in metrics.items() if not name.startswith("vamo/")]
         reports = [str(c.report) for c in self.trainer.callbacks if isinstance(c, VAMOCallback)]  # type: ignore[attr-defined]
-        logs = [logger.save_dir for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        logs = [os.path.relpath(logger.root_dir) for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
         hints = [f"See the curves: tensorboard --logdir {directory}" for directory in logs]
         print("\n".join(["", "Last metrics:", *lines, *reports, *hints]))
 

@@ -118,7 +118,6 @@ def mixed_class(cls: type[LightningModule]) -> Any:
     Returns:
         The class, the same one at every call.
     """
-
     if cls in _MIXED:
         return _MIXED[cls]
 

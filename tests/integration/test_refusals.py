@@ -83,14 +83,14 @@ def test_two_callbacks_of_two_classes():
     class Another(VAMOCallback):
         pass
 
-    with pytest.raises(UnsupportedError, match="2 callbacks that change gradients, VAMOCallback, Another: keep one"):
+    with pytest.raises(UnsupportedError, match=r"2 callbacks that change gradients, VAMOCallback, Another: keep one"):
         trainer(callbacks=[VAMOCallback(), Another()]).fit(Vamo(), DataLoader(Indexed(4)))
 
 
 def test_module_that_optimizes_by_hand():
     module = Vamo()
     module.automatic_optimization = False
-    with pytest.raises(UnsupportedError, match="automatic_optimization=False .* return the loss"):
+    with pytest.raises(UnsupportedError, match=r"automatic_optimization=False .* return the loss"):
         fit(module)
 
 
@@ -99,7 +99,7 @@ def test_several_optimizers():
         def configure_optimizers(self):
             return [torch.optim.SGD([p], lr=0.1) for p in self.parameters()]
 
-    with pytest.raises(UnsupportedError, match="more than one optimizer.*single optimizer"):
+    with pytest.raises(UnsupportedError, match=r"more than one optimizer.*single optimizer"):
         fit(Two())
 
 
@@ -205,7 +205,7 @@ def test_strategies(strategy):
 
 @pytest.mark.parametrize("family", [OrthonormalDirections(), CoordinateDirections()])
 def test_more_probes_than_parameters(family):
-    with pytest.raises(InvalidArgumentError, match="5 orthonormal directions in a space of 4 .* at most 4 probes"):
+    with pytest.raises(InvalidArgumentError, match=r"5 orthonormal directions in a space of 4 .* at most 4 probes"):
         fit(Vamo(), callback=VAMOCallback(probes=5, directions=family))
 
 

@@ -1,5 +1,7 @@
 """The sweep sees the very batches of the epoch, in their order, and no batch is lost or doubled."""
 
+import itertools
+
 import lightning as L
 import pytest
 import torch
@@ -130,7 +132,7 @@ def test_rows_belong_to_steps_where_a_loader_cycles(data):
     swept = epochs(Watched, [VAMOCallback(probes=1, seed=0)], data)
     assert swept.checked == sum(map(len, swept.epochs)) > 0
     for contents in swept.epochs:
-        indices = sum(contents, [])
+        indices = [*itertools.chain(*contents)]
         assert sorted(i for i in indices if i < 100) == list(map(float, range(23)))
         short = [i for i in indices if i >= 100]
         assert sorted(short[:9]) == sorted(short[9:18]) == list(map(float, range(100, 109)))
@@ -172,7 +174,7 @@ def test_between_snapshots_the_batches_keep_their_composition(name):
 
 def test_with_every_sample_in_one_batch_of_an_epoch():
     for contents in epochs(Watched, [VAMOCallback(probes=1, every_n_epochs=3)], loader).epochs:
-        assert sorted(sum(contents, [])) == list(map(float, range(23)))
+        assert sorted([*itertools.chain(*contents)]) == list(map(float, range(23)))
 
 
 def test_a_reloaded_loader_gets_a_snapshot_of_its_own():

@@ -1,0 +1,277 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_vamo.core import ControlVariate
+from lightning_vamo.core.correction import Correction, squared_norm
+from lightning_vamo.core.directions import CoordinateDirections, GaussianDirections, OrthonormalDirections, SphereDirections
+from lightning_vamo.core.mixing import effective_coefficient
+from tests import reference
+from tests.problems import LeastSquares, LogisticRegression, batches_of, probe_table, seeded
+
+SHAPES = [(3, 4), (), (0,), (5,)]
+DIMENSION = 18
+FAMILIES = [
+    SphereDirections(),
+    SphereDirections("seeded"),
+    GaussianDirections(),
+    OrthonormalDirections(),
+    CoordinateDirections(),
+]
+
+
+def correction_at(problem, parameters, batches, family, count, alpha, difference="central", mu=0.3):
+    directions = family.draw(parameters, count, seeded(4))
+    deltas = probe_table(problem, parameters, batches, directions, mu, difference)
+    beta = effective_coefficient(alpha, count, directions.dimension)
+    weights = torch.tensor([len(batch) for batch in batches])
+    return Correction(parameters, directions, ControlVariate(deltas, weights, beta), beta)
+
+
+def set_gradients(parameters, gradients):
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+
+
+# One step against the oracle
+
+
+@pytest.mark.parametrize("difference", ["forward", "central"])
+@pytest.mark.parametrize("alpha", ["theory", 0.1, 1.0])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: type(family).__name__)
+def test_the_corrected_gradient_is_vamos_as_the_paper_writes_it(family, alpha, difference):
+    problem, count, mu = LogisticRegression(21, SHAPES), 5, 0.3
+    parameters, iterate = problem.start(), problem.start(seed=2)
+    batches = batches_of(21, 6, seed=0)
+    correction = correction_at(problem, parameters, batches, family, count, alpha, difference, mu)
+
+    x, u = reference.flatten(parameters), reference.matrix(correction.directions, parameters)
+    a, b = problem.a.numpy(), problem.b.numpy()
+    own = [
+        reference.estimate_gradient(lambda y, i=batch: reference.logistic_loss(a[i], b[i], y), x, u, mu, difference)
+        for batch in batches
+    ]
+    whole = reference.estimate_gradient(lambda y: reference.logistic_loss(a, b, y), x, u, mu, difference)
+    for row, batch in enumerate(batches):
+        set_gradients(parameters, problem.gradients(iterate, batch))
+        correction.apply([row])
+        gradient = reference.logistic_gradient(a[batch], b[batch], reference.flatten(iterate))
+        oracle = reference.vamo_gradient(gradient, own[row], whole, count / DIMENSION if alpha == "theory" else alpha)
+        assert reference.flatten([parameter.grad for parameter in parameters]) == pytest.approx(oracle, abs=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: type(family).__name__)
+def test_the_corrections_of_an_epoch_cancel(family):
+    problem = LogisticRegression(21, SHAPES)
+    parameters, batches = problem.start(), batches_of(21, 6, seed=0)
+    correction = correction_at(problem, parameters, batches, family, 5, "theory")
+    total = np.zeros(DIMENSION)
+    for row, batch in enumerate(batches):
+        set_gradients(parameters, problem.gradients(parameters, batch))
+        correction.apply([row])
+        total += len(batch) / 21 * reference.flatten([parameter.grad for parameter in parameters])
+    assert total == pytest.approx(reference.flatten(problem.gradients(parameters)), abs=1e-13)
+
+
+def test_a_step_that_accumulated_batches_gets_the_mean_of_their_corrections():
+    problem = LeastSquares(20, SHAPES)
+    parameters, batches = problem.start(), batches_of(20, 4, seed=0)
+    correction = correction_at(problem, parameters, batches, OrthonormalDirections(), 5, "theory")
+    means = []
+    for row in (1, 2, 3):
+        set_gradients(parameters, problem.gradients(parameters, batches[row]))
+        correction.apply([row])
+        means.append(reference.flatten([parameter.grad for parameter in parameters]) / 3)
+    together = [torch.zeros_like(parameter) for parameter in parameters]
+    for row in (1, 2, 3):
+        for total, part in zip(together, problem.gradients(parameters, batches[row]), strict=True):
+            total.add_(part / 3)
+    set_gradients(parameters, together)
+    correction.apply([1, 2, 3], accumulated=3)
+    assert reference.flatten([parameter.grad for parameter in parameters]) == pytest.approx(sum(means), abs=1e-13)
+
+
+def test_an_incomplete_accumulation_is_divided_by_the_full_number_of_batches():
+    problem = LeastSquares(20, SHAPES)
+    parameters, batches = problem.start(), batches_of(20, 4, seed=0)
+    correction = correction_at(problem, parameters, batches, OrthonormalDirections(), 5, "theory")
+    set_gradients(parameters, [torch.zeros_like(parameter) for parameter in parameters])
+    correction.apply([4], accumulated=3)
+    u = reference.matrix(correction.directions, parameters)
+    expected = -correction.control.correction(4).numpy() @ u / 3
+    assert reference.flatten([parameter.grad for parameter in parameters]) == pytest.approx(expected, abs=1e-14)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: type(family).__name__)
+def test_a_parameter_without_gradient_stays_out_and_the_others_are_corrected_as_ever(family):
+    problem = LeastSquares(20, SHAPES)
+    parameters, batches = problem.start(), batches_of(20, 4, seed=0)
+    correction = correction_at(problem, parameters, batches, family, 5, "theory")
+    gradients = problem.gradients(parameters, batches[2])
+    set_gradients(parameters, [gradient.clone() for gradient in gradients])
+    correction.apply([2])
+    complete = [parameter.grad.clone() for parameter in parameters]
+    set_gradients(parameters, [None, *(gradient.clone() for gradient in gradients[1:])])
+    norms = correction.apply([2])
+    assert parameters[0].grad is None
+    for parameter, expected in zip(parameters[1:], complete[1:], strict=True):
+        assert torch.allclose(parameter.grad, expected, rtol=0, atol=1e-14)
+    assert float(norms[0]) == pytest.approx(sum(float(gradient.square().sum()) for gradient in gradients[1:]), rel=1e-6)
+
+
+def test_the_squared_norms_before_and_after_are_returned():
+    problem = LeastSquares(20, SHAPES)
+    parameters, batches = problem.start(), batches_of(20, 4, seed=0)
+    correction = correction_at(problem, parameters, batches, OrthonormalDirections(), 9, "theory")
+    set_gradients(parameters, problem.gradients(parameters, batches[2]))
+    before = float(np.sum(reference.flatten([parameter.grad for parameter in parameters]) ** 2))
+    norms = correction.apply([2])
+    after = float(np.sum(reference.flatten([parameter.grad for parameter in parameters]) ** 2))
+    assert norms.shape == (2,)
+    assert norms.tolist() == pytest.approx([before, after], rel=1e-6)
+    assert abs(before - after) > 0.01 * before
+
+
+def test_coefficients_are_scaled_as_the_gradients_are():
+    problem = LeastSquares(20, SHAPES)
+    parameters, batches = problem.start(), batches_of(20, 4, seed=0)
+    correction = correction_at(problem, parameters, batches, OrthonormalDirections(), 5, "theory")
+    plain, scaled = problem.gradients(parameters, batches[0]), problem.gradients(parameters, batches[0])
+    set_gradients(parameters, plain)
+    correction.apply([0])
+    expected = 1024 * reference.flatten(plain)
+    set_gradients(parameters, [gradient * 1024 for gradient in scaled])
+    seen = []
+
+    def scale(coefficients):
+        seen.append(coefficients.clone())
+        return coefficients * 1024
+
+    correction.apply([0], scale=scale)
+    assert torch.equal(seen[0], correction.control.correction(0))
+    assert reference.flatten([parameter.grad for parameter in parameters]) == pytest.approx(expected, rel=1e-12)
+
+
+# Where there is nothing to correct
+
+
+def test_at_beta_zero_gradients_are_left_bit_for_bit():
+    problem = LeastSquares(20, SHAPES, dtype=torch.float32)
+    parameters, batches = problem.start(), batches_of(20, 4, seed=0)
+    correction = correction_at(problem, parameters, batches, SphereDirections(), 5, 0.0)
+    gradients = problem.gradients(parameters, batches[0])
+    gradients[0][0, 0] = -0.0
+    gradients[0][0, 1] = float("nan")
+    set_gradients(parameters, [gradient.clone() for gradient in gradients])
+    assert correction.apply([0]) is None
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        assert torch.equal(parameter.grad.view(torch.int32), gradient.view(torch.int32))
+
+
+def test_without_rows_or_gradients_nothing_is_done():
+    problem = LeastSquares(20, SHAPES)
+    parameters, batches = problem.start(), batches_of(20, 4, seed=0)
+    correction = correction_at(problem, parameters, batches, SphereDirections(), 5, "theory")
+    set_gradients(parameters, [None] * 4)
+    assert correction.apply([0]) is None
+    gradients = problem.gradients(parameters, batches[0])
+    set_gradients(parameters, [gradient.clone() for gradient in gradients])
+    assert correction.apply([]) is None
+    assert all(torch.equal(parameter.grad, gradient) for parameter, gradient in zip(parameters, gradients, strict=True))
+
+
+def test_a_row_outside_the_plan_is_an_index_error_and_leaves_the_gradients():
+    problem = LeastSquares(20, SHAPES)
+    parameters, batches = problem.start(), batches_of(20, 4, seed=0)
+    correction = correction_at(problem, parameters, batches, SphereDirections(), 5, "theory")
+    gradients = problem.gradients(parameters, batches[0])
+    set_gradients(parameters, [gradient.clone() for gradient in gradients])
+    with pytest.raises(IndexError, match="`row`"):
+        correction.apply([0, 5])
+    assert all(torch.equal(parameter.grad, gradient) for parameter, gradient in zip(parameters, gradients, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_squared_norm_is_the_sum_of_squares_over_all_tensors_in_at_least_float32(dtype):
+    tensors = [torch.full((3, 4), 2.0, dtype=dtype), torch.tensor(-1.0, dtype=dtype), torch.zeros(0, dtype=dtype)]
+    norm = squared_norm(tensors)
+    assert norm.shape == ()
+    assert norm.dtype in (torch.float32, torch.float64)
+    assert float(norm) == pytest.approx(49.0, rel=1e-6)
+
+
+# A whole training: VAMO with all directions is first-order SVRG
+
+
+def vamo(problem, parameters, plans, family, count, rate, mu):
+    """VAMO out of the core's parts and torch's own SGD; one row per step."""
+    optimizer = torch.optim.SGD(parameters, lr=rate)
+    generator, trajectory = seeded(6), []
+    for plan in plans:
+        directions = family.draw(parameters, count, generator)
+        deltas = probe_table(problem, parameters, plan, directions, mu, "central")
+        beta = effective_coefficient("theory", directions.count, directions.dimension)
+        control = ControlVariate(deltas, torch.tensor([len(batch) for batch in plan]), beta)
+        correction = Correction(parameters, directions, control, beta)
+        for row, batch in enumerate(plan):
+            optimizer.zero_grad()
+            problem.loss(parameters, batch).backward()
+            correction.apply([row])
+            optimizer.step()
+            trajectory.append(reference.flatten(parameters))
+    return np.stack(trajectory)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-11), (torch.float32, 1e-5)], ids=["float64", "float32"])
+@pytest.mark.parametrize("family", [OrthonormalDirections(), CoordinateDirections()], ids=lambda family: type(family).__name__)
+def test_with_all_directions_vamo_follows_first_order_svrg(family, dtype, most):
+    problem = LeastSquares(50, SHAPES, dtype=dtype)
+    plans = [batches_of(50, 8, seed=epoch) for epoch in range(6)]  # the last batch of each holds 2 samples
+    parameters = problem.start(requires_grad=True)
+    data = problem.a.double().numpy(), problem.b.double().numpy(), reference.flatten(parameters)
+    oracle = reference.fo_svrg(*data, plans, rate=0.03)
+    trajectory = vamo(problem, parameters, plans, family, DIMENSION, rate=0.03, mu=0.5)
+    assert trajectory.shape == (42, DIMENSION)
+    assert np.abs(trajectory - oracle).max() < most
+    # What it is compared with moves, and is not SGD.
+    assert np.abs(oracle[-1] - data[2]).max() > 1
+    assert np.abs(oracle - reference.sgd(*data, plans, rate=0.03)).max() > 0.01
+
+
+def test_with_half_of_the_directions_vamo_stays_nearer_to_the_optimum_than_sgd():
+    # SGD is driven away from the optimum by its noise, first-order SVRG stays.
+    problem = LeastSquares(50, SHAPES)
+    plans = [batches_of(50, 8, seed=epoch) for epoch in range(20)]
+    a, b = problem.a.numpy(), problem.b.numpy()
+    optimum = np.linalg.lstsq(a, b, rcond=None)[0]
+    parameters = [part.view(shape).requires_grad_() for part, shape in zip(parts(optimum), problem.shapes, strict=True)]
+
+    def gap(trajectory):
+        best = reference.least_squares_loss(a, b, optimum)
+        return np.mean([reference.least_squares_loss(a, b, x) - best for x in trajectory])
+
+    half = gap(vamo(problem, parameters, plans, OrthonormalDirections(), DIMENSION // 2, rate=0.03, mu=0.5))
+    svrg, sgd = (gap(method(a, b, optimum, plans, rate=0.03)) for method in (reference.fo_svrg, reference.sgd))
+    assert svrg < 1e-12
+    assert 0.1 * sgd < half < 0.75 * sgd
+
+
+def parts(flat):
+    """A flat vector as copies of its parts of the parameters' sizes."""
+    sizes = [int(np.prod(shape)) for shape in SHAPES]
+    return [part.clone() for part in torch.from_numpy(flat).split(sizes)]
+
+
+def test_a_modules_gradients_are_corrected_in_place():
+    module = nn.Linear(4, 3)
+    parameters = list(module.parameters())
+    directions = OrthonormalDirections().draw(parameters, 2, seeded(0))
+    control = ControlVariate(torch.tensor([[1.0, 2.0], [-1.0, 0.0]]), torch.ones(2), 1.0)
+    module(torch.ones(2, 4)).square().sum().backward()
+    gradient = module.weight.grad
+    before = reference.flatten([parameter.grad for parameter in parameters])
+    Correction(parameters, directions, control, 1.0).apply([0])
+    expected = before - np.array([1.0, 1.0]) @ reference.matrix(directions, parameters)
+    assert module.weight.grad is gradient
+    assert reference.flatten([parameter.grad for parameter in parameters]) == pytest.approx(expected, abs=1e-5)

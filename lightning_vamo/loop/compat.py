@@ -3,6 +3,7 @@
 Checked against Lightning 2.5 and 2.6. Each function says what it reaches for, and why nothing public does.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -156,7 +157,13 @@ def set_rng_states(states: dict[str, Any]) -> None:
 
 def step_arguments(step: Callable[..., Any], batch: Any, batch_idx: int) -> tuple[Any, ...]:
     """The arguments that a ``training_step`` takes, by the rule of Lightning's training loop."""
-    return (batch, batch_idx) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else (batch,)
+    return (batch, batch_idx) if _takes_batch_idx(getattr(step, "__func__", step)) else (batch,)
+
+
+@functools.cache
+def _takes_batch_idx(step: Callable[..., Any]) -> bool:
+    # Cached: reading a signature takes as long as the forward pass of a small model.
+    return bool(is_param_in_hook_signature(step, "batch_idx", min_args=2))
 
 
 def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) -> None:

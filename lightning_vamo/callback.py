@@ -42,9 +42,11 @@ class VAMOCallback(GradientCallback):
     ``backward_evaluations`` of a batch so far; ``sweep_seconds``.
 
     Args:
-        probes: ``q``, the number of probes, or a :class:`ProbeSchedule` of it. 0 is plain first-order training.
-        directions: The family of probe directions; by default :class:`SphereDirections`, the paper's.
-        mu: Smoothing radius for directions of unit norm, or ``"auto"``: see :func:`auto_mu`.
+        probes: ``q``, the number of probes, or a schedule of it, a :class:`~lightning_vamo.core.schedules.ProbeSchedule`. 0 is
+            plain first-order training.
+        directions: The family of probe directions; by default the paper's,
+            :class:`~lightning_vamo.core.directions.SphereDirections`.
+        mu: Smoothing radius for directions of unit norm, or ``"auto"``: see :func:`~lightning_vamo.core.probes.auto_mu`.
         alpha: The mixing coefficient :math:`\alpha`, or ``"theory"``: :math:`q/d`.
         difference: ``"forward"``, ``1 + q`` forward passes per batch and sweep, or ``"central"``, ``1 + 2q``.
         every_n_epochs: Epochs from one snapshot to the next. In between, the snapshot's batches keep their composition, and

@@ -41,8 +41,8 @@ def estimate_gradient(
             central differences).
         parameters: The tensors that it depends on, perturbed in place and restored bit for bit.
         probes: ``q``, the number of directions.
-        directions: The family to draw them from; by default :class:`SphereDirections`.
-        mu: Smoothing radius for unit vectors, or ``"auto"``: see :func:`auto_mu`.
+        directions: The family to draw them from; by default :class:`~lightning_vamo.core.directions.SphereDirections`.
+        mu: Smoothing radius for unit vectors, or ``"auto"``: see :func:`~lightning_vamo.core.probes.auto_mu`.
         difference: ``"forward"`` or ``"central"``.
         generator: CPU generator for the directions; by default a new one with a random seed. The global one is never
             touched.

@@ -6,7 +6,7 @@ plain attributes, train/eval modes, ``requires_grad`` flags and random states ar
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,33 +23,47 @@ _INTERNAL = (nn.Module().__dict__.keys() | LightningModule().__dict__.keys()) - 
 
 
 class ModuleState:
-    """What a forward pass can change on a module, apart from its parameters' values.
+    """What a forward pass can change on a module, apart from the values of the parameters being probed.
 
     That is, for the module and every submodule, torchmetrics among them: buffers, the ``training`` flag, and plain attributes
-    (numbers, tensors, and lists, dicts, sets and deques in them, at any depth); and the parameters' ``requires_grad`` flags.
-    Objects of other kinds, such as a plain object that counts calls, are not known to the guard.
+    (numbers, tensors, and lists, dicts, sets and deques of them, at any depth); the values of other parameters, such as
+    those of a teacher that the step updates; and every parameter's ``requires_grad`` flag. Objects of other kinds, such as
+    a plain object that counts calls, are not known to the guard.
 
     Args:
         module: The module to remember.
+        probed: The parameters that whoever perturbs them restores.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, probed: Sequence[Tensor] = ()) -> None:
         self._buffers = [(m, dict(m._buffers)) for m in module.modules() if m._buffers]
         self._flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
         self._attributes = [(m, _plain(m)) for m in module.modules()]
         values = [value for _, attributes in self._attributes for value in attributes.values()]
         self._contents = [_Contents(value) for value in values if isinstance(value, _CONTAINERS)]
-        tensors = [tensor for _, held in [*self._buffers, *self._attributes] for tensor in held.values()]
         # Copied back always: BatchNorm writes its running statistics without a trace on the tensors' version counters.
-        self._tensors = [(tensor, tensor.detach().clone()) for tensor in tensors if isinstance(tensor, Tensor)]
+        held = [buffer for _, buffers in self._buffers for buffer in buffers.values() if buffer is not None]
+        self._values = [(buffer, buffer.detach().clone()) for buffer in held]
+        self._tensors = [_Value(value) for value in values if isinstance(value, Tensor)]
+        self._tensors += [_Value(tensor) for contents in self._contents for tensor in contents.tensors()]
+        # Off the device: a frozen backbone may fill it.
+        ids = {id(parameter) for parameter in probed}
+        self._others = [_Value(parameter, "cpu") for parameter in module.parameters() if id(parameter) not in ids]
+        self._first = True
 
     def restore_tensors(self) -> None:
-        """Put back buffers and tensor attributes only: cheap enough to do after every forward pass."""
+        """Put back whatever tensors were written to: cheap enough to do after every forward pass."""
         for module, buffers in self._buffers:
             if any(module._buffers.get(name) is not buffer for name, buffer in buffers.items()):
                 module._buffers.update(buffers)
-        for tensor, value in self._tensors:
-            tensor.detach().copy_(value)
+        for buffer, value in self._values:
+            buffer.detach().copy_(value)
+        if self._first:
+            # A step that leaves them alone once leaves them alone: their copies can go.
+            self._others = [value for value in self._others if value.written()]
+            self._first = False
+        for written in (*self._tensors, *self._others):
+            written.restore()
 
     def restore_attributes(self) -> None:
         """Put back plain attributes, and containers that grew: what a batch should not leave for the next one."""
@@ -71,14 +85,35 @@ class ModuleState:
             parameter.requires_grad_(flag)
 
 
+class _Value:
+    """A tensor and its numbers, which are copied back only if the tensor's version says that it was written to."""
+
+    def __init__(self, tensor: Tensor, device: str | None = None) -> None:
+        self._tensor = tensor.detach()
+        self._copy = tensor.detach().to(device, copy=True)
+        self._version = tensor._version
+
+    def written(self) -> bool:
+        return self._tensor._version != self._version
+
+    def restore(self) -> None:
+        if self.written():
+            self._tensor.copy_(self._copy)
+            self._version = self._tensor._version
+
+
 class _Contents:
     """A container and what it holds, containers inside it included."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
         self._copy = copy.copy(value)
-        held = value.values() if isinstance(value, dict) else value
-        self._inner = [_Contents(item) for item in held if isinstance(item, _CONTAINERS)]
+        self._held = list(value.values() if isinstance(value, dict) else value)
+        self._inner = [_Contents(item) for item in self._held if isinstance(item, _CONTAINERS)]
+
+    def tensors(self) -> list[Tensor]:
+        inner = [tensor for contents in self._inner for tensor in contents.tensors()]
+        return [item for item in self._held if isinstance(item, Tensor)] + inner
 
     def restore(self, only_if_resized: bool = False) -> None:
         if not only_if_resized or len(self._value) != len(self._copy):
@@ -113,19 +148,20 @@ def silent(trainer: Trainer, module: LightningModule) -> Iterator[None]:
 
 
 @contextmanager
-def no_trace(trainer: Trainer, module: LightningModule) -> Iterator[ModuleState]:
+def no_trace(trainer: Trainer, module: LightningModule, probed: Sequence[Tensor]) -> Iterator[ModuleState]:
     """Run forward passes of the module's training step so that nothing but their return values remains.
 
     Args:
         trainer: The trainer, whose loggers are set aside.
         module: The module.
+        probed: The parameters that the caller perturbs, and restores itself.
 
     Yields:
         The module's state, for putting parts of it back between two forward passes.
     """
     random = compat.rng_states(module.device)
     with silent(trainer, module), torch.no_grad():
-        state = ModuleState(module)
+        state = ModuleState(module, probed)
         try:
             yield state
         finally:

@@ -73,7 +73,7 @@ def sweep(
     rows: list[Tensor | None] = []
     with (
         compat.without_buffer_sync(trainer),
-        no_trace(trainer, module) as state,
+        no_trace(trainer, module, parameters) as state,
         Snapshot(parameters) as snapshot,
         plan.loaded() as batches,
         sweep_bar(trainer, plan.length) as show,

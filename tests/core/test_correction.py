@@ -34,6 +34,12 @@ def set_gradients(parameters, gradients):
         parameter.grad = gradient
 
 
+def parts(flat):
+    """A flat vector as copies of its parts of the parameters' sizes."""
+    sizes = [int(np.prod(shape)) for shape in SHAPES]
+    return [part.clone() for part in torch.from_numpy(flat).split(sizes)]
+
+
 # One step against the oracle
 
 
@@ -255,12 +261,6 @@ def test_with_half_of_the_directions_vamo_stays_nearer_to_the_optimum_than_sgd()
     svrg, sgd = (gap(method(a, b, optimum, plans, rate=0.03)) for method in (reference.fo_svrg, reference.sgd))
     assert svrg < 1e-12
     assert 0.1 * sgd < half < 0.75 * sgd
-
-
-def parts(flat):
-    """A flat vector as copies of its parts of the parameters' sizes."""
-    sizes = [int(np.prod(shape)) for shape in SHAPES]
-    return [part.clone() for part in torch.from_numpy(flat).split(sizes)]
 
 
 def test_a_modules_gradients_are_corrected_in_place():

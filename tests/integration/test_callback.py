@@ -134,6 +134,16 @@ def test_a_probe_loss_of_its_own():
     assert callback.report.snapshots == 1
 
 
+def test_a_probe_loss_of_the_class_behind_the_mixin():
+    class Own(Everything):
+        def probe_loss(self, batch, batch_idx):
+            return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    for module in (with_vamo(Own()), type("Mixed", (VAMOMixin, Own), {})()):
+        fit(VAMOCallback(probes=1), module, max_epochs=1)
+        assert module.calls == 12
+
+
 def test_parameters_that_are_frozen_or_unused_stay_as_they_are():
     class Partial(VAMOEverything):
         def __init__(self):

@@ -25,6 +25,8 @@ class Meddling(Everything):
         self.names = set()
         self.average = torch.zeros(2)
         self.images = []
+        self.moving = {"average": torch.zeros(1), "pair": [torch.zeros(2), 1]}
+        self.teacher = nn.Linear(2, 2).requires_grad_(False)
 
     def training_step(self, batch, batch_idx):
         inputs, labels = batch
@@ -37,6 +39,10 @@ class Meddling(Everything):
         self.names.add(random.random())
         self.average += np.random.rand()
         self.new_attribute = batch_idx
+        self.moving["average"].add_(1)
+        self.moving["pair"][0].add_(2)
+        with torch.no_grad():
+            self.teacher.weight.mul_(0.9).add_(0.1)
         self.gone = torch.ones(1)
         self.net[1].eval()
         self.net[0].bias.requires_grad_(False)
@@ -66,7 +72,7 @@ def contents(value):
 
 def everything(fit, module):
     metrics = [m for m in module.modules() if hasattr(m, "_copy_state_dict")]
-    own = ("seen", "calls", "history", "names", "average", "images", "lr")
+    own = ("seen", "calls", "history", "names", "average", "images", "lr", "moving")
     numpy_state = np.random.get_state()
     return {
         "weights and buffers": contents(dict(module.state_dict())),
@@ -122,7 +128,7 @@ def test_a_meddling_module_trains_as_without_the_sweep(alpha):
         L.seed_everything(0, verbose=False)
         module, logger = cls(), MemoryLogger()
         trainer(callbacks=callbacks, logger=logger).fit(module, *loaders())
-        return contents(dict(module.state_dict())), logger.rows, contents(module.history), contents(module.average)
+        return [contents(v) for v in (dict(module.state_dict()), module.history, module.average, module.moving)], logger.rows
 
     assert run(Meddling, []) == run(VAMOMeddling, [VAMOCallback(probes=2, alpha=alpha)])
 
@@ -216,4 +222,4 @@ def test_module_state_puts_back_what_it_says():
     assert module.scaler.tolist() == [1, 1, 1]
     assert module.gone is None
     assert all(m.training for m in module.modules())
-    assert all(p.requires_grad for p in module.parameters())
+    assert all(p.requires_grad for p in module.net.parameters())

@@ -41,7 +41,8 @@ class Correction:
             scale: Scales the coefficients as the gradients are scaled, where a GradScaler did so.
 
         Returns:
-            Shape ``(2,)``: the squared norms of the gradient before and after, or None if there was nothing to correct.
+            Shape ``(2,)``: the squared norms of the gradient before and after, zeros if they are not finite; or None if there
+            was nothing to correct.
         """
         gradients = [parameter.grad for parameter in self.parameters]
         present = [gradient for gradient in gradients if gradient is not None]
@@ -50,7 +51,8 @@ class Correction:
         coefficients = torch.stack([self.control.correction(row) for row in rows]).sum(dim=0) / accumulated
         before = squared_norm(present)
         self.directions.subtract_(gradients, coefficients if scale is None else scale(coefficients))
-        return torch.stack((before, squared_norm(present)))
+        moments = torch.stack((before, squared_norm(present)))
+        return torch.where(moments.isfinite().all(), moments, 0.0)
 
 
 def squared_norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -418,11 +418,14 @@ def test_parameters_longer_than_a_chunk_are_treated_like_short_ones(family, chun
     targets = similar(points, seed=1)
     directions.move(targets, points, 1, 0.5)
     assert reference.flatten(targets) == pytest.approx(reference.flatten(points) + 0.5 * u[1], abs=1e-6)
-    vectors = similar(points, seed=3)
-    flat = reference.flatten(vectors)
-    assert directions.project(vectors).numpy() == pytest.approx(u @ flat, abs=1e-5)
-    directions.subtract_(vectors, torch.tensor([1.0, -2.0, 0.5]))
-    assert reference.flatten(vectors) == pytest.approx(flat - np.array([1.0, -2.0, 0.5]) @ u, abs=1e-5)
+    for missing in (None, 1):
+        vectors = [None if i == missing else vector for i, vector in enumerate(similar(points, seed=3))]
+        present = np.concatenate([np.full(point.numel(), i != missing) for i, point in enumerate(points)])
+        flat = reference.flatten(vectors, like=points)
+        assert directions.project(vectors).numpy() == pytest.approx(u @ flat, abs=1e-5)
+        directions.subtract_(vectors, torch.tensor([1.0, -2.0, 0.5]))
+        expected = flat - np.array([1.0, -2.0, 0.5]) @ u
+        assert reference.flatten(vectors, like=points)[present] == pytest.approx(expected[present], abs=1e-5)
 
 
 def test_chunks_of_a_direction_differ():

@@ -53,7 +53,7 @@ SHAPES = {10: [(2, 3), (4,)], 20: [(3, 5), (), (4,)], 60: [(7, 8), (4,)]}
 class Experiment:
     """The mini-batch gradients of a problem at a point, and how far from the full gradient a correction leaves them."""
 
-    def __init__(self, problem, family, count, draws, batches=6, size=5):
+    def __init__(self, problem, family, count, draws, batches=4, size=5):
         self.problem, self.family, self.count, self.draws = problem, family, count, draws
         self.dimension = problem.dimension
         self.parameters = problem.start()
@@ -101,7 +101,7 @@ def vamo(alpha):
     return correct
 
 
-def assert_within_sampling_error(measured, expected, most=0.01):
+def assert_within_sampling_error(measured, expected, most=0.02):
     mean, error = measured
     assert error < most
     assert mean == pytest.approx(expected, abs=4 * error + 1e-12)
@@ -110,49 +110,49 @@ def assert_within_sampling_error(measured, expected, most=0.01):
 @pytest.mark.parametrize(("d", "q"), [(10, 1), (10, 5), (20, 15), (60, 6), (60, 20)])
 @pytest.mark.parametrize("family", [ORTHONORMAL, CoordinateDirections()], ids=lambda family: type(family).__name__)
 def test_orthonormal_directions_leave_the_share_one_minus_q_over_d_of_the_variance(family, d, q):
-    experiment = Experiment(LeastSquares(30, SHAPES[d]), family, q, draws=200 if d < 60 else 80)
+    experiment = Experiment(LeastSquares(20, SHAPES[d]), family, q, draws=150 if d < 60 else 60)
     assert_within_sampling_error(experiment.ratio(vamo("theory")), 1 - q / d)
 
 
 @pytest.mark.parametrize(("d", "q"), [(10, 1), (10, 10), (20, 5), (10, 20), (60, 6)])
 @pytest.mark.parametrize("family", [SPHERE, RademacherDirections()], ids=lambda family: type(family).__name__)
 def test_independent_directions_with_the_best_alpha_leave_one_minus_q_over_d_plus_q_minus_one(family, d, q):
-    experiment = Experiment(LeastSquares(30, SHAPES[d]), family, q, draws=200 if d < 60 else 80)
+    experiment = Experiment(LeastSquares(20, SHAPES[d]), family, q, draws=150 if d < 60 else 60)
     assert_within_sampling_error(experiment.ratio(vamo(q / (d + q - 1))), 1 - q / (d + q - 1))
 
 
 @pytest.mark.parametrize(("d", "q"), [(10, 5), (20, 5)])
 def test_gaussian_directions_do_a_little_worse_as_their_lengths_vary(d, q):
-    experiment = Experiment(LeastSquares(30, SHAPES[d]), GaussianDirections(), q, draws=200)
-    assert_within_sampling_error(experiment.ratio(vamo(q / (d + q + 1))), 1 - q / (d + q + 1), most=0.02)
+    experiment = Experiment(LeastSquares(20, SHAPES[d]), GaussianDirections(), q, draws=150)
+    assert_within_sampling_error(experiment.ratio(vamo(q / (d + q + 1))), 1 - q / (d + q + 1))
 
 
 @pytest.mark.parametrize(("family", "alpha", "expected"), [(ORTHONORMAL, 5 / 20, 1 - 5 / 20), (SPHERE, 5 / 24, 1 - 5 / 24)])
 def test_the_shares_are_the_same_for_a_loss_that_is_not_quadratic(family, alpha, expected):
-    experiment = Experiment(LogisticRegression(30, SHAPES[20]), family, 5, draws=200)
+    experiment = Experiment(LogisticRegression(20, SHAPES[20]), family, 5, draws=150)
     assert_within_sampling_error(experiment.ratio(vamo(alpha)), expected)
 
 
 @pytest.mark.parametrize("family", [ORTHONORMAL, CoordinateDirections()], ids=lambda family: type(family).__name__)
 def test_as_many_orthonormal_directions_as_parameters_leave_no_variance(family):
-    experiment = Experiment(LeastSquares(30, SHAPES[20]), family, 20, draws=3)
+    experiment = Experiment(LeastSquares(20, SHAPES[20]), family, 20, draws=3)
     assert experiment.ratio(vamo("theory"))[0] < 1e-20
 
 
 def test_as_many_independent_directions_as_parameters_leave_half_of_it_at_best_and_all_of_it_with_the_theorys_alpha():
     d = 10
-    experiment = Experiment(LeastSquares(30, SHAPES[d]), SPHERE, d, draws=200)
+    experiment = Experiment(LeastSquares(20, SHAPES[d]), SPHERE, d, draws=150)
     assert_within_sampling_error(experiment.ratio(vamo(d / (2 * d - 1))), 1 - d / (2 * d - 1))
-    assert_within_sampling_error(experiment.ratio(vamo("theory")), 1 - 1 / d, most=0.03)
+    assert_within_sampling_error(experiment.ratio(vamo("theory")), 1 - 1 / d, most=0.05)
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.5])
 @pytest.mark.parametrize(("family", "best"), [(ORTHONORMAL, 5 / 10), (SPHERE, 5 / 14)], ids=["orthonormal", "sphere"])
 def test_another_alpha_than_the_best_leaves_more(family, best, factor):
-    experiment = Experiment(LeastSquares(30, SHAPES[10]), family, 5, draws=200)
+    experiment = Experiment(LeastSquares(20, SHAPES[10]), family, 5, draws=150)
     measured = experiment.ratio(vamo(factor * best))
     removed = best  # the best alpha is also the share that it removes
-    assert_within_sampling_error(measured, 1 - removed * (1 - (factor - 1) ** 2))
+    assert_within_sampling_error(measured, 1 - removed * (1 - (factor - 1) ** 2), most=0.03)
     assert measured[0] > 1 - removed + 4 * measured[1]
 
 
@@ -168,7 +168,7 @@ def test_coefficients_along_fresh_directions_add_the_variance_that_they_should_h
         return lambda row: correction.apply([row])
 
     d, q = 10, 5
-    experiment = Experiment(LeastSquares(30, SHAPES[d]), ORTHONORMAL, q, draws=200)
+    experiment = Experiment(LeastSquares(20, SHAPES[d]), ORTHONORMAL, q, draws=300)
     measured = experiment.ratio(correct)
     assert_within_sampling_error(measured, 1 + q / d, most=0.03)
     assert measured[0] > 1 + 4 * measured[1]
@@ -189,7 +189,7 @@ def test_different_directions_for_the_two_estimates_reduce_nothing():
         return correct_row
 
     d, q = 10, 5
-    experiment = Experiment(LeastSquares(120, SHAPES[d]), ORTHONORMAL, q, draws=200, size=20)
+    experiment = Experiment(LeastSquares(80, SHAPES[d]), ORTHONORMAL, q, draws=150, size=20)
     signal = float(experiment.full.square().sum()) / experiment.variance
     measured = experiment.ratio(correct)
     assert_within_sampling_error(measured, 1 - q / d + 2 * q / d * (1 - q / d) * signal, most=0.1)

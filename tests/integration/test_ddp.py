@@ -3,10 +3,11 @@
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from lightning_vamo import VAMOCallback, VAMOMixin
+from lightning_vamo import VAMOCallback, VAMOMixin, with_vamo
 from lightning_vamo.core.directions import OrthonormalDirections
 from tests.modules import Everything, VAMOEverything, classification_data, trainer
 
@@ -50,20 +51,30 @@ class Data(L.LightningDataModule):
         return DataLoader(self.data, self.batch_size, sampler=sampler)
 
 
-def run(module, folder, data, *, devices, batch_size, callback, **options):
+STRATEGIES = {
+    "fork": {},
+    "unused parameters": {"find_unused_parameters": True},
+    "bucket view": {"gradient_as_bucket_view": True},
+    "static graph": {"static_graph": True},
+}
+
+
+def run(module, folder, data, *, devices, batch_size, callback, strategy=None, **options):
     L.seed_everything(5, verbose=False)
     torch.manual_seed(5)
     for layer in module.modules():
         if hasattr(layer, "reset_parameters"):
             layer.reset_parameters()
     folder.mkdir()
-    strategy = {"strategy": "ddp_fork", "devices": 2} if devices == 2 else {}
+    if devices == 2:
+        options |= {"strategy": strategy or DDPStrategy(start_method="fork"), "devices": 2}
     callbacks = [Save(folder)] + ([callback] if callback else [])
-    trainer(callbacks=callbacks, **strategy, **options).fit(module, datamodule=Data(data, batch_size))
+    trainer(callbacks=callbacks, **options).fit(module, datamodule=Data(data, batch_size))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(devices)]
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("arguments", STRATEGIES.values(), ids=STRATEGIES)
+def test_two_processes_equal_one(arguments, tmp_path):
     inputs, labels = classification_data(48).tensors
     data = TensorDataset(inputs.double(), labels)
 
@@ -72,6 +83,7 @@ def test_two_processes_equal_one(tmp_path):
 
     options = {"precision": "64-true", "max_epochs": 2, "use_distributed_sampler": False}
     [one] = run(Regression(), tmp_path / "one", data, devices=1, batch_size=8, callback=callback(), **options)
+    options["strategy"] = DDPStrategy(start_method="fork", **arguments)
     first, second = run(Regression(), tmp_path / "two", data, devices=2, batch_size=4, callback=callback(), **options)
     for name, weight in one["state"].items():
         assert torch.equal(first["state"][name], second["state"][name])
@@ -93,3 +105,19 @@ def test_batch_norm_dropout_and_accumulation(arguments, tmp_path):
     assert first["step"] == plain["step"]
     same = all(torch.equal(first["state"][name], plain["state"][name]) for name in plain["state"])
     assert same == (arguments != {"probes": 2})
+
+
+def test_spawned_processes_get_a_class_made_on_the_fly(tmp_path):
+    """Such a class has no name to import, so it has to be pickled by the class that it was made from."""
+    module = with_vamo(Everything())
+    first, second = run(
+        module,
+        tmp_path / "spawn",
+        classification_data(24),
+        devices=2,
+        batch_size=6,
+        callback=VAMOCallback(probes=1),
+        strategy=DDPStrategy(start_method="spawn"),
+        max_epochs=1,
+    )
+    assert all(torch.equal(first["state"][name], second["state"][name]) for name in dict(module.named_parameters()))

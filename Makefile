@@ -15,7 +15,7 @@ help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(DEMO)  ## Train a classifier on scikit-learn's digits with VAMO (under two minutes)
-	$(BIN)/lightning-vamo fit --config examples/digits.yaml
+	OMP_NUM_THREADS=1 $(BIN)/lightning-vamo fit --config examples/digits.yaml # one thread: the model is tiny
 
 test: $(DEV)  ## Run the test suite and the doctests; options for pytest go in PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

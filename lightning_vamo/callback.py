@@ -11,17 +11,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_vamo.core.control_variate import ControlVariate
 from lightning_vamo.core.correction import Correction
-from lightning_vamo.core.directions import Directions, ProbeDirections, SphereDirections
+from lightning_vamo.core.directions import Directions, SphereDirections
 from lightning_vamo.core.mixing import Alpha, check_alpha, effective_coefficient
-from lightning_vamo.core.probes import Difference, auto_mu, check_difference, check_mu
-from lightning_vamo.core.schedules import ConstantProbes, ProbeSchedule, as_schedule
+from lightning_vamo.core.probes import Difference, check_difference, check_mu
+from lightning_vamo.core.schedules import ConstantProbes, ProbeSchedule, as_schedule, check_probes
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat, support
-from lightning_vamo.loop.driver import GradientCallback, Mode
-from lightning_vamo.loop.replay import Plan, plan_of, recording
-from lightning_vamo.loop.sweep import Sweep, sweep
+from lightning_vamo.loop.driver import GradientCallback
+from lightning_vamo.loop.plan import Plan
+from lightning_vamo.loop.recording import recording
+from lightning_vamo.loop.snapshot import take_snapshot
 from lightning_vamo.mixin import VAMOMixin
 from lightning_vamo.report import Totals, VAMOReport
 
@@ -105,7 +105,7 @@ class VAMOCallback(GradientCallback):
         self._due = True
         self._rows: list[int] = []
         self._moments: Tensor | None = None
-        self._epoch_began = 0.0
+        self._epoch_began: float | None = None
 
     @property
     def report(self) -> VAMOReport:
@@ -132,6 +132,7 @@ class VAMOCallback(GradientCallback):
         support.check_strategy(trainer.strategy)
         support.check_module(pl_module, VAMOMixin)
         self._forget()
+        self._totals = Totals()
         self._attached.enter_context(support.one_optimizer(trainer.strategy))
         if not self._never_probes:
             self._attached.enter_context(recording(trainer))
@@ -140,25 +141,30 @@ class VAMOCallback(GradientCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse optimizers, and numbers of probes, that do not fit."""
         support.check_optimizer(trainer.optimizers)
-        parameters = support.trainable_parameters(trainer.optimizers)
-        dimension = sum(parameter.numel() for parameter in parameters)
         probes = self._probes(trainer.current_epoch)
         if probes:
-            self.directions.check_count(probes, dimension)
-            beta = effective_coefficient(self.alpha, probes, dimension)
-            if beta > 2:
-                rank_zero_warn(
-                    f"`alpha={self.alpha}` is more than twice the theory's q/d = {probes / dimension:.3g} for {probes} probes"
-                    f" and {dimension} parameters: the correction adds variance. Use alpha='theory'."
-                )
+            parameters = support.trainable_parameters(trainer.optimizers)
+            self._check_count(probes, sum(parameter.numel() for parameter in parameters))
         self._totals.seed = self._totals.seed if self.seed is None else self.seed
         if self._totals.seed is None:
             self._totals.seed = trainer.strategy.broadcast(torch.initial_seed())
 
+    def _check_count(self, probes: int, dimension: int) -> None:
+        self.directions.check_count(probes, dimension)
+        beta = effective_coefficient(self.alpha, probes, dimension)
+        # Twice the best coefficient adds as much noise as it removes. Independent directions overlap, so their best is lower.
+        best = 1.0 if self.directions.orthonormal else dimension / (dimension + probes - 1)
+        if beta > 2 * best:
+            rank_zero_warn(
+                f"`alpha={self.alpha!r}` adds more variance than it removes with {probes} probes along"
+                f" {type(self.directions).__name__} and {dimension} trainable parameters: the best `alpha` is about"
+                f" {best * probes / dimension:.3g}. Set it, use fewer probes, or use OrthonormalDirections."
+            )
+
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the training steps. Not earlier: the LR finder trains, plainly, before this hook."""
-        self._attached.enter_context(compat.manual_steps(trainer, pl_module, lambda: self.mode(Mode.STEP)))
+        self._attached.enter_context(compat.manual_steps(trainer, pl_module, self.stepping))
         self._epoch_began = time.perf_counter()
 
     @override
@@ -173,7 +179,19 @@ class VAMOCallback(GradientCallback):
 
     def _detach(self) -> None:
         self._attached.close()
+        self._count_epoch()
         self._forget()
+
+    def _count_epoch(self) -> None:
+        """Add what the epoch has taken and removed so far to the totals."""
+        if self._epoch_began is not None:
+            self._totals.training_seconds += time.perf_counter() - self._epoch_began
+            self._epoch_began = None
+        if self._moments is not None:
+            before, removed = self._moments.tolist()
+            self._moments = None
+            self._totals.add_moments(before, removed)
+            self._logs["vamo/variance_removed"] = removed / before if before else 0.0
 
     # ---- epochs and snapshots
 
@@ -183,6 +201,7 @@ class VAMOCallback(GradientCallback):
         self._epoch_began = time.perf_counter()
         self._position = 0
         self._moments = None
+        self._logs.pop("vamo/variance_removed", None)
         if compat.skips_backward(trainer):
             return
         # A reloaded loader may hold other data, to which the rows do not belong.
@@ -207,42 +226,24 @@ class VAMOCallback(GradientCallback):
         probes = self._probes(trainer.current_epoch)
         if probes == 0:
             return
-        parameters = support.trainable_parameters(trainer.optimizers)
-        plan = plan_of(trainer)
-        drawn = self.directions.draw(parameters, probes, self._generator(f"snapshot {self._totals.snapshots}"))
-        compat.drop_gradients(trainer, module, batch_idx)
-        mu = auto_mu(parameters, self.difference, compat.autocast_dtype(trainer)) if self.mu == "auto" else self.mu
-        result = self._sweep(trainer, module, plan, parameters, drawn, mu)
-        beta = effective_coefficient(self.alpha, probes, drawn.dimension)
-        control = ControlVariate(result.deltas, result.weights, beta)
-        self._correction = Correction(parameters, drawn, control, beta)
-        self._plan, self._order = plan, list(range(plan.length))
-        self._totals.add_sweep(result)
-        self._logs = {
-            "vamo/alpha": beta,
-            "vamo/mu": mu,
-            "vamo/snapshot_loss": result.snapshot_loss,
-            "vamo/sweep_seconds": result.seconds,
-        }
-
-    def _sweep(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        plan: Plan,
-        parameters: list[Tensor],
-        drawn: ProbeDirections,
-        mu: float,
-    ) -> Sweep:
-        def evaluate(batch: Any, position: int) -> Any:
-            self.probed_position = position
-            return compat.run_training_step(trainer, batch, position)
-
-        with self.mode(Mode.PROBE):
-            return sweep(trainer, module, plan, evaluate, parameters, drawn, mu, self.difference)
+        taken = take_snapshot(
+            trainer,
+            module,
+            self,
+            self.directions,
+            self._generator(f"snapshot {self._totals.snapshots}"),
+            probes=probes,
+            mu=self.mu,
+            alpha=self.alpha,
+            difference=self.difference,
+            batch_idx=batch_idx,
+        )
+        self._correction, self._plan, self._logs = taken.correction, taken.plan, taken.logs
+        self._order = list(range(taken.plan.length))
+        self._totals.add_sweep(taken.sweep)
 
     def _probes(self, epoch: int) -> int:
-        return ConstantProbes(self.schedule.probes_at(epoch)).n
+        return check_probes(f"{type(self.schedule).__name__}.probes_at({epoch})", self.schedule.probes_at(epoch))
 
     def _generator(self, purpose: str) -> torch.Generator:
         """A generator that depends on nothing but the seed and what it is for: the same on every rank, and after a resume."""
@@ -279,17 +280,13 @@ class VAMOCallback(GradientCallback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch's figures."""
-        self._totals.training_seconds += time.perf_counter() - self._epoch_began
+        self._count_epoch()
         logs = {
             **self._logs,
             "vamo/probes": 0 if self._correction is None else self._correction.directions.count,
             "vamo/forward_evaluations": self._totals.forward_evaluations,
             "vamo/backward_evaluations": self._totals.backward_evaluations,
         }
-        if self._moments is not None:
-            before, after = self._moments.tolist()
-            self._totals.add_moments(before, after)
-            logs["vamo/variance_removed"] = 1 - after / before if before else 0.0
         pl_module.log_dict({name: float(value) for name, value in logs.items()}, sync_dist=True)
 
     # ---- checkpoints

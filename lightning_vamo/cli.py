@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_vamo.callback import VAMOCallback
-from lightning_vamo.errors import UnsupportedError
+from lightning_vamo.errors import UnsupportedError, VAMOError
 from lightning_vamo.loop.driver import GradientCallback
 from lightning_vamo.mixin import with_vamo
 
@@ -49,9 +49,9 @@ class VAMOCLI(LightningCLI):
             UnsupportedError: If both the section ``vamo`` and ``trainer.callbacks`` configure one.
         """
         config, init = (c[self.subcommand] if self.subcommand else c for c in (self.config, self.config_init))
-        callbacks = kwargs.pop("callbacks", init.trainer.callbacks) or []
-        callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
-        if not any(isinstance(callback, GradientCallback) for callback in callbacks):
+        callbacks = _as_list(kwargs.pop("callbacks", init.trainer.callbacks))
+        present = [*callbacks, *_as_list(self.trainer_defaults.get("callbacks"))]
+        if not any(isinstance(callback, GradientCallback) for callback in present):
             callbacks.append(init.vamo)
         elif config.vamo != _default_section():
             raise UnsupportedError(
@@ -71,6 +71,10 @@ class VAMOCLI(LightningCLI):
         print("\n".join(["", "Last metrics:", *lines, *reports, *hints]))
 
 
+def _as_list(callbacks: Any) -> list[Any]:
+    return list(callbacks) if isinstance(callbacks, (list, tuple)) else [] if callbacks is None else [callbacks]
+
+
 def _default_section() -> Any:
     parser = LightningArgumentParser()
     parser.add_class_arguments(VAMOCallback, "vamo")
@@ -85,4 +89,8 @@ def main(args: ArgsType = None) -> None:
     """
     # As `python -m` does, so that a configuration can name a class in a file of the current folder.
     sys.path.insert(0, os.getcwd())
-    VAMOCLI(args=args)
+    try:
+        VAMOCLI(args=args)
+    except VAMOError as error:
+        # One sentence that says what to do; where in the package it was noticed helps nobody at a prompt.
+        sys.exit(f"lightning-vamo: {error}")

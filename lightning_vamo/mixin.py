@@ -30,8 +30,15 @@ class VAMOMixin:
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let the callback answer calls of the class's ``training_step``, wherever in the hierarchy it is defined."""
+        """Let the callback answer calls of the class's ``training_step``, wherever in the hierarchy it is defined.
+
+        Raises:
+            UnsupportedError: If the mixin stands behind a LightningModule among the bases.
+        """
         super().__init_subclass__(**kwargs)
+        behind = cls.__mro__[: cls.__mro__.index(VAMOMixin)]
+        if any(issubclass(base, LightningModule) and not issubclass(base, VAMOMixin) for base in behind):
+            raise UnsupportedError(f"{cls.__name__} names the VAMOMixin behind its LightningModule: put the mixin first.")
         step = getattr(cls, "training_step", None)
         if step is not None and not hasattr(step, _DRIVEN):
             cls.training_step = _driven(step)  # type: ignore[attr-defined]
@@ -67,8 +74,6 @@ class VAMOMixin:
         Returns:
             A tensor of one element, or None to skip the batch.
 
-        Raises:
-            UnsupportedError: If ``training_step`` returned something else.
         """
         own = getattr(super(), "probe_loss", None)
         if own is not None:  # the class behind the mixin defines it
@@ -95,7 +100,7 @@ def with_vamo(module: _Module) -> _Module:
         The same object.
 
     Raises:
-        UnsupportedError: If it is not a LightningModule.
+        UnsupportedError: If it is not a LightningModule, or its ``training_step`` is not its class's.
 
     Example:
         >>> import lightning as L
@@ -104,7 +109,15 @@ def with_vamo(module: _Module) -> _Module:
         True
     """
     if not isinstance(module, LightningModule):
-        raise UnsupportedError(f"`module` must be a LightningModule, got {type(module).__name__}.")
+        raise UnsupportedError(
+            f"`module` must be a LightningModule, got {type(module).__name__}: pass the module itself; of a compiled one,"
+            " compile the submodules instead."
+        )
+    if "training_step" in vars(module):
+        raise UnsupportedError(
+            f"`training_step` was replaced on this {type(module).__name__} object, where the mixin does not see it: define it"
+            " in the class."
+        )
     if not isinstance(module, VAMOMixin):
         module.__class__ = mixed_class(type(module))
     return module

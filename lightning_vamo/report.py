@@ -43,7 +43,7 @@ class VAMOReport:
     def __str__(self) -> str:
         """The report as a few lines of text."""
         if self.variance_removed is None:
-            return "VAMO: no step was corrected, so the run was plain first-order training."
+            return "VAMO: no step has been corrected."
         pays = self.variance_removed > self.worth_of_equal_batch
         verdict = (
             "The probes paid for themselves on this run."
@@ -76,7 +76,7 @@ class Totals:
     sweep_seconds: float = 0.0
     training_seconds: float = 0.0
     moment_before: float = 0.0
-    moment_after: float = 0.0
+    moment_removed: float = 0.0
 
     def add_sweep(self, sweep: Sweep) -> None:
         """Count a sweep."""
@@ -84,10 +84,10 @@ class Totals:
         self.forward_evaluations += sweep.evaluations
         self.sweep_seconds += sweep.seconds
 
-    def add_moments(self, before: float, after: float) -> None:
-        """Add squared gradient norms, summed over steps, before and after the corrections."""
+    def add_moments(self, before: float, removed: float) -> None:
+        """Add squared gradient norms, summed over steps: what they were, and what the corrections took off them."""
         self.moment_before += before
-        self.moment_after += after
+        self.moment_removed += removed
 
     def report(self) -> VAMOReport:
         """The report of these totals."""
@@ -98,7 +98,7 @@ class Totals:
             backward_evaluations=self.backward_evaluations,
             sweep_seconds=self.sweep_seconds,
             training_seconds=self.training_seconds,
-            variance_removed=1 - self.moment_after / self.moment_before if self.moment_before else None,
+            variance_removed=self.moment_removed / self.moment_before if self.moment_before else None,
         )
 
     def state_dict(self) -> dict[str, Any]:

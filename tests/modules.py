@@ -1,5 +1,7 @@
 """Lightning modules and Trainers that the integration tests share."""
 
+from unittest.mock import patch
+
 import lightning as L
 import torch
 import torchmetrics
@@ -7,25 +9,32 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_vamo import VAMOMixin
+from lightning_vamo import VAMOCallback, VAMOMixin
+from lightning_vamo.loop.sweep import sweep
 
 
 class MemoryLogger(Logger):
     """Keeps what is logged, without the package's own figures."""
 
-    def __init__(self):
+    def __init__(self, save_dir=None):
         super().__init__()
         self.rows = []
+        self._save_dir = save_dir
 
     name = "memory"
     version = 0
+
+    @property
+    def save_dir(self):
+        return self._save_dir
 
     def log_hyperparams(self, *args, **kwargs):
         pass
 
     def log_metrics(self, metrics, step=None):
         own = {name: value for name, value in metrics.items() if not name.startswith("vamo/")}
-        self.rows.append((step, own))
+        if own.keys() - {"epoch"}:
+            self.rows.append((step, own))
 
 
 class Everything(L.LightningModule):
@@ -93,6 +102,22 @@ class Everything(L.LightningModule):
 
 class VAMOEverything(VAMOMixin, Everything):
     pass
+
+
+class WatchedSweeps(VAMOCallback):
+    """Keeps what its sweeps measure."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.sweeps = []
+
+    def watched(self, *arguments):
+        self.sweeps.append(sweep(*arguments))
+        return self.sweeps[-1]
+
+    def _take_snapshot(self, *arguments):
+        with patch("lightning_vamo.loop.snapshot.sweep", self.watched):
+            super()._take_snapshot(*arguments)
 
 
 class Indexed(Dataset):

@@ -12,8 +12,10 @@ class ControlVariate:
     .. math:: r_{k,j} = \beta\,(\delta_{k,j} - \bar\delta_j), \qquad \bar\delta_j = \sum_k w_k \delta_{k,j} \Big/ \sum_k w_k
 
     The corrected gradient of batch ``k`` is :math:`\nabla f_k(x) - \sum_j r_{k,j} u_j`. As
-    :math:`\sum_k w_k r_{k,j} = 0`, the corrections of an epoch cancel, and the gradient stays unbiased whatever
-    :math:`\beta` is.
+    :math:`\sum_k w_k r_{k,j} = 0`, the corrections of an epoch cancel whatever :math:`\beta` is, each counted by its batch's
+    size: the corrected gradient is an unbiased estimate of the gradient over all samples. Where a last batch is smaller, an
+    optimizer that steps as far with it as with the others gives it, and its correction, too much weight; ``drop_last``
+    avoids that.
 
     Args:
         deltas: Probe differences, shape ``(K, q)``, a row per batch.
@@ -34,12 +36,14 @@ class ControlVariate:
         total = float(weights.sum())
         if total <= 0 or float(weights.min()) < 0:
             raise InvalidArgumentError("`weights` must be non-negative with a positive sum: no batch gave a loss.")
+        self.beta = beta
         # The mean over an epoch of many batches is taken in float64: the corrections cancel only as well as it is exact.
-        wide = deltas.double()
-        self.mean = (weights.double() @ wide / total).to(deltas.dtype)
+        used = weights[:, None] > 0
+        wide = torch.where(used, deltas.double(), 0.0)
+        mean = weights.double() @ wide / total
+        self.mean = mean.to(deltas.dtype)
         """Weighted mean of the rows, shape ``(q,)``."""
-        centred = beta * (wide - weights.double() @ wide / total)
-        self._rows = torch.where(weights[:, None] > 0, centred, 0.0).to(deltas.dtype)
+        self._rows = torch.where(used, beta * (wide - mean), 0.0).to(deltas.dtype)
 
     def __len__(self) -> int:
         """``K``, the number of batches."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_vamo.core.control_variate import ControlVariate
 from lightning_vamo.core.directions import ProbeDirections
+from lightning_vamo.errors import UnsupportedError
 
 
 class Correction:
@@ -20,15 +21,13 @@ class Correction:
     Args:
         parameters: The parameters, in the order in which the directions were drawn.
         directions: The ``q`` directions :math:`u_j`.
-        control: The table of coefficients :math:`r_{k,j}`.
-        beta: The effective coefficient that the table was made with; at zero, gradients are not touched at all.
+        control: The table of coefficients :math:`r_{k,j}`. If its ``beta`` is zero, gradients are not touched at all.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], directions: ProbeDirections, control: ControlVariate, beta: float) -> None:
+    def __init__(self, parameters: Sequence[Tensor], directions: ProbeDirections, control: ControlVariate) -> None:
         self.parameters = parameters
         self.directions = directions
         self.control = control
-        self.beta = beta
 
     def apply(
         self, rows: Sequence[int], accumulated: int = 1, scale: Callable[[Tensor], Tensor] | None = None
@@ -41,27 +40,21 @@ class Correction:
             scale: Scales the coefficients as the gradients are scaled, where a GradScaler did so.
 
         Returns:
-            Shape ``(2,)``: the squared norms of the gradient before and after, zeros if they are not finite; or None if there
-            was nothing to correct.
+            Shape ``(2,)``, float64: the squared norm of the gradient, without the scale, and how much of it the correction
+            removed; zeros if they are not finite. None if there was nothing to correct.
+
+        Raises:
+            UnsupportedError: If a gradient is sparse.
         """
         gradients = [parameter.grad for parameter in self.parameters]
-        present = [gradient for gradient in gradients if gradient is not None]
-        if not rows or not present or self.beta == 0:
+        if not rows or self.control.beta == 0 or all(gradient is None for gradient in gradients):
             return None
+        if any(gradient is not None and gradient.is_sparse for gradient in gradients):
+            raise UnsupportedError("A parameter has a sparse gradient, which VAMO cannot correct: set `sparse=False`.")
         coefficients = torch.stack([self.control.correction(row) for row in rows]).sum(dim=0) / accumulated
-        before = squared_norm(present)
-        self.directions.subtract_(gradients, coefficients if scale is None else scale(coefficients))
-        moments = torch.stack((before, squared_norm(present)))
+        unit = torch.ones((), device=coefficients.device)
+        if scale is not None:
+            coefficients, unit = scale(coefficients), scale(unit)
+        square, product, step = self.directions.subtract_(gradients, coefficients)
+        moments = torch.stack((square, 2 * product - step)) / unit.double() ** 2
         return torch.where(moments.isfinite().all(), moments, 0.0)
-
-
-def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Sum of squares over all tensors.
-
-    Args:
-        tensors: At least one tensor.
-
-    Returns:
-        A tensor without dimensions, float32 or wider.
-    """
-    return torch.nn.utils.get_total_norm(tensors).float().square()

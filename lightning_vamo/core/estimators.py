@@ -1,6 +1,6 @@
 """The paper's zeroth-order gradient estimators, for use on any function of tensors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -16,12 +16,14 @@ from lightning_vamo.core.probes import (
     probe_differences,
     probe_losses,
 )
+from lightning_vamo.core.schedules import check_probes
+from lightning_vamo.errors import NonFiniteLossError
 
 
 @torch.no_grad()
 def estimate_gradient(
     loss: Callable[[], Tensor],
-    parameters: Sequence[Tensor],
+    parameters: Iterable[Tensor],
     probes: int = 1,
     *,
     directions: Directions | None = None,
@@ -52,6 +54,7 @@ def estimate_gradient(
 
     Raises:
         InvalidArgumentError: If an argument is not allowed.
+        NonFiniteLossError: If ``loss`` is NaN or infinite at one of the points.
 
     References:
         Chen & Ma, arXiv:2505.13954, section 3.
@@ -65,6 +68,8 @@ def estimate_gradient(
         >>> torch.allclose(g, 2 * x, atol=1e-3)
         True
     """
+    parameters = list(parameters)
+    check_probes("probes", probes, least=1)
     check_mu(mu)
     check_difference(difference)
     if generator is None:
@@ -74,6 +79,10 @@ def estimate_gradient(
     radius = auto_mu(parameters, difference) if mu == "auto" else mu
     with Snapshot(parameters) as snapshot:
         losses = probe_losses(loss, snapshot, drawn, radius, difference)
+    if not bool(losses.isfinite().all()):
+        raise NonFiniteLossError(
+            f"`loss` is not finite around the given point: {losses.tolist()}. Check the point, or set a smaller `mu`."
+        )
     slopes = probe_differences(losses, radius, difference)
     estimate = [torch.zeros_like(parameter) for parameter in parameters]
     drawn.subtract_(estimate, slopes * (-drawn.dimension / drawn.count))

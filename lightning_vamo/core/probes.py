@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.directions.base import ProbeDirections
-from lightning_vamo.core.directions.random import at_least_float32
+from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.errors import InvalidArgumentError
 
 Difference = Literal["forward", "central"]
@@ -68,11 +68,16 @@ def auto_mu(parameters: Sequence[Tensor], difference: Difference = "forward", dt
     Returns:
         The radius, in units of parameter norm.
 
+    Raises:
+        InvalidArgumentError: If there are no parameters, or ``difference`` is unknown.
+
     References:
         The scaling by :math:`1 + \lVert x \rVert` is that of Jacobian-free Newton-Krylov methods: Knoll & Keyes, Journal
         of Computational Physics 193 (2004), section 2.
     """
     check_difference(difference)
+    if not parameters:
+        raise InvalidArgumentError("`parameters` is empty: pass at least one tensor.")
     squares = sum(float(torch.linalg.vector_norm(p.detach(), dtype=torch.float64)) ** 2 for p in parameters)
     epsilon = max(torch.finfo(p.dtype).eps for p in parameters) if dtype is None else torch.finfo(dtype).eps
     return float(epsilon ** _EXPONENTS[difference] * (1 + squares**0.5))
@@ -119,26 +124,29 @@ def probe_losses(
 ) -> Tensor:
     r"""Evaluate a loss at the snapshot and at the perturbed points around it.
 
-    The parameters are left at the last perturbed point: leave the snapshot's context, or evaluate again, to return.
-
     Args:
         loss: The loss at the current parameters, a tensor of one element; called ``1 + q`` times, for central
             differences ``1 + 2q`` times. Its randomness must be the same at each call.
-        snapshot: The snapshot, whose parameters ``loss`` reads.
+        snapshot: The snapshot, whose parameters ``loss`` reads. They hold the snapshot before and after, also after an error.
         directions: The ``q`` probe directions.
         mu: Smoothing radius.
         difference: ``"forward"`` or ``"central"``.
+
+    Raises:
+        InvalidArgumentError: If ``loss`` gives something else.
 
     Returns:
         Shape ``(1 + q,)`` or ``(1 + 2q,)``, float32 or wider: the loss at the snapshot, then at :math:`+\mu u_j` for
         each direction, then, for central differences, at :math:`-\mu u_j`.
     """
-    snapshot.restore()
-    values = [_value(loss())]
-    for sign in (1.0, -1.0) if difference == "central" else (1.0,):
-        for index in range(directions.count):
-            snapshot.perturb(directions, index, sign * mu)
-            values.append(_value(loss()))
+    try:
+        values = [_value(loss())]
+        for sign in (1.0, -1.0) if difference == "central" else (1.0,):
+            for index in range(directions.count):
+                snapshot.perturb(directions, index, sign * mu)
+                values.append(_value(loss()))
+    finally:
+        snapshot.restore()
     return torch.stack(values)
 
 
@@ -164,4 +172,7 @@ def probe_differences(losses: Tensor, mu: float, difference: Difference) -> Tens
 
 
 def _value(loss: Tensor) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise InvalidArgumentError(f"`loss` must be a tensor of one element, got {given}: take its mean, or wrap the number.")
     return loss.detach().reshape(()).to(at_least_float32(loss.dtype))

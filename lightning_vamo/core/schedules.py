@@ -1,5 +1,6 @@
 """How many probes to use in which epoch."""
 
+import math
 from typing import Protocol, runtime_checkable
 
 from lightning_vamo.errors import InvalidArgumentError
@@ -35,7 +36,7 @@ class ConstantProbes:
     """
 
     def __init__(self, n: int) -> None:
-        self.n = _whole("n", n, 0)
+        self.n = check_probes("n", n, 0)
 
     def probes_at(self, epoch: int) -> int:
         """See :meth:`ProbeSchedule.probes_at`."""
@@ -59,9 +60,9 @@ class LinearProbes:
     """
 
     def __init__(self, start: int, end: int, epochs: int) -> None:
-        self.start = _whole("start", start, 0)
-        self.end = _whole("end", end, 0)
-        self.epochs = _whole("epochs", epochs, 1)
+        self.start = check_probes("start", start, 0)
+        self.end = check_probes("end", end, 0)
+        self.epochs = check_probes("epochs", epochs, 1)
 
     def probes_at(self, epoch: int) -> int:
         """See :meth:`ProbeSchedule.probes_at`."""
@@ -88,22 +89,20 @@ class ExponentialProbes:
     """
 
     def __init__(self, start: int, factor: float, every_n_epochs: int, maximum: int) -> None:
-        self.start = _whole("start", start, 0)
+        self.start = check_probes("start", start, 0)
         if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < float("inf"):
             raise InvalidArgumentError(f"`factor` must be a positive, finite number, got {factor!r}.")
         self.factor = factor
-        self.every_n_epochs = _whole("every_n_epochs", every_n_epochs, 1)
-        self.maximum = _whole("maximum", maximum, 0)
+        self.every_n_epochs = check_probes("every_n_epochs", every_n_epochs, 1)
+        self.maximum = check_probes("maximum", maximum, 0)
 
     def probes_at(self, epoch: int) -> int:
         """See :meth:`ProbeSchedule.probes_at`."""
-        # Multiplied step by step and stopped at the maximum, where a power of a large epoch would overflow.
-        probes: float = self.start
-        for _ in range(epoch // self.every_n_epochs):
-            probes *= self.factor
-            if probes >= self.maximum or probes < 0.5:
-                break
-        return min(round(probes), self.maximum)
+        exponent = epoch // self.every_n_epochs
+        # Compared by logarithms first, since a power of a large epoch would overflow.
+        if self.start > 0 and math.log(self.start) + exponent * math.log(self.factor) > math.log(self.maximum + 1):
+            return self.maximum
+        return min(round(self.start * self.factor**exponent), self.maximum) if self.start else 0
 
 
 def as_schedule(probes: object) -> ProbeSchedule:
@@ -118,12 +117,25 @@ def as_schedule(probes: object) -> ProbeSchedule:
     Raises:
         InvalidArgumentError: If it is neither.
     """
-    if isinstance(probes, ProbeSchedule):
+    if isinstance(probes, ProbeSchedule) and not isinstance(probes, type):
         return probes
-    return ConstantProbes(_whole("probes", probes, 0))
+    return ConstantProbes(check_probes("probes", probes, 0))
 
 
-def _whole(name: str, value: object, least: int) -> int:
+def check_probes(name: str, value: object, least: int = 0) -> int:
+    """Refuse what is not a whole number, or too small a one.
+
+    Args:
+        name: What to call the value in the message.
+        value: The value.
+        least: The smallest that is allowed.
+
+    Returns:
+        The value.
+
+    Raises:
+        InvalidArgumentError: If it is not allowed.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InvalidArgumentError(f"`{name}` must be a whole number >= {least}, got {value!r}.")
     return value

@@ -28,6 +28,27 @@ def trainer_of(module: LightningModule) -> Trainer | None:
 
 
 @contextmanager
+def replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    """Replace an attribute on the instance for the length of the context, and put back what was on the instance before."""
+    own = vars(owner)
+    missing = object()
+    before = own.get(name, missing)
+    own[name] = value
+    try:
+        yield
+    finally:
+        if before is missing:
+            own.pop(name, None)
+        else:
+            own[name] = before
+
+
+def is_compiled(module: LightningModule) -> bool:
+    """Whether the module as a whole went through ``torch.compile``, its ``training_step`` included."""
+    return module._compiler_ctx is not None
+
+
+@contextmanager
 def manual(module: LightningModule, is_manual: bool = True) -> Iterator[None]:
     """Let the module count as optimized manually, or automatically, for the length of the context."""
     before = module.automatic_optimization
@@ -61,11 +82,8 @@ def manual_steps(
             trainer.strategy.model.require_forward_param_sync = not accumulating
         return outputs
 
-    automatic_loop.run = run  # type: ignore[method-assign]
-    try:
+    with replaced(automatic_loop, "run", run):
         yield
-    finally:
-        del automatic_loop.run
 
 
 @contextmanager
@@ -169,9 +187,11 @@ def _takes_batch_idx(step: Callable[..., Any]) -> bool:
 def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
     """Free the last step's gradients if the coming step is about to: the sweep's copy of the weights takes their place.
 
-    A module that overrides ``optimizer_zero_grad`` may mean to keep them.
+    A module or callback that overrides a hook around zeroing them may mean to keep them, or to look at them.
     """
-    if batch_idx % trainer.accumulate_grad_batches == 0 and not is_overridden("optimizer_zero_grad", module):
+    watched = is_overridden("optimizer_zero_grad", module) or is_overridden("on_before_zero_grad", module)
+    watched |= any(is_overridden("on_before_zero_grad", callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if batch_idx % trainer.accumulate_grad_batches == 0 and not watched:
         for optimizer in trainer.optimizers:
             optimizer.zero_grad()
 

@@ -32,6 +32,7 @@ class GradientCallback(Callback):
 
     def __init__(self) -> None:
         self._mode = Mode.PLAIN
+        self._stepped = False
         self._default_dtype = torch.get_default_dtype()
 
     @contextmanager
@@ -45,6 +46,22 @@ class GradientCallback(Callback):
             yield
         finally:
             self._mode = before
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Expect one call of ``training_step``, to be driven as a training step.
+
+        Raises:
+            UnsupportedError: If there is none that this callback sees, so that nothing would train.
+        """
+        self._stepped = False
+        with self.mode(Mode.STEP):
+            yield
+        if not self._stepped:
+            raise UnsupportedError(
+                "`training_step` was replaced on the module or on its class after the VAMOMixin was put in front, so VAMO"
+                " does not see it: define it in the class, or replace it before `with_vamo`."
+            )
 
     def drive(self, module: Any, user_step: Callable[[], Any], batch: Any) -> Any:
         """Answer a call of the module's ``training_step``.
@@ -84,6 +101,7 @@ class GradientCallback(Callback):
         """
 
     def _step(self, module: LightningModule, user_step: Callable[[], Any]) -> dict[str, Any]:
+        self._stepped = True
         trainer = module.trainer
         closure = _Closure(self, trainer, module, user_step)
         with _outside_precision_context(module.device, self._default_dtype):
@@ -126,7 +144,8 @@ class _Closure:
         if self._outputs is not None:
             raise UnsupportedError(
                 f"{type(trainer.optimizers[0]).__name__} evaluates its closure more than once per step; VAMO corrects one"
-                " gradient per step. Use an optimizer that evaluates it once, such as SGD or AdamW."
+                " gradient per step. Use an optimizer that evaluates it once, such as SGD or AdamW. The weights are those in"
+                " the middle of its first step."
             )
         with trainer.precision_plugin.train_step_context():
             output = self._user_step()

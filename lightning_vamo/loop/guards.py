@@ -6,14 +6,15 @@ plain attributes, train/eval modes, ``requires_grad`` flags and random states ar
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_vamo.loop import compat
 
@@ -36,48 +37,50 @@ class ModuleState:
     """
 
     def __init__(self, module: nn.Module, probed: Sequence[Tensor] = ()) -> None:
-        self._buffers = [(m, dict(m._buffers)) for m in module.modules() if m._buffers]
+        modules = list(module.modules())
+        self._registered = [(m, dict(m._buffers), m._parameters.keys() | m._modules.keys()) for m in modules]
         self._flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-        self._attributes = [(m, _plain(m)) for m in module.modules()]
+        self._attributes = [(m, _plain(m)) for m in modules]
         values = [value for _, attributes in self._attributes for value in attributes.values()]
-        self._contents = [_Contents(value) for value in values if isinstance(value, _CONTAINERS)]
-        # Copied back always: BatchNorm writes its running statistics without a trace on the tensors' version counters.
-        held = [buffer for _, buffers in self._buffers for buffer in buffers.values() if buffer is not None]
-        self._values = [(buffer, buffer.detach().clone()) for buffer in held]
-        self._tensors = [_Value(value) for value in values if isinstance(value, Tensor)]
-        self._tensors += [_Value(tensor) for contents in self._contents for tensor in contents.tensors()]
-        # Off the device: a frozen backbone may fill it.
+        self._contents = _contents(values)
+        held = [value for value in values if isinstance(value, Tensor)]
+        held += [item for contents in self._contents for item in contents.held if isinstance(item, Tensor)]
         ids = {id(parameter) for parameter in probed}
-        self._others = [_Value(parameter, "cpu") for parameter in module.parameters() if id(parameter) not in ids]
-        self._first = True
+        others = [parameter for parameter in module.parameters() if id(parameter) not in ids and not is_lazy(parameter)]
+        self._buffers = [
+            _Value(buffer) for _, buffers, _ in self._registered for buffer in buffers.values() if buffer is not None
+        ]
+        # A frozen backbone may fill the device, so the copies of other parameters wait in host memory.
+        self._tensors = [*map(_Value, held), *(_Value(parameter, "cpu") for parameter in others)]
 
     def restore_tensors(self) -> None:
-        """Put back whatever tensors were written to: cheap enough to do after every forward pass."""
-        for module, buffers in self._buffers:
+        """Put back the tensors that were written to: cheap enough to do after every forward pass."""
+        for module, buffers, _ in self._registered:
             if any(module._buffers.get(name) is not buffer for name, buffer in buffers.items()):
                 module._buffers.update(buffers)
-        for buffer, value in self._values:
-            buffer.detach().copy_(value)
-        if self._first:
-            # A step that leaves them alone once leaves them alone: their copies can go.
-            self._others = [value for value in self._others if value.written()]
-            self._first = False
-        for written in (*self._tensors, *self._others):
-            written.restore()
+        for buffer in self._buffers:
+            # Always: BatchNorm writes its running statistics without a trace on the tensors' version counters.
+            buffer.restore()
+        for tensor in self._tensors:
+            tensor.restore_if_written()
 
     def restore_attributes(self) -> None:
         """Put back plain attributes, and containers that grew: what a batch should not leave for the next one."""
+        for module, buffers, names in self._registered:
+            _drop_new(module._buffers, buffers.keys())
+            _drop_new(module._parameters, names)
+            _drop_new(module._modules, names)
         for module, attributes in self._attributes:
-            if len(module.__dict__) != len(attributes) + len(_INTERNAL & module.__dict__.keys()):
-                for name in [name for name in module.__dict__ if name not in _INTERNAL and name not in attributes]:
-                    del module.__dict__[name]
+            _drop_new(module.__dict__, attributes.keys() | _INTERNAL)
             module.__dict__.update(attributes)
         for contents in self._contents:
             contents.restore(only_if_resized=True)
 
     def restore(self) -> None:
-        """Put back everything."""
+        """Put back everything, also what a write through ``.data`` hid from the version counters."""
         self.restore_tensors()
+        for tensor in self._tensors:
+            tensor.restore()
         self.restore_attributes()
         for contents in self._contents:
             contents.restore()
@@ -86,44 +89,66 @@ class ModuleState:
 
 
 class _Value:
-    """A tensor and its numbers, which are copied back only if the tensor's version says that it was written to."""
+    """A tensor and its numbers."""
 
     def __init__(self, tensor: Tensor, device: str | None = None) -> None:
         self._tensor = tensor.detach()
-        self._copy = tensor.detach().to(device, copy=True)
+        # Nothing can write to a tensor that was expanded, and nothing can be copied into it.
+        writable = not any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+        self._copy = self._tensor.to(device, copy=True) if writable else None
         self._version = tensor._version
 
-    def written(self) -> bool:
-        return self._tensor._version != self._version
-
     def restore(self) -> None:
-        if self.written():
+        if self._copy is not None:
             self._tensor.copy_(self._copy)
             self._version = self._tensor._version
 
+    def restore_if_written(self) -> None:
+        if self._tensor._version != self._version:
+            self.restore()
+
 
 class _Contents:
-    """A container and what it holds, containers inside it included."""
+    """A container and what it holds, but not what the containers in it hold."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
         self._copy = copy.copy(value)
-        self._held = list(value.values() if isinstance(value, dict) else value)
-        self._inner = [_Contents(item) for item in self._held if isinstance(item, _CONTAINERS)]
-
-    def tensors(self) -> list[Tensor]:
-        inner = [tensor for contents in self._inner for tensor in contents.tensors()]
-        return [item for item in self._held if isinstance(item, Tensor)] + inner
+        self.held = list(value.values() if isinstance(value, dict) else value)
+        self._keys = list(value) if isinstance(value, dict) else None
 
     def restore(self, only_if_resized: bool = False) -> None:
-        if not only_if_resized or len(self._value) != len(self._copy):
-            self._value.clear()
-            if isinstance(self._value, (dict, set)):
-                self._value.update(self._copy)
-            else:
-                self._value.extend(self._copy)
-        for inner in self._inner:
-            inner.restore(only_if_resized)
+        if len(self._value) == len(self._copy) and (only_if_resized or self._unchanged()):
+            return
+        self._value.clear()
+        if isinstance(self._value, (dict, set)):
+            self._value.update(self._copy)
+        else:
+            self._value.extend(self._copy)
+
+    def _unchanged(self) -> bool:
+        if isinstance(self._value, set):
+            return bool(self._value == self._copy)
+        now = self._value.values() if isinstance(self._value, dict) else self._value
+        keys = list(self._value) if isinstance(self._value, dict) else None
+        return keys == self._keys and all(a is b for a, b in zip(now, self.held, strict=True))
+
+
+def _contents(values: Iterable[Any]) -> list[_Contents]:
+    """Every container among ``values``, and in them, once; containers may hold each other."""
+    found: dict[int, _Contents] = {}
+    waiting = [value for value in values if isinstance(value, _CONTAINERS)]
+    while waiting:
+        value = waiting.pop()
+        if id(value) not in found:
+            found[id(value)] = contents = _Contents(value)
+            waiting += [item for item in contents.held if isinstance(item, _CONTAINERS)]
+    return list(found.values())
+
+
+def _drop_new(registry: dict[str, Any], names: Collection[str]) -> None:
+    for name in [name for name in registry if name not in names]:
+        del registry[name]
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
@@ -134,17 +159,41 @@ def _plain(module: nn.Module) -> dict[str, Any]:
 def silent(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Drop whatever the module logs, through ``self.log`` or through ``self.logger``."""
     loggers = trainer.loggers
-    own_log = module.__dict__.get("log")
-    trainer.loggers = [DummyLogger() for _ in loggers]
-    # On the instance, so that it holds wherever the mixin stands in the class statement; `log_dict` goes through it.
-    module.__dict__["log"] = lambda *args, **kwargs: None
+    trainer.loggers = [_SilentLogger(logger) for logger in loggers]
     try:
-        yield
+        # On the instance, so that it holds wherever the mixin stands in the class statement; `log_dict` goes through it.
+        with compat.replaced(module, "log", lambda *args, **kwargs: None):
+            yield
     finally:
-        del module.__dict__["log"]
-        if own_log is not None:
-            module.__dict__["log"] = own_log
         trainer.loggers = loggers
+
+
+class _SilentLogger(DummyLogger):
+    """Stands in for a logger: knows its name and folders, and drops what is logged."""
+
+    def __init__(self, logger: Logger) -> None:
+        super().__init__()
+        self._logger = logger
+
+    @property
+    def name(self) -> Any:
+        return self._logger.name
+
+    @property
+    def version(self) -> Any:
+        return self._logger.version
+
+    @property
+    def save_dir(self) -> str | None:
+        return self._logger.save_dir
+
+    @property
+    def root_dir(self) -> str | None:
+        return getattr(self._logger, "root_dir", None)
+
+    @property
+    def log_dir(self) -> str | None:
+        return getattr(self._logger, "log_dir", None)
 
 
 @contextmanager
@@ -159,11 +208,14 @@ def no_trace(trainer: Trainer, module: LightningModule, probed: Sequence[Tensor]
     Yields:
         The module's state, for putting parts of it back between two forward passes.
     """
-    random = compat.rng_states(module.device)
-    with silent(trainer, module), torch.no_grad():
-        state = ModuleState(module, probed)
-        try:
-            yield state
-        finally:
-            state.restore()
-            compat.set_rng_states(random)
+    random, should_stop = compat.rng_states(module.device), trainer.should_stop
+    try:
+        with silent(trainer, module), torch.no_grad():
+            state = ModuleState(module, probed)
+            try:
+                yield state
+            finally:
+                state.restore()
+    finally:
+        trainer.should_stop = should_stop
+        compat.set_rng_states(random)

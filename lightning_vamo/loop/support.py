@@ -9,8 +9,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from lightning_vamo.errors import UnsupportedError
+from lightning_vamo.loop import compat
 
 # What to use in place of a strategy that is not supported, by the name of the strategy or of one of its bases.
 _ALTERNATIVES = {
@@ -39,6 +41,8 @@ def check_strategy(strategy: Strategy) -> None:
             f"VAMO does not support {type(strategy).__name__}: {reason}. Use Trainer(strategy='ddp') for several devices,"
             " or a single device."
         )
+    if strategy.root_device.type == "mps":
+        raise UnsupportedError("VAMO needs float64, which MPS does not have: use Trainer(accelerator='cpu') or a CUDA device.")
 
 
 def check_module(module: LightningModule, mixin: type) -> None:
@@ -62,6 +66,11 @@ def check_module(module: LightningModule, mixin: type) -> None:
             f"{name} sets automatic_optimization=False and steps its optimizers itself, so VAMO has no gradient to correct:"
             " return the loss from `training_step` and leave automatic_optimization at True."
         )
+    if compat.is_compiled(module):
+        raise UnsupportedError(
+            f"{name} was compiled as a whole, and its training step cannot be driven from inside the compiled code: compile"
+            " its parts instead, for example `self.net = torch.compile(self.net)`."
+        )
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         raise UnsupportedError(
             f"{name}.training_step takes `dataloader_iter` and fetches its own batches, which VAMO cannot replay: take"
@@ -72,11 +81,11 @@ def check_module(module: LightningModule, mixin: type) -> None:
 @contextmanager
 def one_optimizer(strategy: Strategy) -> Iterator[None]:
     """Replace what Lightning says to several optimizers, which is to optimize by hand, by what helps here."""
-    setup = strategy.setup_optimizers
+    original = strategy.setup_optimizers
 
     def setup_optimizers(trainer: Trainer) -> None:
         try:
-            setup(trainer)
+            original(trainer)
         except RuntimeError as error:
             if "multiple optimizers" not in str(error):
                 raise
@@ -85,11 +94,8 @@ def one_optimizer(strategy: Strategy) -> Iterator[None]:
                 " parameters into the param_groups of a single optimizer."
             ) from error
 
-    strategy.setup_optimizers = setup_optimizers  # type: ignore[method-assign]
-    try:
+    with compat.replaced(strategy, "setup_optimizers", setup_optimizers):
         yield
-    finally:
-        del strategy.setup_optimizers
 
 
 def check_optimizer(optimizers: Sequence[Any]) -> None:
@@ -119,10 +125,15 @@ def trainable_parameters(optimizers: Sequence[Any]) -> list[Tensor]:
         The parameters, in the order of the optimizer's groups.
 
     Raises:
-        UnsupportedError: If there are none.
+        UnsupportedError: If there are none, or some have no shape yet.
     """
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     parameters = [parameter for group in groups for parameter in group["params"] if parameter.requires_grad]
+    if any(is_lazy(parameter) for parameter in parameters):
+        raise UnsupportedError(
+            "The module has lazy parameters without a shape yet, so there is nothing to draw directions for: run one forward"
+            " pass before `fit`."
+        )
     if sum(parameter.numel() for parameter in parameters) == 0:
         raise UnsupportedError(
             "The optimizer has no trainable parameters: pass it parameters with requires_grad=True, for example"

@@ -1,5 +1,6 @@
 """The sweep: one forward-only pass over the coming epoch's batches, at the snapshot and at the perturbed points around it."""
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_vamo.core.directions import ProbeDirections
@@ -15,8 +15,8 @@ from lightning_vamo.core.probes import Difference, Snapshot, probe_differences, 
 from lightning_vamo.errors import NonFiniteLossError, UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.guards import no_trace
+from lightning_vamo.loop.plan import Plan
 from lightning_vamo.loop.progress import sweep_bar
-from lightning_vamo.loop.replay import Plan
 
 Evaluate = Callable[[Any, int], Tensor | None]
 
@@ -122,7 +122,7 @@ class _Loss:
     def __call__(self) -> Tensor:
         compat.set_rng_states(self._random)
         # A copy, since a step may take its batch apart: `labels = batch.pop("labels")`, or `images /= 255`.
-        batch = apply_to_collection(self._batch, Tensor, torch.clone)
+        batch = copy.deepcopy(self._batch)
         value = None if batch is None else self._evaluate(batch, self._position)
         self._restore()
         if value is None:

@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 from lightning_vamo.core import ControlVariate
-from lightning_vamo.core.correction import Correction, squared_norm
+from lightning_vamo.core.correction import Correction
 from lightning_vamo.core.directions import CoordinateDirections, GaussianDirections, OrthonormalDirections, SphereDirections
 from lightning_vamo.core.mixing import effective_coefficient
+from lightning_vamo.errors import UnsupportedError
 from tests import reference
 from tests.problems import LeastSquares, LogisticRegression, batches_of, probe_table, seeded
 
@@ -26,7 +27,7 @@ def correction_at(problem, parameters, batches, family, count, alpha, difference
     deltas = probe_table(problem, parameters, batches, directions, mu, difference)
     beta = effective_coefficient(alpha, count, directions.dimension)
     weights = torch.tensor([len(batch) for batch in batches])
-    return Correction(parameters, directions, ControlVariate(deltas, weights, beta), beta)
+    return Correction(parameters, directions, ControlVariate(deltas, weights, beta))
 
 
 def set_gradients(parameters, gradients):
@@ -126,7 +127,7 @@ def test_a_parameter_without_gradient_stays_out_and_the_others_are_corrected_as_
     assert float(norms[0]) == pytest.approx(sum(float(gradient.square().sum()) for gradient in gradients[1:]), rel=1e-6)
 
 
-def test_the_squared_norms_before_and_after_are_returned():
+def test_the_squared_norm_and_what_was_removed_of_it_are_returned():
     problem = LeastSquares(20, SHAPES)
     parameters, batches = problem.start(), batches_of(20, 4, seed=0)
     correction = correction_at(problem, parameters, batches, OrthonormalDirections(), 9, "theory")
@@ -135,7 +136,7 @@ def test_the_squared_norms_before_and_after_are_returned():
     norms = correction.apply([2])
     after = float(np.sum(reference.flatten([parameter.grad for parameter in parameters]) ** 2))
     assert norms.shape == (2,)
-    assert norms.tolist() == pytest.approx([before, after], rel=1e-6)
+    assert norms.tolist() == pytest.approx([before, before - after], rel=1e-6)
     assert abs(before - after) > 0.01 * before
 
 
@@ -145,7 +146,7 @@ def test_coefficients_are_scaled_as_the_gradients_are():
     correction = correction_at(problem, parameters, batches, OrthonormalDirections(), 5, "theory")
     plain, scaled = problem.gradients(parameters, batches[0]), problem.gradients(parameters, batches[0])
     set_gradients(parameters, plain)
-    correction.apply([0])
+    unscaled = correction.apply([0])
     expected = 1024 * reference.flatten(plain)
     set_gradients(parameters, [gradient * 1024 for gradient in scaled])
     seen = []
@@ -154,8 +155,10 @@ def test_coefficients_are_scaled_as_the_gradients_are():
         seen.append(coefficients.clone())
         return coefficients * 1024
 
-    correction.apply([0], scale=scale)
+    moments = correction.apply([0], scale=scale)
     assert torch.equal(seen[0], correction.control.correction(0))
+    assert moments[0].item() == pytest.approx(unscaled[0].item(), rel=1e-12)
+    assert moments[1].item() == pytest.approx(unscaled[1].item(), rel=1e-12)
     assert reference.flatten([parameter.grad for parameter in parameters]) == pytest.approx(expected, rel=1e-12)
 
 
@@ -199,12 +202,17 @@ def test_a_row_outside_the_plan_is_an_index_error_and_leaves_the_gradients():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_squared_norm_is_the_sum_of_squares_over_all_tensors_in_at_least_float32(dtype):
-    tensors = [torch.full((3, 4), 2.0, dtype=dtype), torch.tensor(-1.0, dtype=dtype), torch.zeros(0, dtype=dtype)]
-    norm = squared_norm(tensors)
-    assert norm.shape == ()
-    assert norm.dtype in (torch.float32, torch.float64)
-    assert float(norm) == pytest.approx(49.0, rel=1e-6)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: type(family).__name__)
+def test_inner_products_are_taken_over_all_tensors_in_at_least_float32(family, dtype):
+    parameters = [torch.zeros(30, 40, dtype=dtype), torch.zeros((), dtype=dtype), torch.zeros(0, dtype=dtype)]
+    directions = family.draw(parameters, 3, seeded(0))
+    vectors = [torch.full((30, 40), 1.0, dtype=dtype), torch.tensor(-1.0, dtype=dtype), torch.zeros(0, dtype=dtype)]
+    step = torch.tensor([1.0, 2.0, -1.0]).double() @ directions.dense(parameters).double()
+    products = directions.subtract_(vectors, torch.tensor([1.0, 2.0, -1.0]))
+    assert products.dtype == torch.float64
+    g = torch.cat([torch.ones(1200), -torch.ones(1)]).double()
+    tolerance = 0.05 if dtype is torch.bfloat16 else 1e-5
+    assert products.tolist() == pytest.approx([1201, float(g @ step), float(step @ step)], rel=tolerance, abs=tolerance)
 
 
 # A whole training: VAMO with all directions is first-order SVRG
@@ -219,7 +227,7 @@ def vamo(problem, parameters, plans, family, count, rate, mu):
         deltas = probe_table(problem, parameters, plan, directions, mu, "central")
         beta = effective_coefficient("theory", directions.count, directions.dimension)
         control = ControlVariate(deltas, torch.tensor([len(batch) for batch in plan]), beta)
-        correction = Correction(parameters, directions, control, beta)
+        correction = Correction(parameters, directions, control)
         for row, batch in enumerate(plan):
             optimizer.zero_grad()
             problem.loss(parameters, batch).backward()
@@ -271,7 +279,37 @@ def test_a_modules_gradients_are_corrected_in_place():
     module(torch.ones(2, 4)).square().sum().backward()
     gradient = module.weight.grad
     before = reference.flatten([parameter.grad for parameter in parameters])
-    Correction(parameters, directions, control, 1.0).apply([0])
+    Correction(parameters, directions, control).apply([0])
     expected = before - np.array([1.0, 1.0]) @ reference.matrix(directions, parameters)
     assert module.weight.grad is gradient
     assert reference.flatten([parameter.grad for parameter in parameters]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_was_removed_is_exact_where_a_difference_of_norms_would_be_rounding():
+    parameters = [torch.nn.Parameter(torch.zeros(300_000))]
+    directions = SphereDirections().draw(parameters, 1, seeded(0))
+    control = ControlVariate(torch.tensor([[1e-3], [-1e-3]]), torch.ones(2), 1.0)
+    gradient = torch.randn(300_000, generator=seeded(1))
+    parameters[0].grad = gradient.clone()
+    square, removed = Correction(parameters, directions, control).apply([0]).tolist()
+    step = 1e-3 * directions.dense(parameters)[0].double()
+    assert square == pytest.approx(float(gradient.double().square().sum()), rel=1e-5)
+    assert removed == pytest.approx(float(2 * gradient.double() @ step - step @ step), rel=1e-3)
+
+
+def test_gradients_that_overflowed_are_corrected_but_not_counted():
+    parameters = [torch.nn.Parameter(torch.zeros(3))]
+    directions = SphereDirections().draw(parameters, 1, seeded(0))
+    control = ControlVariate(torch.tensor([[1.0], [-1.0]]), torch.ones(2), 1.0)
+    parameters[0].grad = torch.tensor([1.0, float("inf"), 0.0])
+    assert Correction(parameters, directions, control).apply([0]).tolist() == [0, 0]
+
+
+def test_sparse_gradients_are_refused():
+    embedding = torch.nn.Embedding(5, 2, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    parameters = list(embedding.parameters())
+    directions = SphereDirections().draw(parameters, 1, seeded(0))
+    control = ControlVariate(torch.tensor([[1.0], [-1.0]]), torch.ones(2), 1.0)
+    with pytest.raises(UnsupportedError, match="sparse=False"):
+        Correction(parameters, directions, control).apply([0])

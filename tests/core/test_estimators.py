@@ -196,7 +196,7 @@ def test_the_loss_is_evaluated_without_gradients_as_often_as_announced(differenc
         ({"mu": 0.0}, "`mu` must be a positive, finite number or 'auto', got 0.0"),
         ({"mu": -1.0}, "`mu` must be a positive, finite number or 'auto', got -1.0"),
         ({"difference": "backward"}, "`difference` must be one of"),
-        ({"probes": 0}, "`count` must be at least 1, got 0"),
+        ({"probes": 0}, "`probes` must be a whole number >= 1, got 0"),
         ({"probes": 4, "directions": OrthonormalDirections()}, "use at most 3 probes"),
         ({"parameters": []}, "`parameters` holds no numbers"),
     ],

@@ -95,7 +95,7 @@ def vamo(alpha):
         directions = experiment.family.draw(experiment.parameters, experiment.count, generator)
         beta = effective_coefficient(alpha, experiment.count, experiment.dimension)
         control = ControlVariate(experiment.table(directions), torch.ones(len(experiment.batches)), beta)
-        correction = Correction(experiment.parameters, directions, control, beta)
+        correction = Correction(experiment.parameters, directions, control)
         return lambda row: correction.apply([row])
 
     return correct
@@ -164,7 +164,7 @@ def test_coefficients_along_fresh_directions_add_the_variance_that_they_should_h
         measured_along = experiment.family.draw(experiment.parameters, experiment.count, generator)
         control = ControlVariate(experiment.table(measured_along), torch.ones(len(experiment.batches)), 1.0)
         fresh = experiment.family.draw(experiment.parameters, experiment.count, generator)
-        correction = Correction(experiment.parameters, fresh, control, 1.0)
+        correction = Correction(experiment.parameters, fresh, control)
         return lambda row: correction.apply([row])
 
     d, q = 10, 5

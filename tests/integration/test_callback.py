@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMPr
 from lightning_vamo import VAMOCallback, VAMOMixin, with_vamo
 from lightning_vamo.core.directions import OrthonormalDirections
 from lightning_vamo.core.schedules import ExponentialProbes, LinearProbes
-from tests.modules import Everything, VAMOEverything, loaders, trainer
+from tests.modules import Everything, VAMOEverything, WatchedSweeps, loaders, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 
@@ -71,15 +71,9 @@ def test_snapshot_loss_is_the_training_loss_at_the_snapshot():
     inputs, labels = train.dataset.tensors
     expected = torch.nn.functional.cross_entropy(module.net(inputs), labels).item()
 
-    class Losses(VAMOCallback):
-        def _sweep(self, *arguments):
-            result = super()._sweep(*arguments)
-            self.seen = getattr(self, "seen", result.snapshot_loss)
-            return result
-
-    callback = Losses(probes=1)
+    callback = WatchedSweeps(probes=1)
     fit(callback, module, max_epochs=2)
-    assert callback.seen == pytest.approx(expected, rel=1e-5)
+    assert callback.sweeps[0].snapshot_loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_probe_counts_follow_the_schedule():
@@ -164,16 +158,11 @@ def test_batches_that_training_skips_have_no_row():
             loss = super().training_step(batch, batch_idx)
             return None if batch_idx in (2, 5) else loss
 
-    class Weights(VAMOCallback):
-        def _sweep(self, *arguments):
-            self.result = super()._sweep(*arguments)
-            return self.result
-
-    callback = Weights(probes=2)
+    callback = WatchedSweeps(probes=2)
     with pytest.warns(UserWarning, match="`training_step` returned None"):
         fit(callback, Skipping(), max_epochs=1)
-    assert [k for k, weight in enumerate(callback.result.weights.tolist()) if weight == 0] == [2, 5]
-    assert callback.result.deltas[[2, 5]].abs().max() == 0
+    assert [k for k, weight in enumerate(callback.sweeps[0].weights.tolist()) if weight == 0] == [2, 5]
+    assert callback.sweeps[0].deltas[[2, 5]].abs().max() == 0
     assert callback.report.steps == 10
 
 
@@ -289,3 +278,15 @@ def test_interrupting_by_hand_gives_everything_back():
     assert train.batch_sampler is sampler
     assert module.automatic_optimization
     assert run.global_step == 14
+    report = run.callbacks[0].report
+    assert report.steps == 14
+    assert report.variance_removed is not None
+    assert report.sweep_seconds < report.training_seconds
+
+
+def test_a_second_fit_counts_and_seeds_anew():
+    callback = VAMOCallback(probes=2)
+    _, first, _ = fit(callback, max_epochs=1)
+    _, second, _ = fit(callback, max_epochs=1)
+    assert callback.report.snapshots == 1
+    assert torch.equal(first.net[0].weight, second.net[0].weight)

@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_vamo import UnsupportedError, VAMOCallback, VAMOMixin
-from lightning_vamo.cli import VAMOCLI
+from lightning_vamo.cli import VAMOCLI, main
 from lightning_vamo.core.directions import OrthonormalDirections, RademacherDirections, SphereDirections
 from lightning_vamo.core.schedules import LinearProbes
 from tests.modules import Everything
@@ -99,6 +99,8 @@ def test_a_callback_in_the_configuration(tmp_path):
 def test_wrong_arguments_are_refused_by_name(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"`mu` must be a positive, finite number or 'auto', got -1.0"):
         command(tmp_path, vamo={"mu": -1.0})
+    with pytest.raises(SystemExit, match=r"^lightning-vamo: `mu` must be"):
+        main(["fit", "--config", str(tmp_path / "config.yaml")])
     with pytest.raises(SystemExit):
         command(tmp_path, vamo={"probez": 3})
     assert "probez" in capsys.readouterr().err
@@ -157,7 +159,14 @@ def test_examples_run(arguments, tmp_path):
         arguments = [*arguments, f"--trainer.default_root_dir={tmp_path}"]
     arguments = [str(ROOT / a) if a.startswith("examples/") and a.endswith(".py") else a for a in arguments]
     working = tmp_path if arguments[0].endswith("python_api.py") else ROOT
-    done = subprocess.run([sys.executable, *arguments], cwd=working, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=working,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.rglob("events.out.tfevents.*"))
     if "own_cli" not in arguments[0]:

@@ -1,17 +1,27 @@
 """The sweep leaves no trace."""
 
 import random
-from collections import deque
+from collections import OrderedDict, deque
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_vamo import NonFiniteLossError, VAMOCallback, VAMOMixin
 from lightning_vamo.loop.guards import ModuleState
-from tests.modules import Everything, MemoryLogger, VAMOEverything, loaders, trainer
+from tests.modules import Everything, MemoryLogger, VAMOEverything, WatchedSweeps, loaders, trainer
+
+
+class Sealed(OrderedDict):
+    """A dict that forbids what dicts do, as the outputs of some model libraries are."""
+
+    def update(self, *args, **kwargs):
+        raise TypeError("cannot be updated")
+
+    clear = update
 
 
 class Meddling(Everything):
@@ -27,6 +37,11 @@ class Meddling(Everything):
         self.images = []
         self.moving = {"average": torch.zeros(1), "pair": [torch.zeros(2), 1]}
         self.teacher = nn.Linear(2, 2).requires_grad_(False)
+        self.late = nn.Linear(2, 2).requires_grad_(False)
+        self.register_buffer("expanded", torch.ones(1, 1).expand(4, 4), persistent=False)
+        self.tree = {"visits": 0}
+        self.tree["child"] = [{"parent": self.tree}]
+        self.output = Sealed(loss=0)
 
     def training_step(self, batch, batch_idx):
         inputs, labels = batch
@@ -43,6 +58,18 @@ class Meddling(Everything):
         self.moving["pair"][0].add_(2)
         with torch.no_grad():
             self.teacher.weight.mul_(0.9).add_(0.1)
+            self.teacher.bias.data.mul_(0.9).add_(0.1)  # unseen by the version counter
+            if batch_idx % 4 == 3:
+                self.late.weight.add_(1)
+        if not hasattr(self, "made_in_the_step"):
+            self.made_in_the_step = nn.BatchNorm1d(6)
+        self.made_in_the_step(inputs)
+        self.trainer.should_stop = self.trainer.should_stop or (batch_idx == 3 and self.trainer.current_epoch == 5)
+        self.tree["child"][0]["parent"]["visits"] += 1
+        self.output = Sealed(loss=1)
+        if self.loggers:
+            assert self.logger.name == "memory"
+            assert self.logger.save_dir == "somewhere"
         self.gone = torch.ones(1)
         self.net[1].eval()
         self.net[0].bias.requires_grad_(False)
@@ -92,20 +119,22 @@ def everything(fit, module):
         "optimizer": contents(fit.optimizers[0].state_dict()),
         "grad mode": torch.is_grad_enabled(),
         "global step": fit.global_step,
+        "should stop": fit.should_stop,
+        "submodules": [name for name, _ in module.named_modules()],
     }
 
 
-class Compare(VAMOCallback):
+class Compare(WatchedSweeps):
     """Compares the state before and after each sweep."""
 
     def __init__(self, **arguments):
         super().__init__(**arguments)
         self.compared = 0
 
-    def _sweep(self, fit, module, *arguments):
+    def watched(self, fit, module, *arguments):
         before = everything(fit, module)
         try:
-            return super()._sweep(fit, module, *arguments)
+            return super().watched(fit, module, *arguments)
         finally:
             after = everything(fit, module)
             assert [key for key in before if before[key] != after[key]] == []
@@ -118,7 +147,7 @@ class Compare(VAMOCallback):
 def test_state_before_and_after_the_sweep(cls, difference, precision):
     L.seed_everything(0, verbose=False)
     callback = Compare(probes=3, difference=difference)
-    trainer(callbacks=[callback], max_epochs=3, logger=MemoryLogger(), precision=precision).fit(cls(), *loaders())
+    trainer(callbacks=[callback], max_epochs=3, logger=MemoryLogger("somewhere"), precision=precision).fit(cls(), *loaders())
     assert callback.compared == 3
 
 
@@ -126,11 +155,60 @@ def test_state_before_and_after_the_sweep(cls, difference, precision):
 def test_a_meddling_module_trains_as_without_the_sweep(alpha):
     def run(cls, callbacks):
         L.seed_everything(0, verbose=False)
-        module, logger = cls(), MemoryLogger()
+        module, logger = cls(), MemoryLogger("somewhere")
         trainer(callbacks=callbacks, logger=logger).fit(module, *loaders())
-        return [contents(v) for v in (dict(module.state_dict()), module.history, module.average, module.moving)], logger.rows
+        return [
+            contents(v)
+            for v in (dict(module.state_dict()), module.history, module.average, module.moving, module.tree["visits"])
+        ], logger.rows
 
     assert run(Meddling, []) == run(VAMOMeddling, [VAMOCallback(probes=2, alpha=alpha)])
+
+
+class Fields:
+    """A batch that is an object of its own."""
+
+    def __init__(self, items):
+        self.x, self.y = (torch.stack(part) for part in zip(*items, strict=True))
+
+    def to(self, device):
+        return self
+
+
+def test_batches_that_are_objects_are_the_same_at_each_evaluation():
+    class Objects(VAMOEverything):
+        def training_step(self, batch, batch_idx):
+            batch.x = batch.x / 2
+            labels = batch.y
+            del batch.y
+            return super().training_step((batch.x, labels), batch_idx)
+
+    callback = VAMOCallback(probes=2, mu=1e-3)
+    data = DataLoader(loaders()[0].dataset, batch_size=8, collate_fn=Fields)
+    trainer(callbacks=[callback]).fit(Objects(), data)
+    assert -0.5 < callback.report.variance_removed < 0.5
+
+
+def test_between_two_batches_the_weights_are_the_snapshots():
+    class Looking(VAMOEverything):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            seen.append(self.net[0].weight.detach().clone())
+            return batch
+
+    seen = []
+    trainer(callbacks=[VAMOCallback(probes=2)], max_epochs=1, limit_train_batches=4).fit(Looking(), loaders()[0])
+    sweep = seen[1:5]  # the first is of the epoch's first batch, the sweep comes next
+    assert all(torch.equal(weight, seen[0]) for weight in sweep)
+
+
+def test_gradients_that_a_hook_looks_at_are_kept():
+    class Looking(VAMOEverything):
+        def on_before_zero_grad(self, optimizer):
+            seen.append(self.net[0].weight.grad is not None)
+
+    seen = []
+    trainer(callbacks=[VAMOCallback(probes=1)], max_epochs=2).fit(Looking(), loaders()[0])
+    assert seen.count(False) == 1
 
 
 class Failing(VAMOEverything):
@@ -139,7 +217,7 @@ class Failing(VAMOEverything):
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
         self.evaluations = getattr(self, "evaluations", 0) + 1
-        if self.trainer.global_step == 0 and batch_idx == 2 and self.trainer.loggers[0].__class__.__name__ == "DummyLogger":
+        if self.trainer.global_step == 0 and batch_idx == 2 and not isinstance(self.trainer.loggers[0], MemoryLogger):
             raise self.failure
         return loss
 
@@ -148,7 +226,7 @@ def test_an_error_in_the_sweep_propagates_and_leaves_no_trace():
     L.seed_everything(0, verbose=False)
     callback, module = Compare(probes=3), Failing()
     weights = contents(dict(module.state_dict()))
-    fit = trainer(callbacks=[callback], logger=MemoryLogger(), num_sanity_val_steps=0)
+    fit = trainer(callbacks=[callback], logger=MemoryLogger("somewhere"), num_sanity_val_steps=0)
     with pytest.raises(RuntimeError, match="out of memory, say"):
         fit.fit(module, *loaders())
     assert callback.compared == 1
@@ -190,21 +268,16 @@ def test_dropout_is_the_same_for_all_evaluations_of_a_batch():
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    class Deltas(VAMOCallback):
-        def _sweep(self, *arguments):
-            self.result = super()._sweep(*arguments)
-            return self.result
-
-    callback = Deltas(probes=1, mu=0.5)
+    callback = WatchedSweeps(probes=1, mu=0.5)
     trainer(callbacks=[callback], max_epochs=1).fit(Noise(), loaders()[0])
-    slopes = callback.result.deltas.abs()
+    slopes = callback.sweeps[0].deltas.abs()
     assert slopes == pytest.approx(torch.ones_like(slopes), abs=1e-3)
 
 
 def test_module_state_puts_back_what_it_says():
     module = Meddling()
     state = ModuleState(module)
-    before = {name: contents(value) for name, value in vars(module).items() if not name.startswith("_")}
+    before = {name: contents(value) for name, value in vars(module).items() if name[0] != "_" and name != "tree"}
     module.history["losses"].extend(range(5))
     module.history["nested"]["deep"].append(1)
     module.history["other"] = 1
@@ -216,8 +289,10 @@ def test_module_state_puts_back_what_it_says():
     module.gone = torch.ones(1)
     module.net[1].eval()
     module.net[0].weight.requires_grad_(False)
+    module.tree["child"][0]["parent"]["visits"] = 3
     state.restore()
-    after = {name: contents(value) for name, value in vars(module).items() if not name.startswith("_")}
+    after = {name: contents(value) for name, value in vars(module).items() if name[0] != "_" and name != "tree"}
+    assert module.tree["visits"] == 0
     assert before == after
     assert module.scaler.tolist() == [1, 1, 1]
     assert module.gone is None

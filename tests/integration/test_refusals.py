@@ -188,6 +188,95 @@ def test_a_loader_that_announces_too_many_batches():
         fit(Vamo(), DataLoader(Indexed(4), batch_sampler=Liar()))
 
 
+@pytest.mark.parametrize("replace", ["on the object", "on the class"])
+def test_a_training_step_that_was_replaced(replace):
+    class Replaced(Vamo):
+        pass
+
+    module = Replaced()
+    if replace == "on the object":
+        module.training_step = lambda batch, batch_idx: Linear.training_step(module, batch, batch_idx)
+    else:
+        Replaced.training_step = Linear.training_step
+    with pytest.raises(UnsupportedError, match="`training_step` was replaced"):
+        fit(module)
+
+
+def test_with_vamo_of_an_object_whose_step_was_replaced():
+    module = Linear()
+    module.training_step = lambda batch, batch_idx: None
+    with pytest.raises(UnsupportedError, match="`training_step` was replaced on this Linear object"):
+        with_vamo(module)
+
+
+def test_the_mixin_behind_the_module():
+    with pytest.raises(UnsupportedError, match="Wrong names the VAMOMixin behind its LightningModule: put the mixin first"):
+        type("Wrong", (Linear, VAMOMixin), {})
+
+
+def test_a_module_compiled_as_a_whole():
+    with pytest.raises(UnsupportedError, match=r"compiled as a whole.*torch.compile\(self.net\)"):
+        trainer(callbacks=[VAMOCallback()]).fit(torch.compile(Vamo(), backend="eager"), DataLoader(Indexed(4)))
+
+
+def test_lazy_parameters():
+    class Lazy(Vamo):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.LazyLinear(2)
+
+    with pytest.raises(UnsupportedError, match="run one forward pass"):
+        trainer(callbacks=[VAMOCallback()]).fit(Lazy(), DataLoader(Indexed(4)))
+    trainer(callbacks=[VAMOCallback(probes=0)], max_epochs=1).fit(Lazy(), DataLoader(Indexed(4)))
+
+
+def test_sparse_gradients():
+    class Sparse(Vamo):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Embedding(8, 2, sparse=True)
+
+        def training_step(self, batch, batch_idx):
+            return self.net(batch.long()).sum()
+
+    with pytest.raises(UnsupportedError, match="sparse=False"):
+        fit(Sparse())
+
+
+def test_complex_parameters():
+    class Complex(Vamo):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(1, 2, dtype=torch.complex64)
+
+        def training_step(self, batch, batch_idx):
+            return self.net(batch.to(torch.complex64)).abs().sum()
+
+    with pytest.raises(InvalidArgumentError, match=r"real floating-point tensors, got one of type torch.complex64"):
+        fit(Complex())
+
+
+@pytest.mark.parametrize("loss", [torch.zeros(3), 1.0])
+def test_a_probe_loss_that_is_no_loss(loss):
+    class Odd(Vamo):
+        def probe_loss(self, batch, batch_idx):
+            return loss
+
+    with pytest.raises(InvalidArgumentError, match="tensor of one element"):
+        fit(Odd())
+
+
+def test_independent_directions_in_too_small_a_space_are_warned_about():
+    with pytest.warns(UserWarning, match="5 probes along SphereDirections and 2 trainable"):
+        trainer(callbacks=[VAMOCallback(probes=5)], max_epochs=1).fit(Small(), DataLoader(Indexed(4)))
+
+
+class Small(Vamo):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(1, 1)
+
+
 def test_a_step_that_fetches_its_own_batches():
     class Fetching(Vamo):
         def training_step(self, dataloader_iter):
@@ -224,7 +313,7 @@ def test_a_schedule_that_gives_nonsense():
         def probes_at(self, epoch):
             return -3
 
-    with pytest.raises(InvalidArgumentError, match="-3"):
+    with pytest.raises(InvalidArgumentError, match=r"`Nonsense.probes_at\(0\)` must be a whole number >= 0, got -3"):
         fit(Vamo(), callback=VAMOCallback(probes=Nonsense()))
 
 
@@ -274,7 +363,7 @@ def test_a_step_that_returns_nonsense():
 
 
 def test_a_coefficient_far_above_the_theorys_is_warned_about():
-    with pytest.warns(UserWarning, match="more than twice the theory's q/d = 0.25"):
+    with pytest.warns(UserWarning, match="adds more variance than it removes"):
         trainer(callbacks=[VAMOCallback(probes=1, alpha=1.0)], max_epochs=1).fit(Vamo(), DataLoader(Indexed(4)))
 
 

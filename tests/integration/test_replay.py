@@ -1,6 +1,9 @@
 """The sweep sees the very batches of the epoch, in their order, and no batch is lost or doubled."""
 
+import gc
 import itertools
+import random
+import weakref
 
 import lightning as L
 import pytest
@@ -8,8 +11,8 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, WeightedRandomSampler
 
-from lightning_vamo import VAMOCallback
-from tests.modules import Indexed, Recorder, VAMORecorder, trainer
+from lightning_vamo import UnsupportedError, VAMOCallback
+from tests.modules import Indexed, Recorder, VAMORecorder, WatchedSweeps, trainer
 
 
 class Halves:
@@ -139,6 +142,149 @@ def test_rows_belong_to_steps_where_a_loader_cycles(data):
         assert len(short) == 18
 
 
+class Episodes:
+    """Draws each batch from Python's global generator when it is asked for, as samplers of episodes do."""
+
+    def __len__(self):
+        return 6
+
+    def __iter__(self):
+        for _ in range(6):
+            yield random.sample(range(23), 4)
+
+
+class Reused:
+    """Yields one list again and again, with other contents."""
+
+    def __len__(self):
+        return 5
+
+    def __iter__(self):
+        indices = [0]
+        for index in range(5):
+            indices[0] = index
+            yield indices
+
+
+class Consuming(Indexed):
+    """Takes the list of indices that it gets apart."""
+
+    def __getitems__(self, indices):
+        items = []
+        while indices:
+            items.append(self[indices.pop(0)])
+        return items
+
+
+class Epochs:
+    """Orders its batches by an epoch that somebody sets on it."""
+
+    def __init__(self):
+        self.epoch = 0
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        yield from ([self.epoch + index] for index in range(3))
+
+
+UNUSUAL = {
+    "reused list": lambda: DataLoader(Indexed(5), batch_sampler=Reused()),
+    "consumed list": lambda: DataLoader(Consuming(23), batch_size=4, shuffle=True),
+}
+
+
+@pytest.mark.parametrize("data", UNUSUAL.values(), ids=UNUSUAL)
+def test_unusual_samplers_and_datasets(data):
+    plain = epochs(Recorder, [], data)
+    swept = epochs(Watched, [VAMOCallback(probes=2, seed=0)], data)
+    assert swept.epochs == plain.epochs
+    assert swept.checked > 0
+
+
+def test_a_sampler_that_draws_as_it_goes_draws_anew_in_each_epoch():
+    def data():
+        return DataLoader(Indexed(23), batch_sampler=Episodes())
+
+    swept = epochs(Watched, [VAMOCallback(probes=1, seed=0)], data)
+    assert swept.epochs == epochs(Recorder, [], data).epochs
+    batches = [tuple(batch) for contents in swept.epochs for batch in contents]
+    assert len(set(batches)) == len(batches) == 24
+
+
+def test_attributes_set_on_the_batch_sampler_reach_it():
+    class Setting(VAMORecorder):
+        def on_train_epoch_start(self):
+            self.trainer.train_dataloader.batch_sampler.epoch = 10 * self.trainer.current_epoch
+
+    class SettingPlain(Recorder):
+        on_train_epoch_start = Setting.on_train_epoch_start
+
+    def data():
+        return DataLoader(Indexed(40), batch_sampler=Epochs())
+
+    def run(cls, callbacks):
+        contents = Plain()
+        trainer(callbacks=[contents, *callbacks], max_epochs=3).fit(cls(), data())
+        return contents.epochs
+
+    assert run(Setting, [VAMOCallback(probes=1)]) == run(SettingPlain, [])
+
+
+@pytest.mark.parametrize("reload", [0, 1])
+def test_persistent_workers_that_were_at_work_before(reload):
+    train = loader(num_workers=1, persistent_workers=True)
+    next(iter(train))
+    callback = VAMOCallback(probes=1)
+
+    class Same(L.LightningDataModule):
+        def train_dataloader(self):
+            return train
+
+    contents = Contents()
+    options = {"max_epochs": 3, "reload_dataloaders_every_n_epochs": reload}
+    trainer(callbacks=[contents, callback], **options).fit(Watched(), datamodule=Same())
+    assert contents.checked == 18
+    assert callback.report.snapshots == 3
+
+
+def test_reloaded_loaders_do_not_pile_up():
+    alive = weakref.WeakSet()
+
+    class Counted(Indexed):
+        def __init__(self):
+            super().__init__(8)
+            alive.add(self)
+
+    class Fresh(L.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(Counted(), batch_size=2)
+
+    counts = []
+
+    class Count(L.Callback):
+        def on_train_epoch_end(self, fit, module):
+            gc.collect()
+            counts.append(len(alive))
+
+    callbacks = [Count(), VAMOCallback(probes=1)]
+    trainer(callbacks=callbacks, max_epochs=5, reload_dataloaders_every_n_epochs=1).fit(VAMORecorder(), datamodule=Fresh())
+    assert max(counts) <= 2
+
+
+def test_a_loader_that_resumes_by_itself_is_refused():
+    class Stateful(DataLoader):
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    with pytest.raises(UnsupportedError, match="resumes in mid-epoch by itself"):
+        trainer(callbacks=[VAMOCallback()]).fit(VAMORecorder(), Stateful(Indexed(4)))
+
+
 OPTIONS = {
     "limit": {"limit_train_batches": 3},
     "limit share": {"limit_train_batches": 0.5},
@@ -167,8 +313,8 @@ def test_between_snapshots_the_batches_keep_their_composition(name):
     first, second, third, fourth = swept.epochs
     assert callback.report.snapshots == 2
     assert sorted(first) == sorted(second) != sorted(third) == sorted(fourth) or name == "in order"
-    in_order = ("in order", "cycling", "cycling, workers", "padded", "shortest", "dict of loaders", "list of loaders")
-    assert (first == second) == (name in in_order)
+    shuffled = ("shuffled", "2 workers", "1 worker that prefetches", "persistent workers", "own generator", "drop last")
+    assert (first != second) == (name in (*shuffled, "own generator, workers", "batch sampler"))
     assert swept.checked == sum(map(len, swept.epochs))
 
 
@@ -200,14 +346,9 @@ def test_the_loader_is_given_back(data):
 
 
 def test_batch_weights_are_their_sizes():
-    class Plans(VAMOCallback):
-        def _sweep(self, *arguments):
-            self.swept = super()._sweep(*arguments)
-            return self.swept
-
-    callback = Plans(probes=1)
+    callback = WatchedSweeps(probes=1)
     trainer(callbacks=[callback], max_epochs=1).fit(VAMORecorder(), loader(23, shuffle=False))
-    assert callback.swept.weights.tolist() == [4, 4, 4, 4, 4, 3]
+    assert callback.sweeps[0].weights.tolist() == [4, 4, 4, 4, 4, 3]
     # weight * (sum of the indices), two weights of one
     total = sum(2 * sum(range(start, min(start + 4, 23))) * min(4, 23 - start) for start in range(0, 23, 4))
-    assert callback.swept.snapshot_loss == pytest.approx(total / 23)
+    assert callback.sweeps[0].snapshot_loss == pytest.approx(total / 23)

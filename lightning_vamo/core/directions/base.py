@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.errors import InvalidArgumentError
 
 
@@ -51,12 +52,17 @@ class ProbeDirections(ABC):
         """
 
     @abstractmethod
-    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> None:
-        r"""Subtract :math:`\sum_j c_j u_j` from ``vectors``, in place.
+    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
+        r"""Subtract :math:`w = \sum_j c_j u_j` from ``vectors``, in place.
 
         Args:
-            vectors: Tensors to change, of the parameters' shapes; a ``None`` is passed over.
+            vectors: :math:`g`, tensors to change, of the parameters' shapes; a ``None`` is passed over.
             coefficients: :math:`c`, shape ``(q,)``.
+
+        Returns:
+            Shape ``(3,)``, float64: :math:`g^\top g`, :math:`g^\top w`, :math:`w^\top w`, over the tensors that are not
+            None, as they were before. The squared norm falls by :math:`2 g^\top w - w^\top w`, which a difference of norms
+            would lose to rounding.
         """
 
     def dense(self, parameters: Sequence[Tensor]) -> Tensor:
@@ -75,6 +81,21 @@ class ProbeDirections(ABC):
             self.move(row, zeros, index, 1.0)
             rows.append(torch.cat([part.reshape(-1) for part in row]))
         return torch.stack(rows)
+
+
+def moments(vector: Tensor, step: Tensor) -> Tensor:
+    r"""Inner products of two tensors with themselves and with each other.
+
+    Args:
+        vector: :math:`g`.
+        step: :math:`w`, of the same shape.
+
+    Returns:
+        Shape ``(3,)``, float64: :math:`g^\top g`, :math:`g^\top w`, :math:`w^\top w`.
+    """
+    wide = at_least_float32(vector.dtype)
+    g, w = vector.reshape(-1).to(wide), step.reshape(-1).to(wide)
+    return torch.stack((torch.dot(g, g), torch.dot(g, w), torch.dot(w, w))).double()
 
 
 class Directions(ABC):
@@ -103,6 +124,12 @@ class Directions(ABC):
         dimension = sum(parameter.numel() for parameter in parameters)
         if dimension == 0:
             raise InvalidArgumentError("`parameters` holds no numbers to perturb: pass at least one trainable parameter.")
+        for parameter in parameters:
+            if not parameter.is_floating_point():
+                raise InvalidArgumentError(
+                    f"`parameters` must be real floating-point tensors, got one of type {parameter.dtype}: leave it out, or"
+                    " hold its real and imaginary parts as two parameters."
+                )
         self.check_count(count, dimension)
         return self._draw([parameter.detach() for parameter in parameters], count, generator)
 

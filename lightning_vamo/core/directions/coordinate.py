@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.directions.base import Directions, ProbeDirections
+from lightning_vamo.core.numerics import at_least_float32
 
 
 class CoordinateDirections(Directions):
@@ -30,22 +31,23 @@ class CoordinateDirections(Directions):
         # Floyd's sampling without replacement: O(q) memory, where a permutation would take O(d).
         chosen: dict[int, None] = {}
         for bound in range(dimension - count, dimension):
-            index = int(torch.randint(bound + 1, (), generator=generator))
+            index = int(torch.randint(bound + 1, (), generator=generator, device="cpu"))
             chosen[bound if index in chosen else index] = None
         places = []
         for index in chosen:
             tensor = bisect.bisect_right(ends, index)
             places.append((tensor, index - (ends[tensor - 1] if tensor else 0)))
-        return _Axes(places, dimension)
+        return _Axes(places, dimension, parameters[0])
 
 
 class _Axes(ProbeDirections):
-    """The axes at ``places``, pairs of a parameter's position and a flat index in it."""
+    """The axes at ``places``, pairs of a parameter's position and a flat index in it; ``like`` gives type and device."""
 
-    def __init__(self, places: Sequence[tuple[int, int]], dimension: int) -> None:
+    def __init__(self, places: Sequence[tuple[int, int]], dimension: int, like: Tensor) -> None:
         self.count = len(places)
         self.dimension = dimension
         self._places = places
+        self._zeros = torch.zeros(self.count, dtype=at_least_float32(like.dtype), device=like.device)
 
     def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
         for target, origin in zip(targets, origins, strict=True):
@@ -54,20 +56,25 @@ class _Axes(ProbeDirections):
         self._at(targets[tensor], place).add_(distance)
 
     def project(self, vectors: Sequence[Tensor | None]) -> Tensor:
-        given = next(vector for vector in vectors if vector is not None)
-        dtype = torch.promote_types(given.dtype, torch.float32)
-        total = torch.zeros(self.count, dtype=dtype, device=given.device)
+        total = self._zeros.clone()
         for index, (tensor, place) in enumerate(self._places):
             vector = vectors[tensor]
             if vector is not None:
                 total[index] = self._at(vector, place)
         return total
 
-    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> None:
+    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
+        slopes = self.project(vectors).double()
+        steps = coefficients.to(slopes)
+        present = [vector.detach() for vector in vectors if vector is not None]
+        squares = sum(torch.linalg.vector_norm(vector, dtype=torch.float64) ** 2 for vector in present)
         for index, (tensor, place) in enumerate(self._places):
             vector = vectors[tensor]
             if vector is not None:
                 self._at(vector, place).sub_(coefficients[index].to(vector))
+            else:
+                steps[index] = 0
+        return torch.stack((torch.as_tensor(squares, device=steps.device), slopes @ steps, steps @ steps)).double()
 
     @staticmethod
     def _at(tensor: Tensor, place: int) -> Tensor:

@@ -21,4 +21,4 @@ class GaussianDirections(RandomFamily):
 
     def mixing(self, seeded: SeededDirections) -> Tensor:
         r"""See :meth:`RandomFamily.mixing`: :math:`1/\sqrt d`."""
-        return torch.eye(seeded.count, dtype=torch.float64).div(seeded.dimension**0.5)
+        return torch.eye(seeded.count, dtype=torch.float64, device="cpu").div(seeded.dimension**0.5)

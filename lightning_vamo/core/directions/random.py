@@ -2,8 +2,8 @@ r"""Random directions, kept or regenerated: two storages that give the same numb
 
 Every random family draws raw vectors :math:`z_1 \ldots z_q` with independent coordinates and mixes them,
 :math:`u_j = \sum_i A_{ji} z_i`, with a small ``q x q`` matrix: a diagonal of scales, or the inverse Cholesky factor that makes
-them orthonormal. A raw vector is a stream of chunks that a 64-bit seed determines, so directions need no memory: *seeded*
-directions regenerate the stream whenever they are used, *stored* directions keep what the same stream gave once.
+them orthonormal. A raw vector is a stream of chunks that a seed determines, so directions need no memory: *seeded* directions
+regenerate the streams whenever they are used, *stored* directions keep what the same streams gave once.
 """
 
 from abc import abstractmethod
@@ -13,18 +13,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_vamo.core.directions.base import Directions, ProbeDirections
+from lightning_vamo.core.directions.base import Directions, ProbeDirections, moments
+from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.errors import InvalidArgumentError
 
 Storage = Literal["stored", "seeded"]
 
 # Numbers generated at a time. It is part of the definition of the random streams: another value gives other directions.
 CHUNK = 2**20
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The type to do arithmetic in for tensors of ``dtype``: float64 stays, anything narrower becomes float32."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def chunks(tensor: Tensor) -> Iterator[Tensor]:
@@ -60,7 +56,7 @@ class RandomFamily(Directions):
         self.storage = storage
 
     def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
-        seeds = torch.randint(2**63 - 1, (count,), generator=generator).tolist()
+        seeds = torch.randint(2**63 - 1, (count,), generator=generator, device="cpu").tolist()
         seeded = SeededDirections(self, parameters, seeds)
         return seeded if self.storage == "seeded" else StoredDirections(seeded, parameters)
 
@@ -117,17 +113,18 @@ class SeededDirections(ProbeDirections):
 
     def direction(self, index: int) -> Iterator[Tensor]:
         """Direction ``index``, a chunk at a time, in float32 or wider."""
-        weights = self._mixing[index]
-        support = [i for i in range(self.count) if weights[i] != 0]
-        if support == [index]:
-            for part in self.raw(index):
-                yield part.mul_(weights[index].item())
-            return
+        weights = self._mixing[index].tolist()
+        support = [i for i, weight in enumerate(weights) if weight != 0]
         for parts in zip(*(self.raw(i) for i in support), strict=True):
-            # Summed in float64: near q = d the weights are large and alternate in sign.
-            total = sum(weights[i].item() * part.double() for i, part in zip(support, parts, strict=True))
-            assert isinstance(total, Tensor)
-            yield total.to(parts[0].dtype)
+            yield combination([weights[i] for i in support], parts)
+
+    def directions(self) -> Iterator[list[Tensor]]:
+        """All directions, a chunk at a time, each raw number drawn once: ``q`` tensors in float32 or wider per chunk."""
+        rows = self._mixing.tolist()
+        supports = [[i for i, weight in enumerate(row) if weight != 0] for row in rows]
+        for parts in zip(*(self.raw(i) for i in range(self.count)), strict=True):
+            pairs = zip(rows, supports, strict=True)
+            yield [combination([row[i] for i in support], [parts[i] for i in support]) for row, support in pairs]
 
     def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
         """See :meth:`ProbeDirections.move`."""
@@ -142,19 +139,27 @@ class SeededDirections(ProbeDirections):
         return (self._mixing.to(raw.device) @ raw).to(at_least_float32(self._layout[0][1]))
 
     def _project_raw(self, index: int, vectors: Sequence[Tensor | None]) -> Tensor:
+        # In float64: near q = d the mixing's weights are large and alternate in sign.
         total = torch.zeros((), dtype=torch.float64, device=self._layout[0][2])
         for piece, part in zip(self._pieces(vectors), self.raw(index), strict=True):
             if piece is not None:
-                total += torch.dot(part, piece.to(part.dtype)).to(total.device)
+                total += torch.dot(part.double(), piece.double()).to(total.device)
         return total
 
-    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> None:
+    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
         """See :meth:`ProbeDirections.subtract_`."""
         weights = self._mixing.T.to(coefficients.device) @ coefficients.double()
-        for index in range(self.count):
-            for piece, part in zip(self._pieces(vectors), self.raw(index), strict=True):
-                if piece is not None:
-                    piece.sub_(part.mul_(weights[index].to(part)))
+        total = torch.zeros(3, dtype=torch.float64, device=coefficients.device)
+        streams = [self.raw(index) for index in range(self.count)]
+        for piece, *parts in zip(self._pieces(vectors), *streams, strict=True):
+            if piece is not None:
+                step = torch.zeros_like(parts[0], dtype=torch.float64)
+                for weight, part in zip(weights.to(step.device), parts, strict=True):
+                    step += weight * part
+                step = step.to(at_least_float32(piece.dtype))
+                total += moments(piece, step).to(total.device)
+                piece.sub_(step)
+        return total
 
     def _pieces(self, vectors: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
         """The chunks of ``vectors``, in step with :meth:`raw`; ``None`` for each chunk of a missing one."""
@@ -177,16 +182,16 @@ class StoredDirections(ProbeDirections):
         self.count = seeded.count
         self.dimension = seeded.dimension
         self._rows = [torch.empty(seeded.count, p.numel(), dtype=p.dtype, device=p.device) for p in parameters]
-        for index in range(seeded.count):
-            stream = seeded.direction(index)
-            for rows in self._rows:
-                for piece in torch.split(rows[index], CHUNK):
-                    piece.copy_(next(stream))
+        stream = seeded.directions()
+        for rows in self._rows:
+            for columns in torch.split(rows, CHUNK, dim=1):
+                for row, part in zip(columns, next(stream), strict=True):
+                    row.copy_(part)
 
     def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
         """See :meth:`ProbeDirections.move`."""
         for target, origin, rows in zip(targets, origins, self._rows, strict=True):
-            torch.add(origin, rows[index].view(origin.shape), alpha=distance, out=target)
+            torch.add(origin.detach(), rows[index].view(origin.shape), alpha=distance, out=target.detach())
 
     def project(self, vectors: Sequence[Tensor | None]) -> Tensor:
         """See :meth:`ProbeDirections.project`."""
@@ -197,9 +202,30 @@ class StoredDirections(ProbeDirections):
                 total += torch.mv(rows, vector.detach().reshape(-1).to(rows.dtype)).to(total)
         return total
 
-    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> None:
+    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
         """See :meth:`ProbeDirections.subtract_`."""
+        total = torch.zeros(3, dtype=torch.float64, device=coefficients.device)
         for vector, rows in zip(vectors, self._rows, strict=True):
             if vector is not None:
-                combination = coefficients.to(rows) @ rows
-                vector.detach().sub_(combination.view(vector.shape))
+                step = (coefficients.to(rows) @ rows).view(vector.shape)
+                total += moments(vector.detach(), step).to(total.device)
+                vector.detach().sub_(step)
+        return total
+
+
+def combination(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
+    """The weighted sum of ``parts``; of several, summed in float64, since weights near q = d are large and alternate in sign.
+
+    Args:
+        weights: One weight per part.
+        parts: Tensors of one shape, at least one.
+
+    Returns:
+        A new tensor of their shape and type.
+    """
+    if len(parts) == 1:
+        return parts[0] * weights[0]
+    total = torch.zeros_like(parts[0], dtype=torch.float64)
+    for weight, part in zip(weights, parts, strict=True):
+        total.add_(part, alpha=weight)
+    return total.to(parts[0].dtype)

@@ -499,3 +499,57 @@ def test_an_invalid_argument_is_a_value_error_and_an_error_of_this_package():
         SphereDirections().check_count(0, 1)
     with pytest.raises(VAMOError, match="`count`"):
         SphereDirections().check_count(0, 1)
+
+
+@pytest.mark.parametrize("storage", ["stored", "seeded"])
+def test_orthonormal_directions_project_and_subtract_exactly_also_near_as_many_as_parameters(storage):
+    parameters = [torch.zeros(200)]
+    directions = OrthonormalDirections(storage).draw(parameters, 200, torch.Generator().manual_seed(0))
+    u = directions.dense(parameters).double()
+    vector = torch.randn(200, generator=torch.Generator().manual_seed(1))
+    coefficients = torch.randn(200, generator=torch.Generator().manual_seed(2))
+    assert torch.allclose(directions.project([vector]).double(), u @ vector.double(), atol=2e-5)
+    expected = vector.double() - coefficients.double() @ u
+    directions.subtract_([vector], coefficients)
+    assert torch.allclose(vector.double(), expected, atol=2e-5)
+
+
+def test_in_bfloat16_both_storages_round_a_combination_once():
+    parameters = [torch.zeros(4000, dtype=torch.bfloat16)]
+    coefficients = torch.randn(64, generator=torch.Generator().manual_seed(2))
+    errors = {}
+    for storage in ("stored", "seeded"):
+        directions = SphereDirections(storage).draw(parameters, 64, torch.Generator().manual_seed(0))
+        vector = torch.ones(4000, dtype=torch.bfloat16)
+        directions.subtract_([vector], coefficients)
+        exact = 1 - coefficients.double() @ directions.dense(parameters).double()
+        errors[storage] = float((vector.double() - exact).norm() / (1 - exact).norm())
+    assert errors["seeded"] < 1.2 * errors["stored"]
+
+
+@pytest.mark.parametrize("family", [SphereDirections(), SphereDirections("seeded"), CoordinateDirections()])
+def test_nothing_but_missing_vectors_gives_zeros(family):
+    directions = family.draw([torch.zeros(3)], 2, torch.Generator().manual_seed(0))
+    assert directions.project([None]).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("family", [SphereDirections(), SphereDirections("seeded"), CoordinateDirections()])
+def test_parameters_that_need_gradients_can_be_moved(family):
+    parameters = [torch.nn.Parameter(torch.zeros(3))]
+    directions = family.draw(parameters, 1, torch.Generator().manual_seed(0))
+    directions.move(parameters, [torch.ones(3)], 0, 2.0)
+    assert float((parameters[0].detach() - 1).norm()) == pytest.approx(2, rel=1e-6)
+
+
+def test_the_default_device_has_no_say():
+    parameters = [torch.zeros(5)]
+    expected = OrthonormalDirections().draw(parameters, 2, torch.Generator().manual_seed(0)).dense(parameters)
+    with torch.device("meta"):
+        drawn = OrthonormalDirections().draw(parameters, 2, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn.dense(parameters), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_only_real_floating_point_parameters_have_directions(dtype):
+    with pytest.raises(InvalidArgumentError, match="must be real floating-point tensors"):
+        SphereDirections().draw([torch.zeros(3, dtype=dtype)], 1, torch.Generator())

@@ -11,7 +11,7 @@ from lightning_vamo.core.directions import (
     RademacherDirections,
     SphereDirections,
 )
-from lightning_vamo.errors import InvalidArgumentError
+from lightning_vamo.errors import InvalidArgumentError, NonFiniteLossError
 from tests import reference
 from tests.problems import (
     LeastSquares,
@@ -208,3 +208,22 @@ def test_a_wrong_argument_is_refused_before_the_loss_is_evaluated(options, messa
     with pytest.raises(InvalidArgumentError) as error:
         estimate_gradient(loss, **({"parameters": [torch.ones(3)]} | options))
     assert message in str(error.value)
+
+
+def test_a_modules_parameters_can_be_passed_as_they_come():
+    module = torch.nn.Linear(3, 1)
+    estimate = estimate_gradient(lambda: module(torch.ones(3)).sum(), module.parameters(), 2)
+    assert [part.shape for part in estimate] == [part.shape for part in module.parameters()]
+
+
+def test_a_loss_that_is_not_finite_is_refused():
+    x = torch.ones(2)
+    with pytest.raises(NonFiniteLossError, match="`loss` is not finite"):
+        estimate_gradient(lambda: x.sum() / 0, [x])
+    assert x.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("loss", [lambda: 1.0, lambda: torch.zeros(2)])
+def test_a_loss_that_is_no_number_is_refused(loss):
+    with pytest.raises(InvalidArgumentError, match="`loss` must be a tensor of one element"):
+        estimate_gradient(loss, [torch.ones(2)])

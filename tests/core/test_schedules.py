@@ -124,3 +124,13 @@ def test_an_argument_out_of_range_is_refused_by_name_and_value(build, message):
     with pytest.raises(InvalidArgumentError) as error:
         build()
     assert message in str(error.value)
+
+
+def test_a_shrinking_schedule_shrinks_from_above_its_maximum_too():
+    schedule = ExponentialProbes(start=100, factor=0.5, every_n_epochs=1, maximum=10)
+    assert [schedule.probes_at(epoch) for epoch in range(9)] == [10, 10, 10, 10, 6, 3, 2, 1, 0]
+
+
+def test_a_class_is_not_a_schedule():
+    with pytest.raises(InvalidArgumentError, match="`probes`"):
+        as_schedule(ConstantProbes)

@@ -1,5 +1,11 @@
 """Two processes with DDP train as one process with the same global batches, and never differ by a bit."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import lightning as L
 import pytest
 import torch
@@ -10,6 +16,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from lightning_vamo import VAMOCallback, VAMOMixin, with_vamo
 from lightning_vamo.core.directions import OrthonormalDirections
 from tests.modules import Everything, VAMOEverything, classification_data, trainer
+
+ROOT = Path(__file__).parents[2]
 
 
 class Regression(VAMOMixin, L.LightningModule):
@@ -121,3 +129,82 @@ def test_spawned_processes_get_a_class_made_on_the_fly(tmp_path):
         max_epochs=1,
     )
     assert all(torch.equal(first["state"][name], second["state"][name]) for name in dict(module.named_parameters()))
+
+
+class Collectives(L.Callback):
+    """Counts the collective calls of training steps; behind the VAMOCallback, whose sweep comes before it starts to count."""
+
+    NAMES = ("all_reduce", "broadcast", "broadcast_object_list", "all_gather", "all_gather_object", "reduce", "barrier")
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.counts = []
+        self.counting = False
+
+    def on_fit_start(self, fit, module):
+        for name in self.NAMES:
+            setattr(torch.distributed, name, self.counted(getattr(torch.distributed, name)))
+
+    def counted(self, function):
+        def call(*args, **kwargs):
+            if self.counting:
+                self.counts[-1] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    def on_train_batch_start(self, *arguments):
+        self.counts.append(0)
+        self.counting = True
+
+    def on_train_batch_end(self, *arguments):
+        self.counting = False
+
+    def on_train_end(self, fit, module):
+        (self.folder / f"{fit.global_rank}.txt").write_text(" ".join(map(str, self.counts)))
+
+
+def test_a_training_step_communicates_no_more_than_without_vamo(tmp_path):
+    def counts(name, module, callbacks):
+        folder = tmp_path / name
+        folder.mkdir()
+        callbacks = [*callbacks, Collectives(folder)]
+        strategy = DDPStrategy(start_method="fork")
+        fit = trainer(callbacks=callbacks, strategy=strategy, devices=2, max_epochs=2)
+        fit.fit(module, datamodule=Data(classification_data(48), 4))
+        return [(folder / f"{rank}.txt").read_text() for rank in range(2)]
+
+    plain = counts("plain", Everything(), [])
+    assert counts("vamo", VAMOEverything(), [VAMOCallback(probes=3)]) == plain
+    assert len(plain[0].split()) == 12
+
+
+NODE = """
+import lightning as L, sys, torch
+from pathlib import Path
+from lightning_vamo import VAMOCallback
+from tests.integration.test_ddp import Data, Regression, Save
+from tests.modules import classification_data, trainer
+L.seed_everything(5, verbose=False)
+folder = Path(sys.argv[1])
+fit = trainer(callbacks=[Save(folder), VAMOCallback(probes=2, seed=1)], strategy="ddp", num_nodes=2, devices=1)
+fit.fit(Regression(), datamodule=Data(classification_data(24), 4))
+"""
+
+
+def test_two_nodes_started_as_torchrun_starts_them(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    shared |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": "1", "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank in range(2):
+        environment = {**os.environ, **shared, "RANK": str(rank), "GROUP_RANK": str(rank)}
+        command = [sys.executable, "-c", NODE, str(tmp_path)]
+        processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(first["state"][name], second["state"][name]) for name in first["state"])
+    assert first["metrics"]["vamo/probes"] == 2

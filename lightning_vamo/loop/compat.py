@@ -1,6 +1,6 @@
 """Every access to Lightning's private parts, in one place.
 
-Checked against Lightning 2.5 and 2.6. Each function says what it reaches for, and why nothing public does.
+Checked against Lightning 2.6.0 and 2.6.6. Each function says what it reaches for, and why nothing public does.
 """
 
 import functools

@@ -7,13 +7,12 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_vamo.core.correction import Correction
 from lightning_vamo.core.directions import Directions, SphereDirections
-from lightning_vamo.core.mixing import Alpha, check_alpha, effective_coefficient
+from lightning_vamo.core.mixing import Alpha, check_alpha
 from lightning_vamo.core.probes import Difference, check_difference, check_mu
 from lightning_vamo.core.schedules import ConstantProbes, ProbeSchedule, as_schedule, check_probes
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
@@ -143,23 +142,10 @@ class VAMOCallback(GradientCallback):
         support.check_optimizer(trainer.optimizers)
         probes = self._probes(trainer.current_epoch)
         if probes:
-            parameters = support.trainable_parameters(trainer.optimizers)
-            self._check_count(probes, sum(parameter.numel() for parameter in parameters))
+            support.check_probes_fit(trainer.optimizers, self.directions, probes, self.alpha)
         self._totals.seed = self._totals.seed if self.seed is None else self.seed
         if self._totals.seed is None:
             self._totals.seed = trainer.strategy.broadcast(torch.initial_seed())
-
-    def _check_count(self, probes: int, dimension: int) -> None:
-        self.directions.check_count(probes, dimension)
-        beta = effective_coefficient(self.alpha, probes, dimension)
-        # Twice the best coefficient adds as much noise as it removes. Independent directions overlap, so their best is lower.
-        best = 1.0 if self.directions.orthonormal else dimension / (dimension + probes - 1)
-        if beta > 2 * best:
-            rank_zero_warn(
-                f"`alpha={self.alpha!r}` adds more variance than it removes with {probes} probes along"
-                f" {type(self.directions).__name__} and {dimension} trainable parameters: the best `alpha` is about"
-                f" {best * probes / dimension:.3g}. Set it, use fewer probes, or use OrthonormalDirections."
-            )
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

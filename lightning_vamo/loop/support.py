@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from lightning_vamo.core.directions import Directions
+from lightning_vamo.core.mixing import Alpha, effective_coefficient
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 
@@ -140,3 +143,28 @@ def trainable_parameters(optimizers: Sequence[Any]) -> list[Tensor]:
             " `torch.optim.SGD(self.parameters(), lr=0.1)`."
         )
     return parameters
+
+
+def check_probes_fit(optimizers: Sequence[Any], directions: Directions, probes: int, alpha: Alpha) -> None:
+    """Refuse more probes than the family can draw, and warn about a coefficient that adds more noise than it removes.
+
+    Args:
+        optimizers: The Trainer's optimizers, of which Lightning allows one.
+        directions: The family of probe directions.
+        probes: ``q``, at least 1.
+        alpha: The mixing coefficient, or ``"theory"``.
+
+    Raises:
+        InvalidArgumentError: If an orthonormal family is to draw more directions than there are trainable parameters.
+    """
+    dimension = sum(parameter.numel() for parameter in trainable_parameters(optimizers))
+    directions.check_count(probes, dimension)
+    beta = effective_coefficient(alpha, probes, dimension)
+    # Twice the best coefficient adds as much noise as it removes. Independent directions overlap, so their best is lower.
+    best = 1.0 if directions.orthonormal else dimension / (dimension + probes - 1)
+    if beta > 2 * best:
+        rank_zero_warn(
+            f"`alpha={alpha!r}` adds more variance than it removes with {probes} probes along {type(directions).__name__} and"
+            f" {dimension} trainable parameters: the best `alpha` is about {best * probes / dimension:.3g}. Set it, use fewer"
+            " probes, or use OrthonormalDirections."
+        )

@@ -90,7 +90,7 @@ class Plan:
             for recorder, reader in zip(self._recorders, self._readers, strict=True):
                 recorder.replay([one_pass.batches for one_pass in reader.read])
             return order
-        order = torch.randperm(self.length, generator=generator).tolist()
+        order = torch.randperm(self.length, generator=generator, device="cpu").tolist()
         batches = self._readers[0].read[0].batches
         self._recorders[0].replay([[batches[row] for row in order]])
         return order

@@ -63,4 +63,5 @@ def _rich(bar: RichProgressBar, total: int) -> Iterator[Callable[[int], None]]:
     try:
         yield show
     finally:
-        progress.remove_task(task)
+        # Hidden, not removed: Lightning 2.6.0 finds its own tasks by their place among all of them.
+        progress.update(task, visible=False)

@@ -130,7 +130,6 @@ class VAMOCallback(GradientCallback):
             )
         support.check_strategy(trainer.strategy)
         support.check_module(pl_module, VAMOMixin)
-        self._forget()
         self._totals = Totals()
         self._attached.enter_context(support.one_optimizer(trainer.strategy))
         if not self._never_probes:
@@ -168,16 +167,17 @@ class VAMOCallback(GradientCallback):
         self._count_epoch()
         self._forget()
 
-    def _count_epoch(self) -> None:
-        """Add what the epoch has taken and removed so far to the totals."""
+    def _count_epoch(self) -> dict[str, float]:
+        """Add what the epoch has taken and removed to the totals, and return what of it is to be logged."""
         if self._epoch_began is not None:
             self._totals.training_seconds += time.perf_counter() - self._epoch_began
             self._epoch_began = None
-        if self._moments is not None:
-            before, removed = self._moments.tolist()
-            self._moments = None
-            self._totals.add_moments(before, removed)
-            self._logs["vamo/variance_removed"] = removed / before if before else 0.0
+        if self._moments is None:
+            return {}
+        before, removed = self._moments.tolist()
+        self._moments = None
+        self._totals.add_moments(before, removed)
+        return {"vamo/variance_removed": removed / before if before else 0.0}
 
     # ---- epochs and snapshots
 
@@ -186,8 +186,6 @@ class VAMOCallback(GradientCallback):
         """Decide whether this epoch takes a snapshot, or goes on with the batches of the last one."""
         self._epoch_began = time.perf_counter()
         self._position = 0
-        self._moments = None
-        self._logs.pop("vamo/variance_removed", None)
         if compat.skips_backward(trainer):
             return
         # A reloaded loader may hold other data, to which the rows do not belong.
@@ -266,9 +264,9 @@ class VAMOCallback(GradientCallback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch's figures."""
-        self._count_epoch()
         logs = {
             **self._logs,
+            **self._count_epoch(),
             "vamo/probes": 0 if self._correction is None else self._correction.directions.count,
             "vamo/forward_evaluations": self._totals.forward_evaluations,
             "vamo/backward_evaluations": self._totals.backward_evaluations,

@@ -73,7 +73,6 @@ class VAMOMixin:
 
         Returns:
             A tensor of one element, or None to skip the batch.
-
         """
         own = getattr(super(), "probe_loss", None)
         if own is not None:  # the class behind the mixin defines it

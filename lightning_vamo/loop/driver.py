@@ -34,6 +34,8 @@ class GradientCallback(Callback):
         self._mode = Mode.PLAIN
         self._stepped = False
         self._default_dtype = torch.get_default_dtype()
+        self.probed_position = 0
+        """Position in the plan of the batch that is being probed, which ``probe_loss`` gets as its ``batch_idx``."""
 
     @contextmanager
     def mode(self, mode: Mode) -> Iterator[None]:
@@ -82,9 +84,6 @@ class GradientCallback(Callback):
             if purpose is Mode.PROBE:
                 return module.probe_loss(batch, self.probed_position)
             return self._step(module, user_step)
-
-    probed_position = 0
-    """Position in the plan of the batch that is being probed, which ``probe_loss`` gets as its ``batch_idx``."""
 
     @abstractmethod
     def after_backward(self, trainer: Trainer, module: LightningModule, *, first: bool, last: bool, skipped: bool) -> None:

@@ -114,8 +114,7 @@ class _Contents:
     def __init__(self, value: Any) -> None:
         self._value = value
         self._copy = copy.copy(value)
-        self.held = list(value.values() if isinstance(value, dict) else value)
-        self._keys = list(value) if isinstance(value, dict) else None
+        self.held = _items(value)
 
     def restore(self, only_if_resized: bool = False) -> None:
         if len(self._value) == len(self._copy) and (only_if_resized or self._unchanged()):
@@ -129,9 +128,13 @@ class _Contents:
     def _unchanged(self) -> bool:
         if isinstance(self._value, set):
             return bool(self._value == self._copy)
-        now = self._value.values() if isinstance(self._value, dict) else self._value
-        keys = list(self._value) if isinstance(self._value, dict) else None
-        return keys == self._keys and all(a is b for a, b in zip(now, self.held, strict=True))
+        if isinstance(self._value, dict) and list(self._value) != list(self._copy):
+            return False
+        return all(a is b for a, b in zip(_items(self._value), self.held, strict=True))
+
+
+def _items(container: Any) -> list[Any]:
+    return list(container.values() if isinstance(container, dict) else container)
 
 
 def _contents(values: Iterable[Any]) -> list[_Contents]:

@@ -130,7 +130,35 @@ def record(loader: object) -> RecordingBatchSampler:
         The recorder, now the loader's batch sampler; assign its ``wrapped`` back to undo.
 
     Raises:
-        UnsupportedError: If there is no plan to record: not a DataLoader, an IterableDataset, or no batching.
+        UnsupportedError: If there is no plan to record: see :func:`check_loader`.
+    """
+    loader = check_loader(loader)
+    iterator = loader._iterator
+    if iterator is not None:
+        # Persistent workers of an earlier use, which would go on reading the sampler that they began with.
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+        loader._iterator = None
+    # A loader that the Trainer sets up again starts afresh.
+    sampler = loader.batch_sampler
+    recorder = RecordingBatchSampler(sampler.wrapped if isinstance(sampler, RecordingBatchSampler) else sampler)
+    # DataLoader forbids assigning its batch sampler after construction; its iterators read it anew each time.
+    object.__setattr__(loader, "batch_sampler", recorder)
+    return recorder
+
+
+def check_loader(loader: object) -> DataLoader[Any]:
+    """Refuse training data whose batches cannot be told before they are trained on.
+
+    Args:
+        loader: What the Trainer is to train on.
+
+    Returns:
+        The same object.
+
+    Raises:
+        UnsupportedError: If it is not a DataLoader, iterates over an IterableDataset, does not batch, delivers out of order, or
+            resumes by itself.
     """
     advice = (
         "VAMO evaluates the very batches of the coming epoch before it trains on them, so it needs a DataLoader over a"
@@ -161,18 +189,7 @@ def record(loader: object) -> RecordingBatchSampler:
             f"The training data is a {type(loader).__name__}, which resumes in mid-epoch by itself, so VAMO would take its"
             " batches for others: use a torch.utils.data.DataLoader, or train with probes=0."
         )
-    iterator = loader._iterator
-    if iterator is not None:
-        # Persistent workers of an earlier use, which would go on reading the sampler that they began with.
-        if hasattr(iterator, "_shutdown_workers"):
-            iterator._shutdown_workers()
-        loader._iterator = None
-    # A loader that the Trainer sets up again starts afresh.
-    sampler = loader.batch_sampler
-    recorder = RecordingBatchSampler(sampler.wrapped if isinstance(sampler, RecordingBatchSampler) else sampler)
-    # DataLoader forbids assigning its batch sampler after construction; its iterators read it anew each time.
-    object.__setattr__(loader, "batch_sampler", recorder)
-    return recorder
+    return loader
 
 
 @contextmanager

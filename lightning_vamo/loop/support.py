@@ -17,8 +17,8 @@ from lightning_vamo.core.mixing import Alpha, effective_coefficient
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 
-# What to use in place of a strategy that is not supported, by the name of the strategy or of one of its bases.
-_ALTERNATIVES = {
+# Why a strategy is not supported, by the name of the strategy or of one of its bases.
+_REASONS = {
     "FSDPStrategy": "gradients of FSDP's flat parameters have no shape to probe along",
     "ModelParallelStrategy": "sharded parameters (FSDP2, tensor parallelism) are not probed correctly yet",
     "DeepSpeedStrategy": "DeepSpeed does not step the gradients in `.grad`",
@@ -37,12 +37,11 @@ def check_strategy(strategy: Strategy) -> None:
         UnsupportedError: If it is not a single device or DDP.
     """
     names = [cls.__name__ for cls in type(strategy).__mro__]
-    reason = next((_ALTERNATIVES[name] for name in names if name in _ALTERNATIVES), "it is untested")
-    known = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
-    if not known or any(name in _ALTERNATIVES for name in names):
+    reason = next((_REASONS[name] for name in names if name in _REASONS), None)
+    if reason or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
         raise UnsupportedError(
-            f"VAMO does not support {type(strategy).__name__}: {reason}. Use Trainer(strategy='ddp') for several devices,"
-            " or a single device."
+            f"VAMO does not support {type(strategy).__name__}: {reason or 'it is untested'}. Use Trainer(strategy='ddp') for"
+            " several devices, or a single device."
         )
     if strategy.root_device.type == "mps":
         raise UnsupportedError("VAMO needs float64, which MPS does not have: use Trainer(accelerator='cpu') or a CUDA device.")

@@ -101,6 +101,7 @@ class SeededDirections(ProbeDirections):
         self._seeds = seeds
         self._layout = [(parameter.numel(), parameter.dtype, parameter.device) for parameter in parameters]
         self._mixing = family.mixing(self)
+        self._terms = [[(i, weight) for i, weight in enumerate(row) if weight] for row in self._mixing.tolist()]
 
     def raw(self, index: int) -> Iterator[Tensor]:
         """The raw vector behind direction ``index``, a chunk at a time, in float32 or wider."""
@@ -113,18 +114,14 @@ class SeededDirections(ProbeDirections):
 
     def direction(self, index: int) -> Iterator[Tensor]:
         """Direction ``index``, a chunk at a time, in float32 or wider."""
-        weights = self._mixing[index].tolist()
-        support = [i for i, weight in enumerate(weights) if weight != 0]
-        for parts in zip(*(self.raw(i) for i in support), strict=True):
-            yield combination([weights[i] for i in support], parts)
+        support, weights = zip(*self._terms[index], strict=True)
+        for parts in zip(*map(self.raw, support), strict=True):
+            yield combination(weights, parts)
 
     def directions(self) -> Iterator[list[Tensor]]:
         """All directions, a chunk at a time, each raw number drawn once: ``q`` tensors in float32 or wider per chunk."""
-        rows = self._mixing.tolist()
-        supports = [[i for i, weight in enumerate(row) if weight != 0] for row in rows]
-        for parts in zip(*(self.raw(i) for i in range(self.count)), strict=True):
-            pairs = zip(rows, supports, strict=True)
-            yield [combination([row[i] for i in support], [parts[i] for i in support]) for row, support in pairs]
+        for parts in zip(*map(self.raw, range(self.count)), strict=True):
+            yield [combination([weight for _, weight in row], [parts[i] for i, _ in row]) for row in self._terms]
 
     def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
         """See :meth:`ProbeDirections.move`."""
@@ -150,13 +147,9 @@ class SeededDirections(ProbeDirections):
         """See :meth:`ProbeDirections.subtract_`."""
         weights = self._mixing.T.to(coefficients.device) @ coefficients.double()
         total = torch.zeros(3, dtype=torch.float64, device=coefficients.device)
-        streams = [self.raw(index) for index in range(self.count)]
-        for piece, *parts in zip(self._pieces(vectors), *streams, strict=True):
+        for piece, *parts in zip(self._pieces(vectors), *map(self.raw, range(self.count)), strict=True):
             if piece is not None:
-                step = torch.zeros_like(parts[0], dtype=torch.float64)
-                for weight, part in zip(weights.to(step.device), parts, strict=True):
-                    step += weight * part
-                step = step.to(at_least_float32(piece.dtype))
+                step = combination(weights.to(piece.device), parts)
                 total += moments(piece, step).to(total.device)
                 piece.sub_(step)
         return total
@@ -213,11 +206,11 @@ class StoredDirections(ProbeDirections):
         return total
 
 
-def combination(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
+def combination(weights: Sequence[float] | Tensor, parts: Sequence[Tensor]) -> Tensor:
     """The weighted sum of ``parts``; of several, summed in float64, since weights near q = d are large and alternate in sign.
 
     Args:
-        weights: One weight per part.
+        weights: One weight per part: numbers, or a tensor on the parts' device, which is not synchronised with.
         parts: Tensors of one shape, at least one.
 
     Returns:
@@ -227,5 +220,5 @@ def combination(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
         return parts[0] * weights[0]
     total = torch.zeros_like(parts[0], dtype=torch.float64)
     for weight, part in zip(weights, parts, strict=True):
-        total.add_(part, alpha=weight)
+        total += part.double() * weight
     return total.to(parts[0].dtype)

@@ -1,16 +1,16 @@
 """The callback that trains with VAMO: when to take a snapshot, how many probes, what to log, what to checkpoint."""
 
+import copy
 import random
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 from typing_extensions import override
 
-from lightning_vamo.core.correction import Correction
 from lightning_vamo.core.directions import Directions, SphereDirections
 from lightning_vamo.core.mixing import Alpha, check_alpha
 from lightning_vamo.core.probes import Difference, check_difference, check_mu
@@ -18,9 +18,10 @@ from lightning_vamo.core.schedules import ConstantProbes, ProbeSchedule, as_sche
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.driver import GradientCallback
-from lightning_vamo.loop.plan import Plan
-from lightning_vamo.loop.recording import recording
-from lightning_vamo.loop.snapshot import take_snapshot
+from lightning_vamo.loop.recording import RecordingBatchSampler, recording
+from lightning_vamo.loop.resume import Resumption, check_readable, saved
+from lightning_vamo.loop.snapshot import seeded, take_snapshot
+from lightning_vamo.loop.standing import Standing
 from lightning_vamo.mixin import VAMOMixin
 from lightning_vamo.report import Totals, VAMOReport
 
@@ -92,24 +93,18 @@ class VAMOCallback(GradientCallback):
         self.seed = seed
         self._attached = ExitStack()
         self._totals = Totals()
-        self._forget()
-
-    def _forget(self) -> None:
-        """Drop whatever belongs to one snapshot."""
-        self._correction: Correction | None = None
-        self._plan: Plan | None = None
-        self._logs: dict[str, float] = {}
-        self._order: list[int] = []
-        self._position = 0
-        self._due = True
-        self._rows: list[int] = []
-        self._moments: Tensor | None = None
+        self._standing = Standing()
         self._epoch_began: float | None = None
+        self._trainer: Trainer | None = None
+        self._resumption: Resumption | None = None
 
     @property
     def report(self) -> VAMOReport:
         """What the probes have cost and removed so far; printed, it reads as a few lines of text."""
-        return self._totals.report()
+        totals = copy.copy(self._totals)
+        if self._standing.moments is not None:
+            totals.add_moments(*self._standing.moments.tolist())
+        return totals.report()
 
     @property
     def _never_probes(self) -> bool:
@@ -131,9 +126,11 @@ class VAMOCallback(GradientCallback):
         support.check_strategy(trainer.strategy)
         support.check_module(pl_module, VAMOMixin)
         self._totals = Totals()
+        self._standing = Standing()
+        self._resumption = None
         self._attached.enter_context(support.one_optimizer(trainer.strategy))
         if not self._never_probes:
-            self._attached.enter_context(recording(trainer))
+            self._attached.enter_context(recording(trainer, self._replay))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,6 +146,11 @@ class VAMOCallback(GradientCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the training steps. Not earlier: the LR finder trains, plainly, before this hook."""
+        self._trainer = trainer
+        if self._resumption is not None:
+            self._standing = self._attached.enter_context(
+                self._resumption.taken_up(trainer, self.directions, self.schedule, self.alpha)
+            )
         self._attached.enter_context(compat.manual_steps(trainer, pl_module, self.stepping))
         self._epoch_began = time.perf_counter()
 
@@ -156,26 +158,29 @@ class VAMOCallback(GradientCallback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give everything back as it was."""
         self._detach()
+        self._trainer = None
+        self._standing = Standing()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give everything back as it was."""
+        """Give everything back as it was, but for what a checkpoint that is saved next needs."""
         self._detach()
 
     def _detach(self) -> None:
         self._attached.close()
-        self._count_epoch()
-        self._forget()
+        self._count_seconds()
 
-    def _count_epoch(self) -> dict[str, float]:
-        """Add what the epoch has taken and removed to the totals, and return what of it is to be logged."""
+    def _count_seconds(self) -> None:
         if self._epoch_began is not None:
             self._totals.training_seconds += time.perf_counter() - self._epoch_began
             self._epoch_began = None
-        if self._moments is None:
+
+    def _count_moments(self) -> dict[str, float]:
+        """Add what the epoch's corrections removed to the totals, and return what of it is to be logged."""
+        moments, self._standing.moments = self._standing.moments, None
+        if moments is None:
             return {}
-        before, removed = self._moments.tolist()
-        self._moments = None
+        before, removed = moments.tolist()
         self._totals.add_moments(before, removed)
         return {"vamo/variance_removed": removed / before if before else 0.0}
 
@@ -185,14 +190,16 @@ class VAMOCallback(GradientCallback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether this epoch takes a snapshot, or goes on with the batches of the last one."""
         self._epoch_began = time.perf_counter()
-        self._position = 0
+        if self._resumption is not None:
+            self._resumption.epoch_starts(trainer)
         if compat.skips_backward(trainer):
             return
+        standing = self._standing
         # A reloaded loader may hold other data, to which the rows do not belong.
-        stale = self._plan is not None and not self._plan.belongs_to(compat.train_loader(trainer))
-        self._due = self._due or stale or trainer.current_epoch % self.every_n_epochs == 0
-        if not self._due and self._plan is not None:
-            self._order = self._plan.again(self._generator(f"order of epoch {trainer.current_epoch}"))
+        stale = standing.taken is not None and not standing.taken.plan.belongs_to(compat.train_loader(trainer))
+        standing.due |= stale or trainer.current_epoch % self.every_n_epochs == 0
+        if not standing.due and standing.taken is not None:
+            standing.order = standing.taken.plan.again(seeded(self._seed(f"order of epoch {trainer.current_epoch}")))
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -200,11 +207,13 @@ class VAMOCallback(GradientCallback):
 
         The epoch's first batch has been drawn by now, so the plan exists, and every hook of the epoch's start has run.
         """
-        if self._due and not compat.skips_backward(trainer):
-            self._correction = self._plan = None
-            self._logs = {}
+        self._resumption = None
+        if self._standing.position is None:
+            self._standing.position = 0
+        if self._standing.due and not compat.skips_backward(trainer):
+            self._standing.taken = None
             self._take_snapshot(trainer, pl_module, batch_idx)
-            self._due = False
+            self._standing.due = False
 
     def _take_snapshot(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
         probes = self._probes(trainer.current_epoch)
@@ -215,24 +224,23 @@ class VAMOCallback(GradientCallback):
             module,
             self,
             self.directions,
-            self._generator(f"snapshot {self._totals.snapshots}"),
+            self._seed(f"snapshot {self._totals.snapshots}"),
             probes=probes,
             mu=self.mu,
             alpha=self.alpha,
             difference=self.difference,
             batch_idx=batch_idx,
         )
-        self._correction, self._plan, self._logs = taken.correction, taken.plan, taken.logs
-        self._order = list(range(taken.plan.length))
+        self._standing.taken = taken
+        self._standing.order = list(range(taken.plan.length))
         self._totals.add_sweep(taken.sweep)
 
     def _probes(self, epoch: int) -> int:
         return check_probes(f"{type(self.schedule).__name__}.probes_at({epoch})", self.schedule.probes_at(epoch))
 
-    def _generator(self, purpose: str) -> torch.Generator:
-        """A generator that depends on nothing but the seed and what it is for: the same on every rank, and after a resume."""
-        seed = random.Random(f"{self._totals.seed}: {purpose}").getrandbits(63)
-        return torch.Generator().manual_seed(seed)
+    def _seed(self, purpose: str) -> int:
+        """A seed that depends on nothing but the run's and what it is for: the same on every rank, and after a resume."""
+        return random.Random(f"{self._totals.seed}: {purpose}").getrandbits(63)
 
     # ---- steps
 
@@ -241,46 +249,70 @@ class VAMOCallback(GradientCallback):
         """Correct the gradient, once all batches of the step are in it."""
         self._totals.forward_evaluations += 1
         self._totals.backward_evaluations += not skipped
+        standing = self._standing
         if first:
-            self._rows = []
-        if self._correction is None:
+            standing.rows = []
+        if standing.taken is None:
             return
         if not skipped:
-            self._rows.append(self._order[self._position])
+            standing.rows.append(standing.order[standing.begun])
         if last:
-            moments = self._correction.apply(self._rows, trainer.accumulate_grad_batches, compat.grad_scale(trainer))
-            self._rows = []
+            correction = standing.taken.correction
+            moments = correction.apply(standing.rows, trainer.accumulate_grad_batches, compat.grad_scale(trainer))
+            standing.rows = []
             if moments is not None:
                 self._totals.steps += 1
-                self._moments = moments if self._moments is None else self._moments + moments
+                standing.moments = moments if standing.moments is None else standing.moments + moments
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move on in the plan."""
-        self._position += 1
+        self._standing.position = self._standing.begun + 1
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch's figures."""
+        self._count_seconds()
+        taken = self._standing.taken
         logs = {
-            **self._logs,
-            **self._count_epoch(),
-            "vamo/probes": 0 if self._correction is None else self._correction.directions.count,
+            **({} if taken is None else taken.logs),
+            **self._count_moments(),
+            "vamo/probes": 0 if taken is None else taken.correction.directions.count,
             "vamo/forward_evaluations": self._totals.forward_evaluations,
             "vamo/backward_evaluations": self._totals.backward_evaluations,
         }
         pl_module.log_dict({name: float(value) for name, value in logs.items()}, sync_dist=True)
+        self._standing.position = None
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._standing.taken = None
 
     # ---- checkpoints
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Totals and the seed, as plain numbers."""
-        return self._totals.state_dict()
+        """Totals, the seed, and where each rank stands, as plain types and tensors; to be called on all ranks together."""
+        ranks = []
+        # Before and after the training, and where nothing is ever probed, a checkpoint is plain Lightning's.
+        if self._trainer is not None and not self._never_probes:
+            ranks = saved(self._trainer, self._standing, self.directions)
+        return {"totals": self._totals.state_dict(), "ranks": ranks}
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Prepare to go on where the run was, before Lightning's loops read the checkpoint."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        if state.get("ranks") and not self._never_probes:
+            self._resumption = Resumption(trainer, state["ranks"], checkpoint)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting, and drawing directions, from a checkpoint."""
-        self._totals.load_state_dict(state_dict)
+        check_readable(state_dict.keys() == {"totals", "ranks"} and state_dict["totals"].keys() == asdict(Totals()).keys())
+        self._totals.load_state_dict(state_dict["totals"])
+
+    def _replay(self, recorder: RecordingBatchSampler, index: int) -> None:
+        """Let a loader that has just been set up begin with the batches that a checkpoint says are left."""
+        if self._resumption is not None:
+            self._resumption.replay(recorder, index)

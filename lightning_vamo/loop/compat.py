@@ -3,6 +3,7 @@
 Checked against Lightning 2.6.0 and 2.6.6. Each function says what it reaches for, and why nothing public does.
 """
 
+import builtins
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,12 +15,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
@@ -205,3 +208,156 @@ def grad_scale(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:
     """What scales the gradients until the optimizer steps: the precision plugin's GradScaler, where it has one."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return None if scaler is None else scaler.scale
+
+
+@contextmanager
+def continued(trainer: Trainer, restore: Callable[[], None] | None, *, end_batch: bool) -> Iterator[None]:
+    """Let the epoch loop, which resumes from a checkpoint, go on exactly where the interrupted run would have.
+
+    Lightning makes the loader's iterator before the first epoch of a run, whatever epoch that is, and takes a checkpoint that
+    was saved at a batch's end for one whose validation and whose plateau schedulers are done. No hook comes between.
+
+    Args:
+        trainer: The trainer, which has read the checkpoint and not yet begun to train.
+        restore: Called once, when the loaders' iterators are made and nothing has been drawn from them. None if an epoch
+            begins: then the iterator is made anew, at its usual point of the random stream.
+        end_batch: Whether what follows a batch is still to be done: validation, if due, and the schedulers that wait for it.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    on_run_start, advance = loop.on_run_start, loop.advance
+    waiting = {"start": True, "end_batch": end_batch}
+
+    def start(fetcher: Any) -> None:
+        first, waiting["start"] = waiting["start"], False
+        if first and restore is None:
+            iter(fetcher)
+        on_run_start(fetcher)
+        if first and restore is not None:
+            restore()
+
+    def step(fetcher: Any) -> None:
+        if waiting["end_batch"]:
+            waiting["end_batch"] = False
+            loop.val_loop.restarting = False
+            return
+        advance(fetcher)
+
+    with replaced(loop, "on_run_start", start), replaced(loop, "advance", step):
+        yield
+
+
+def end_batch_on_resume(checkpoint: dict[str, Any]) -> bool:
+    """Mark the last batch of a checkpoint that was saved at its end as complete, so that Lightning does not complete it.
+
+    Args:
+        checkpoint: The checkpoint, before the loops read it; it is changed.
+
+    Returns:
+        Whether it was saved at a batch's end, so that what follows is to be done: see :func:`continued`.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    total, current = progress["total"], progress["current"]
+    if not total["ready"] == total["started"] == total["processed"] == total["completed"] + 1:
+        return False
+    total["completed"] += 1
+    current["completed"] += 1
+    return True
+
+
+def resume_schedulers(trainer: Trainer) -> None:
+    """Let plateau schedulers step at the end of a resumed epoch: Lightning leaves them out, as it has lost their metrics."""
+    trainer.fit_loop._restarting = False
+
+
+def ended_epoch(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint was saved at an epoch's end, before the schedulers that wait for the epoch's metrics stepped."""
+    total = checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]
+    return bool(total["ready"] == total["processed"] == total["completed"] + 1)
+
+
+def step_plateau_schedulers(trainer: Trainer) -> None:
+    """Step the plateau schedulers of the epoch before, which a checkpoint of its end was too early for."""
+    progress = trainer.fit_loop.epoch_progress.current
+    progress.completed -= 1  # their frequency is counted in epochs
+    try:
+        trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+    finally:
+        progress.completed += 1
+
+
+_LOG_ARGUMENTS = (
+    *("fx", "name", "prog_bar", "logger", "on_step", "on_epoch"),
+    *("enable_graph", "add_dataloader_idx", "dataloader_idx", "metric_attribute"),
+)
+
+
+def log_state(trainer: Trainer, within: bool) -> dict[str, Any]:
+    """What ``self.log`` has gathered, as plain types and tensors: no checkpoint of Lightning's holds it.
+
+    Args:
+        trainer: The trainer.
+        within: Whether an epoch has begun whose means are still being taken.
+
+    Returns:
+        The epoch's logs so far, and the metrics that callbacks and schedulers can monitor.
+    """
+    entries = {}
+    for key, result in trainer.fit_loop.epoch_loop._results.items() if within else ():
+        meta = result.meta
+        if result.has_reset or meta.sync.group is not None:
+            continue
+        names = ("value", "cumulated_batch_size", "_forward_cache", "_update_count")
+        entries[key] = {
+            "arguments": {name: getattr(meta, name) for name in _LOG_ARGUMENTS},
+            "reduce_fx": meta.reduce_fx.__name__,
+            "builtin": meta.reduce_fx.__module__ == "builtins",
+            "sync_dist": meta.sync.should,
+            "rank_zero_only": meta.sync.rank_zero_only,
+            "is_tensor": result.is_tensor,
+            "values": {name: getattr(result, name) for name in names if isinstance(getattr(result, name, None), (Tensor, int))},
+        }
+    return {"entries": entries, "callback_metrics": dict(trainer.callback_metrics)}
+
+
+def set_log_state(trainer: Trainer, module: LightningModule, state: dict[str, Any], position: int | None) -> None:
+    """Take up the logs of :func:`log_state`.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        state: The logs.
+        position: How many batches the epoch has trained on; None between two epochs.
+    """
+    results = trainer.fit_loop.epoch_loop._results
+    for key, entry in state["entries"].items():
+        reduce_fx = getattr(builtins if entry["builtin"] else torch, entry["reduce_fx"])
+        meta = _Metadata(**entry["arguments"], reduce_fx=reduce_fx)
+        meta.sync = _Sync(fn=trainer.strategy.reduce, _should=entry["sync_dist"], rank_zero_only=entry["rank_zero_only"])
+        results[key] = result = _ResultMetric(meta, entry["is_tensor"])
+        for name, value in entry["values"].items():
+            setattr(result, name, value)
+        if not entry["is_tensor"]:
+            result.value = module.get_submodule(entry["arguments"]["metric_attribute"])
+        result.to(module.device)
+    trainer._logger_connector._callback_metrics.update(state["callback_metrics"])
+    if position:
+        trainer._logger_connector._first_loop_iter = position == 1
+
+
+def metric_states(module: LightningModule) -> dict[str, Any]:
+    """What the module's torchmetrics have gathered: by default they do not put it into checkpoints."""
+    return {
+        name: {"updates": metric._update_count, "state": metric.metric_state}
+        for name, metric in module.named_modules()
+        if isinstance(metric, Metric) and metric._update_count
+    }
+
+
+def set_metric_states(module: LightningModule, states: dict[str, Any]) -> None:
+    """Take up the states of :func:`metric_states`."""
+    for name, saved in states.items():
+        metric: Any = module.get_submodule(name)
+        for attribute, value in saved["state"].items():
+            setattr(metric, attribute, value)
+        metric._update_count = saved["updates"]
+        metric.to(module.device)

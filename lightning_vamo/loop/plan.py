@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,54 +22,53 @@ class _Reader:
     def __init__(self, recorder: RecordingBatchSampler) -> None:
         self._recorder = recorder
         self._passes = recorder.passes()
-        self.read: list[Pass] = []
 
     def __iter__(self) -> Iterator[Any]:
-        self.read.append(next(self._passes))
-        yield from self.read[-1]
+        yield from next(self._passes)
 
     def __len__(self) -> int:
         return len(self._recorder)
 
 
 class Plan:
-    """The batches of one epoch, in the order in which the training epoch takes them.
-
-    All of them are drawn when the plan is made, as plain training would draw them in the epoch's course: what a sampler takes
-    from the global generators stays taken.
+    """The batches of one epoch, in the order in which the training epoch takes them, as each loader's sampler gave them.
 
     Args:
-        loader: The training loader, whose loaders record, with the epoch's first batch drawn.
+        loader: The training loader, whose loaders record.
+        passes: The passes over each of them that make up the epoch: several where one is shorter than the epoch and cycles.
         length: ``K``, the number of training batches of the epoch.
+
+    Attributes:
+        length: As given.
+        keeps_order: Whether later epochs are to take the batches in the same order, which may have a meaning.
     """
 
-    def __init__(self, loader: CombinedLoader, length: int) -> None:
+    def __init__(self, loader: CombinedLoader, passes: Sequence[Sequence[Pass]], length: int) -> None:
         self.length = length
-        self._recorders = [_recorder(part) for part in loader.flattened]
-        cycles = compat.loader_mode(loader) == "max_size_cycle"
-        for recorder in self._recorders:
-            _draw(recorder, length, cycles)
-        self._readers = [_Reader(recorder) for recorder in self._recorders]
-        self._keeps_order = len(self._recorders) > 1 or not _shuffles(self._recorders[0])
-        clones = [_clone(part, reader) for part, reader in zip(loader.flattened, self._readers, strict=True)]
-        self._loader = CombinedLoader(loader.iterables, compat.loader_mode(loader))
-        self._loader.flattened = clones
-        self._loader.limits = loader.limits
+        self._loader = loader
+        self._recorders = recorders_of(loader)
+        self._passes = passes
+        self.keeps_order = len(self._recorders) > 1 or not _shuffles(self._recorders[0])
 
     @contextmanager
     def loaded(self) -> Iterator[Iterator[Any]]:
         """Load the plan's batches through a second loader like the training one; its workers end with the context."""
+        loader = self._loader
+        clones = [_clone(part, _Reader(recorder)) for part, recorder in zip(loader.flattened, self._recorders, strict=True)]
+        second = CombinedLoader(loader.iterables, compat.loader_mode(loader))
+        second.flattened = clones
+        second.limits = loader.limits
         try:
-            # Not `iter(self._loader)` first: a CombinedLoader is its own iterator and would begin a second pass.
-            yield (batch for batch, _, _ in itertools.islice(self._loader, self.length))
+            # Not `iter(second)` first: a CombinedLoader is its own iterator and would begin a second pass.
+            yield (batch for batch, _, _ in itertools.islice(second, self.length))
         finally:
-            self._loader.reset()
+            second.reset()
 
     def sizes(self) -> list[int]:
-        """Number of samples of each batch, shape ``(K,)``; known once the batches have been loaded."""
+        """Number of samples of each batch, shape ``(K,)``."""
         total = [0] * self.length
-        for reader in self._readers:
-            drawn = (batch for one_pass in reader.read for batch in one_pass.batches)
+        for passes in self._passes:
+            drawn = (batch for one_pass in passes for batch in one_pass.batches)
             for position, batch in zip(range(self.length), drawn, strict=False):
                 total[position] += len(batch) if hasattr(batch, "__len__") else 1
         return total
@@ -85,23 +84,51 @@ class Plan:
         Returns:
             The row of the plan that each step of the next epoch takes, shape ``(K,)``.
         """
-        order = list(range(self.length))
-        if self._keeps_order:
-            for recorder, reader in zip(self._recorders, self._readers, strict=True):
-                recorder.replay([one_pass.batches for one_pass in reader.read])
-            return order
-        order = torch.randperm(self.length, generator=generator, device="cpu").tolist()
-        batches = self._readers[0].read[0].batches
-        self._recorders[0].replay([[batches[row] for row in order]])
-        return order
+        order = None if self.keeps_order else torch.randperm(self.length, generator=generator, device="cpu").tolist()
+        for recorder, passes in zip(self._recorders, self.batches(), strict=True):
+            recorder.replay(remaining(passes, 0, order))
+        return order or list(range(self.length))
+
+    def batches(self) -> list[list[list[Any]]]:
+        """The batches of each pass over each loader."""
+        return [[one_pass.batches for one_pass in passes] for passes in self._passes]
 
     def belongs_to(self, loader: CombinedLoader | None) -> bool:
         """Whether the plan is one of this loader's: a reloaded loader may hold other data."""
-        return loader is not None and [_recorder(part) for part in loader.flattened] == self._recorders
+        return loader is not None and recorders_of(loader) == self._recorders
+
+
+def recorders_of(loader: CombinedLoader) -> list[RecordingBatchSampler]:
+    """The recorders of the training loader's parts, in their order."""
+    return [_recorder(part) for part in loader.flattened]
+
+
+def remaining(passes: Sequence[list[Any]], position: int, order: Sequence[int] | None) -> list[list[Any]]:
+    """What is left of an epoch over one loader.
+
+    Args:
+        passes: The batches of each pass that the epoch makes.
+        position: How many batches have been taken.
+        order: The row of the plan that each step of the epoch takes, shape ``(K,)``; None if they are taken as they were drawn.
+
+    Returns:
+        The batches of each pass to come; the first, from which some may have been taken, is empty if it has just ended.
+    """
+    if order is not None:
+        batches = list(itertools.chain.from_iterable(passes))
+        return [[batches[row] for row in order[position:]]]
+    for index, batches in enumerate(passes):
+        if position <= len(batches):
+            return [batches[position:], *passes[index + 1 :]]
+        position -= len(batches)
+    return [[]]
 
 
 def plan_of(trainer: Trainer) -> Plan:
-    """The plan of the training epoch that has just drawn its first batch.
+    """The plan of the training epoch that has begun to draw its batches.
+
+    All of them are drawn now, as plain training would draw them in the epoch's course: what a sampler takes from the global
+    generators stays taken.
 
     Args:
         trainer: The trainer, inside a training epoch.
@@ -119,7 +146,9 @@ def plan_of(trainer: Trainer) -> Plan:
             "The training DataLoader has no length, so VAMO cannot sweep the epoch: give its batch sampler a `__len__`, set"
             " Trainer(limit_train_batches=...) to a whole number, or train with probes=0."
         )
-    return Plan(loader, int(trainer.num_training_batches))
+    length = int(trainer.num_training_batches)
+    cycles = compat.loader_mode(loader) == "max_size_cycle"
+    return Plan(loader, [_draw(part, length, cycles) for part in loader.flattened], length)
 
 
 def _recorder(loader: Any) -> RecordingBatchSampler:
@@ -143,12 +172,19 @@ def _clone(loader: Any, reader: _Reader) -> Any:
     return clone
 
 
-def _draw(recorder: RecordingBatchSampler, length: int, cycles: bool) -> None:
+def _draw(loader: Any, length: int, cycles: bool) -> list[Pass]:
     """Draw the batches of an epoch of ``length``, from as many passes as a loader that cycles will make."""
-    for one_pass in recorder.passes():
-        if one_pass.draw(length) or not cycles or not one_pass.batches:
-            return
+    drawn = []
+    for one_pass in _recorder(loader).passes():
+        drawn.append(one_pass)
+        if one_pass.draw(length):
+            # As far ahead as workers read: so a checkpoint knows in which state they will leave the sampler's generator.
+            one_pass.draw(length + loader.num_workers * (loader.prefetch_factor or 0))
+            break
+        if not cycles or not one_pass.batches:
+            break
         length -= len(one_pass.batches)
+    return drawn
 
 
 def _shuffles(recorder: RecordingBatchSampler) -> bool:

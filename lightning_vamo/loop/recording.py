@@ -7,7 +7,7 @@ recording, each at its own pace, so nothing is drawn twice and no random state i
 import copy
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,13 @@ class Pass:
         """The batches drawn so far, each as the sampler gave it: most often a list of indices."""
         self._source = source
         self._iterator: Iterator[Any] | None = None
+
+    @classmethod
+    def of(cls, batches: Sequence[Any]) -> "Pass":
+        """A pass that has been drawn to its end."""
+        one_pass = cls(batches)
+        one_pass.draw(len(batches))
+        return one_pass
 
     def draw(self, count: int) -> bool:
         """Draw from the source until ``count`` batches are known.
@@ -193,11 +200,15 @@ def check_loader(loader: object) -> DataLoader[Any]:
 
 
 @contextmanager
-def recording(trainer: Trainer) -> Iterator[None]:
+def recording(trainer: Trainer, prepare: Callable[[RecordingBatchSampler, int], None]) -> Iterator[None]:
     """Let every training loader that the Trainer sets up within the context record its plan; afterwards none does.
 
     ``Strategy.process_dataloader`` runs after Lightning has injected its samplers and before the loader is iterated, also
     when loaders are reloaded.
+
+    Args:
+        trainer: The trainer.
+        prepare: Called with each recorder, and how many there were before it, before anything is drawn from it.
     """
     process = trainer.strategy.process_dataloader
     # Weakly, so that loaders which are reloaded do not pile up, with their datasets and workers.
@@ -206,7 +217,7 @@ def recording(trainer: Trainer) -> Iterator[None]:
     def process_dataloader(loader: object) -> object:
         loader = process(loader)
         if trainer.training:
-            record(loader)
+            prepare(record(loader), len(recorded))
             recorded.append(weakref.ref(loader))
         return loader
 

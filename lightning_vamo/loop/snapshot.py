@@ -1,14 +1,16 @@
 """Taking a snapshot: draw directions, sweep the epoch's batches, and make the correction that the epoch's steps apply."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
 from lightning_vamo.core.control_variate import ControlVariate
 from lightning_vamo.core.correction import Correction
-from lightning_vamo.core.directions import Directions
+from lightning_vamo.core.directions import Directions, ProbeDirections
 from lightning_vamo.core.mixing import Alpha, effective_coefficient
 from lightning_vamo.core.probes import Difference, auto_mu
 from lightning_vamo.loop import compat, support
@@ -22,12 +24,16 @@ class Taken:
     """What came of a snapshot.
 
     Attributes:
+        epoch: The epoch that it was taken in.
+        seed: Seed of the directions.
         correction: Corrects the gradients of the epoch's steps.
         plan: The batches that its rows belong to.
         sweep: What the sweep measured, and took.
         logs: Figures to log.
     """
 
+    epoch: int
+    seed: int
     correction: Correction
     plan: Plan
     sweep: Sweep
@@ -39,7 +45,7 @@ def take_snapshot(
     module: LightningModule,
     driver: GradientCallback,
     directions: Directions,
-    generator: torch.Generator,
+    seed: int,
     *,
     probes: int,
     mu: float | Literal["auto"],
@@ -54,7 +60,7 @@ def take_snapshot(
         module: Its module.
         driver: The callback that answers the module's ``training_step``.
         directions: The family of probe directions.
-        generator: Source of the directions.
+        seed: Seed of the directions.
         probes: ``q``, at least 1.
         mu: Smoothing radius, or ``"auto"``.
         alpha: Mixing coefficient, or ``"theory"``.
@@ -66,7 +72,7 @@ def take_snapshot(
     """
     parameters = support.trainable_parameters(trainer.optimizers)
     plan = plan_of(trainer)
-    drawn = directions.draw(parameters, probes, generator)
+    drawn = directions.draw(parameters, probes, seeded(seed))
     compat.drop_gradients(trainer, module, batch_idx)
     radius = auto_mu(parameters, difference, compat.autocast_dtype(trainer)) if mu == "auto" else mu
 
@@ -76,15 +82,56 @@ def take_snapshot(
 
     with driver.mode(Mode.PROBE):
         result = sweep(trainer, module, plan, evaluate, parameters, drawn, radius, difference)
-    beta = effective_coefficient(alpha, probes, drawn.dimension)
-    return Taken(
-        correction=Correction(parameters, drawn, ControlVariate(result.deltas, result.weights, beta)),
-        plan=plan,
-        sweep=result,
-        logs={
-            "vamo/alpha": beta,
-            "vamo/mu": radius,
-            "vamo/snapshot_loss": result.snapshot_loss,
-            "vamo/sweep_seconds": result.seconds,
-        },
-    )
+    correction = _correction(parameters, drawn, result, alpha)
+    logs = {
+        "vamo/alpha": correction.control.beta,
+        "vamo/mu": radius,
+        "vamo/snapshot_loss": result.snapshot_loss,
+        "vamo/sweep_seconds": result.seconds,
+    }
+    return Taken(epoch=trainer.current_epoch, seed=seed, correction=correction, plan=plan, sweep=result, logs=logs)
+
+
+def snapshot_state(taken: Taken) -> dict[str, Any]:
+    """What a checkpoint holds of a snapshot, as plain types and tensors: the table, and what its directions are drawn from."""
+    directions = taken.correction.directions
+    return {
+        "epoch": taken.epoch,
+        "seed": taken.seed,
+        "probes": directions.count,
+        "dimension": directions.dimension,
+        "sweep": asdict(taken.sweep),
+        "logs": taken.logs,
+    }
+
+
+def resumed_snapshot(trainer: Trainer, state: dict[str, Any], plan: Plan, directions: Directions, alpha: Alpha) -> Taken:
+    """Take up a snapshot from a checkpoint.
+
+    Args:
+        trainer: The trainer.
+        state: What :func:`snapshot_state` gave.
+        plan: The batches that its rows belong to.
+        directions: The family of probe directions.
+        alpha: Mixing coefficient, or ``"theory"``.
+
+    Returns:
+        The snapshot as it was.
+    """
+    parameters = support.trainable_parameters(trainer.optimizers)
+    drawn = directions.draw(parameters, state["probes"], seeded(state["seed"]))
+    device = trainer.strategy.root_device
+    measured: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state["sweep"].items()}
+    sweep = Sweep(**measured)
+    correction = _correction(parameters, drawn, sweep, alpha)
+    return Taken(epoch=state["epoch"], seed=state["seed"], correction=correction, plan=plan, sweep=sweep, logs=state["logs"])
+
+
+def _correction(parameters: Sequence[Tensor], directions: ProbeDirections, sweep: Sweep, alpha: Alpha) -> Correction:
+    beta = effective_coefficient(alpha, directions.count, directions.dimension)
+    return Correction(parameters, directions, ControlVariate(sweep.deltas, sweep.weights, beta))
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator of its own with that seed."""
+    return torch.Generator().manual_seed(seed)

@@ -45,7 +45,7 @@ class Contents(L.Callback):
 
     def on_train_batch_end(self, fit, module, outputs, batch, batch_idx):
         callback = next(c for c in fit.callbacks if isinstance(c, VAMOCallback))
-        row = callback._order[batch_idx]
+        row = callback._standing.order[batch_idx]
         assert module.swept[row] == self.epochs[-1][-1]
         self.checked += 1
 

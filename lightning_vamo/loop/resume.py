@@ -1,0 +1,234 @@
+"""What a checkpoint needs beside Lightning's own state, so that a run that dies goes on bit for bit.
+
+Lightning's checkpoints hold weights, optimizers and counters. Each rank adds where it stands: its plan of batches and its
+position in it, the rows that its steps still need, its random states, and what the epoch has logged so far.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lightning_vamo.core.directions import Directions
+from lightning_vamo.core.mixing import Alpha
+from lightning_vamo.core.schedules import ProbeSchedule
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.loop import compat, support
+from lightning_vamo.loop.packing import packed, random_state, set_random_state, unpacked
+from lightning_vamo.loop.plan import Plan, plan_of, remaining
+from lightning_vamo.loop.recording import Pass, RecordingBatchSampler
+from lightning_vamo.loop.snapshot import resumed_snapshot, snapshot_state
+from lightning_vamo.loop.standing import Standing
+
+# What a rank's state holds: see `_state`.
+_KEYS = {"position", "due", "rows", "moments", "order", "plan", "snapshot", "random", "logs", "metrics", "gradients"}
+
+
+def saved(trainer: Trainer, standing: Standing, directions: Directions) -> list[dict[str, Any]]:
+    """What a checkpoint is to hold, called on all ranks together, as checkpoints are made.
+
+    Args:
+        trainer: The trainer, which is training.
+        standing: Where this rank stands.
+        directions: The family of probe directions.
+
+    Returns:
+        One state per rank on rank 0, which writes the checkpoint, and this rank's own elsewhere, as plain types and tensors.
+        Empty if there is none that a checkpoint can hold; a warning says why.
+    """
+    try:
+        own: dict[str, Any] | None = _state(trainer, standing, directions)
+    except UnsupportedError as error:
+        rank_zero_warn(f"{error} Until then, a run that resumes from this checkpoint takes a new snapshot.")
+        own = None
+    states = [own]
+    if trainer.world_size > 1:
+        gathered: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
+        torch.distributed.gather_object(own, gathered)
+        states = gathered or states
+    return [] if None in states else states  # type: ignore[return-value]  # None has been ruled out
+
+
+def _state(trainer: Trainer, standing: Standing, directions: Directions) -> dict[str, Any]:
+    module, taken, within = trainer.lightning_module, standing.taken, standing.position is not None
+    plan = taken.plan if taken is not None else plan_of(trainer) if within else None
+    order = standing.order if taken is not None else range(plan.length) if plan is not None else []
+    accumulating = within and compat.accumulates(trainer)
+    parameters = support.trainable_parameters(trainer.optimizers) if accumulating else []
+    state = {
+        "position": standing.position,
+        "due": standing.due,
+        "rows": standing.rows,
+        "moments": standing.moments,
+        "order": torch.tensor(order, dtype=torch.int64, device="cpu"),
+        "plan": None if plan is None else plan_state(plan),
+        "snapshot": None if taken is None else {"directions": type(directions).__name__, **snapshot_state(taken)},
+        "random": random_state(module, _loaders(trainer)),
+        "logs": compat.log_state(trainer, within),
+        "metrics": compat.metric_states(module) if within else {},
+        "gradients": [None if p.grad is None else _local(p.grad) for p in parameters],
+    }
+    # Copies in host memory: the live tensors go on changing.
+    copied: dict[str, Any] = apply_to_collection(state, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
+    return copied
+
+
+class Resumption:
+    """A run that goes on from a checkpoint, until its first batch.
+
+    Args:
+        trainer: The trainer.
+        ranks: What :func:`saved` gave.
+        checkpoint: The checkpoint, before Lightning's loops read it.
+
+    Raises:
+        InvalidArgumentError: If the states cannot be read, or another number of processes saved them within an epoch.
+    """
+
+    def __init__(self, trainer: Trainer, ranks: Sequence[dict[str, Any]], checkpoint: dict[str, Any]) -> None:
+        check_readable(set().union(*ranks) == _KEYS)
+        within = ranks[0]["position"] is not None
+        if within or ranks[0]["snapshot"] is not None:
+            _check_fits("the number of processes", len(ranks), trainer.world_size)
+        # Between snapshots nothing is missing but the random states, and those of other processes are of no use.
+        self._state = ranks[trainer.global_rank] if len(ranks) == trainer.world_size else None
+        self._within = within
+        self._ends_batch = within and compat.end_batch_on_resume(checkpoint)
+        self._ended_epoch = not within and compat.ended_epoch(checkpoint)
+
+    def replay(self, recorder: RecordingBatchSampler, index: int) -> None:
+        """Let a loader begin with what is left of its epoch.
+
+        Args:
+            recorder: Its recorder, from which nothing has been drawn.
+            index: Its place among the loaders.
+        """
+        # Of an epoch that is over nothing is left to read, and the next one is to draw its own.
+        if self._state is not None and self._within and self._state["position"] < self._state["plan"]["length"]:
+            plan, order = self._state["plan"], self._state["order"].tolist()
+            passes = [unpacked(batches) for batches in plan["loaders"][index]]
+            recorder.replay(remaining(passes, self._state["position"], None if plan["keeps_order"] else order))
+
+    @contextmanager
+    def taken_up(self, trainer: Trainer, directions: Directions, schedule: ProbeSchedule, alpha: Alpha) -> Iterator[Standing]:
+        """Stand where the interrupted run stood, and let Lightning's loops go on from there.
+
+        Args:
+            trainer: The trainer, about to train.
+            directions: The family of probe directions.
+            schedule: The present number of probes.
+            alpha: Mixing coefficient, or ``"theory"``.
+
+        Yields:
+            Where the run stands.
+
+        Raises:
+            InvalidArgumentError: If the table of the checkpoint does not fit the present run.
+        """
+        if self._state is None:
+            yield Standing()
+            return
+        standing = self._standing(trainer, self._state, directions, schedule, alpha)
+        if self._within:
+            compat.resume_schedulers(trainer)
+        restore = functools.partial(self._restore, trainer) if self._within else None
+        with compat.continued(trainer, restore, end_batch=self._ends_batch):
+            yield standing
+
+    def _standing(
+        self, trainer: Trainer, state: dict[str, Any], directions: Directions, schedule: ProbeSchedule, alpha: Alpha
+    ) -> Standing:
+        standing = Standing(
+            order=state["order"].tolist(),
+            position=state["position"],
+            due=state["due"],
+            rows=state["rows"],
+            moments=None if state["moments"] is None else state["moments"].to(trainer.strategy.root_device),
+        )
+        if state["plan"] is not None:
+            _check_fits("the number of batches per epoch", state["plan"]["length"], trainer.num_training_batches)
+        snapshot = state["snapshot"]
+        if snapshot is not None:
+            parameters = support.trainable_parameters(trainer.optimizers)
+            dimension = sum(parameter.numel() for parameter in parameters)
+            _check_fits("the family of directions", snapshot["directions"], type(directions).__name__)
+            _check_fits("the number of trainable parameters", snapshot["dimension"], dimension)
+            _check_fits("the number of probes", snapshot["probes"], schedule.probes_at(snapshot["epoch"]))
+            standing.taken = resumed_snapshot(trainer, snapshot, resumed_plan(trainer, state["plan"]), directions, alpha)
+        return standing
+
+    def _restore(self, trainer: Trainer) -> None:
+        assert self._state is not None
+        module = trainer.lightning_module
+        compat.set_log_state(trainer, module, self._state["logs"], self._state["position"])
+        compat.set_metric_states(module, self._state["metrics"])
+        if self._state["gradients"]:
+            parameters = support.trainable_parameters(trainer.optimizers)
+            for parameter, gradient in zip(parameters, self._state["gradients"], strict=True):
+                if gradient is not None:
+                    parameter.grad = torch.zeros_like(parameter)
+                    _local(parameter.grad).copy_(gradient)
+        set_random_state(self._state["random"], _loaders(trainer))
+
+    def epoch_starts(self, trainer: Trainer) -> None:
+        """Take up the random states and the metrics with which the interrupted run began the epoch."""
+        if self._state is not None and not self._within:
+            compat.set_log_state(trainer, trainer.lightning_module, self._state["logs"], None)
+            if self._ended_epoch:
+                compat.step_plateau_schedulers(trainer)
+            set_random_state(self._state["random"], _loaders(trainer))
+
+
+def check_readable(readable: bool) -> None:
+    """Refuse a state that another version of this package has written, or something else.
+
+    Args:
+        readable: Whether it has what it should.
+
+    Raises:
+        InvalidArgumentError: If it has not.
+    """
+    if not readable:
+        raise InvalidArgumentError(
+            "The checkpoint's state of VAMOCallback cannot be read: another version of lightning_vamo saved it, or it is"
+            " damaged. Resume with the version that saved it, or delete that state from the checkpoint's `callbacks`: then"
+            " the run goes on with a new snapshot."
+        )
+
+
+def _check_fits(name: str, then: object, now: object) -> None:
+    if then != now:
+        raise InvalidArgumentError(
+            f"The checkpoint's table of probe differences does not fit: {name} was {then}, and in the present run it is {now}."
+            " Resume with the settings that it was saved with, or from a checkpoint at which a new snapshot is due, such as one"
+            " of an epoch's end."
+        )
+
+
+def plan_state(plan: Plan) -> dict[str, Any]:
+    """A plan as plain types and tensors."""
+    loaders = [[packed(batches) for batches in passes] for passes in plan.batches()]
+    return {"length": plan.length, "keeps_order": plan.keeps_order, "loaders": loaders}
+
+
+def resumed_plan(trainer: Trainer, state: dict[str, Any]) -> Plan:
+    """The plan of :func:`plan_state`, for the loaders of the present run."""
+    loader = compat.train_loader(trainer)
+    assert loader is not None, "the training loader is set up before the training starts"
+    return Plan(loader, [[Pass.of(unpacked(batches)) for batches in passes] for passes in state["loaders"]], state["length"])
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _loaders(trainer: Trainer) -> list[Any]:
+    loader = compat.train_loader(trainer)
+    return [] if loader is None else loader.flattened

@@ -1,0 +1,484 @@
+"""A run that is killed anywhere and resumed from its last checkpoint equals the uninterrupted run, bit for bit."""
+
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import torchmetrics
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
+from torch.multiprocessing import ProcessExitedException
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
+
+from lightning_vamo import VAMOCallback, VAMOMixin
+from lightning_vamo.core.directions import OrthonormalDirections
+from lightning_vamo.core.schedules import LinearProbes
+from lightning_vamo.errors import InvalidArgumentError
+from tests.modules import classification_data, trainer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
+]
+
+
+class Killed(BaseException):
+    """Stands in for the end of the process: no hook of ours or of Lightning's may write anything after it."""
+
+
+def die():
+    raise Killed
+
+
+class Module(L.LightningModule):
+    """Random numbers, buffers, metrics, logs and schedulers: all that a checkpoint of Lightning's own leaves out, and more."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+        self.accuracy = torchmetrics.classification.MulticlassAccuracy(3, average="micro")
+        self.auroc = torchmetrics.classification.MulticlassAUROC(3)  # keeps lists of predictions
+
+    def training_step(self, batch, batch_idx):
+        inputs, labels = batch if isinstance(batch[0], torch.Tensor) else map(torch.cat, zip(*batch, strict=True))
+        scale = 1 + 0.1 * (random.random() + np.random.rand())
+        logits = self.net(inputs * scale)
+        loss = nn.functional.cross_entropy(logits, labels)
+        self.accuracy(logits, labels)
+        self.auroc.update(logits, labels)
+        size = {"batch_size": len(labels)}
+        self.log("loss", loss, on_step=True, on_epoch=True, **size)
+        self.log("worst", loss, on_step=False, on_epoch=True, reduce_fx="max", **size)
+        self.log("worst_too", loss, on_step=False, on_epoch=True, reduce_fx=max, **size)
+        if batch_idx == 0:
+            self.log("first", loss, on_step=False, on_epoch=True, **size)
+        self.log_dict({"accuracy": self.accuracy, "auroc": self.auroc}, on_step=False, on_epoch=True, **size)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.02)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.7, patience=0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
+
+
+class VAMOModule(VAMOMixin, Module):
+    pass
+
+
+class Rows(Logger):
+    name, version = "rows", 0
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_hyperparams(self, *arguments):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, {name: value for name, value in metrics.items() if name != "vamo/sweep_seconds"}))
+
+
+class Watch(L.Callback):
+    """Remembers every batch that is trained on, and kills the run at a given point."""
+
+    def __init__(self, kill=None, how=None):
+        self.kill = kill
+        self.how = how or die
+        self.batches = []
+
+    def at(self, fit, phase, batch_idx):
+        if self.kill == (fit.current_epoch, batch_idx, phase):
+            self.how()
+
+    def on_train_batch_start(self, fit, module, batch, batch_idx):
+        self.at(fit, "start", batch_idx)  # of the epoch's first batch: between the sweep and the first step
+        content = sum(part.double().sum().item() for part in tree_leaves(batch))
+        self.batches.append((fit.current_epoch, batch_idx, content))
+
+    def on_before_optimizer_step(self, fit, module, optimizer):
+        self.at(fit, "step", fit.fit_loop.batch_idx)
+
+    def on_train_batch_end(self, fit, module, outputs, batch, batch_idx):
+        self.at(fit, "end", batch_idx)
+
+
+class KilledInSweep(VAMOCallback):
+    """Dies in the sweep of an epoch."""
+
+    def __init__(self, kill, how, **arguments):
+        super().__init__(**arguments)
+        self.kill = kill
+        self.how = how or die
+
+    def drive(self, module, user_step, batch):
+        if self._mode.name == "PROBE" and self.kill == (module.trainer.current_epoch, self.probed_position, "sweep"):
+            self.how()
+        return super().drive(module, user_step, batch)
+
+
+class Saver(ModelCheckpoint):
+    """Remembers how many rows had been logged, and batches begun, at each checkpoint."""
+
+    def __init__(self, folder, **arguments):
+        super().__init__(folder, filename="{epoch}-{step}", save_top_k=-1, **arguments)
+        self.marks = {}
+
+    def _save_checkpoint(self, fit, filepath):
+        super()._save_checkpoint(fit, filepath)
+        watch = next(callback for callback in fit.callbacks if isinstance(callback, Watch))
+        self.marks[Path(filepath).name] = (len(fit.logger.rows), len(watch.batches))
+
+
+SAMPLES, BATCH = 50, 8  # 7 batches
+
+CONFIGURATIONS = {
+    "plain loader": {},
+    "two workers": {"loader": {"num_workers": 2}},
+    "persistent workers": {"loader": {"num_workers": 2, "persistent_workers": True}},
+    "its own generator": {"loader": {"generator": 3}},
+    "its own generator, workers": {"loader": {"generator": 3, "num_workers": 2}},
+    "accumulation": {"accumulate_grad_batches": 2},
+    "probes that change": {"vamo": {"probes": LinearProbes(start=0, end=3, epochs=3)}},
+    "a snapshot for two epochs": {"vamo": {"every_n_epochs": 2}},
+    "orthonormal, central": {"vamo": {"directions": OrthonormalDirections("seeded"), "difference": "central"}},
+    "validation within the epoch": {"val_check_interval": 3},
+    "checkpoints at epochs' ends": {"saver": {"every_n_epochs": 1, "save_on_train_epoch_end": True}},
+    "checkpoints after validation": {
+        "val_check_interval": 3,
+        "saver": {"every_n_epochs": 1, "save_on_train_epoch_end": False},
+    },
+    "checkpoints while gradients accumulate": {
+        "val_check_interval": 3,
+        "accumulate_grad_batches": 2,
+        "saver": {"every_n_epochs": 1, "save_on_train_epoch_end": False},
+    },
+    "loaders that cycle": {"second": {"batch_size": 16, "shuffle": True}},
+    "in sequence": {"loader": {"shuffle": False}},
+    "limited": {"limit_train_batches": 5},
+}
+
+
+def run(folder, configuration, kill=None, ckpt=None, seed=1, how=None):
+    options = dict(configuration)
+    second = options.pop("second", None)
+    loader = {"shuffle": True, "batch_size": BATCH, **options.pop("loader", {})}
+    saver = Saver(folder, **options.pop("saver", {"every_n_train_steps": 3}))
+    callback = KilledInSweep(kill, how, **{"probes": 2, "seed": 4, **options.pop("vamo", {})})
+    L.seed_everything(seed, verbose=False)
+    torch.manual_seed(seed)
+    if "generator" in loader:
+        loader["generator"] = torch.Generator().manual_seed(loader["generator"])
+    module, watch, rows = VAMOModule(), Watch(kill, how), Rows()
+    callbacks = [callback, watch, saver]
+    fit = trainer(folder, callbacks=callbacks, logger=rows, enable_checkpointing=True, max_epochs=4, **options)
+    data, val = DataLoader(classification_data(SAMPLES), **loader), DataLoader(classification_data(20, seed=1), 10)
+    if second:
+        data = [data, DataLoader(classification_data(40, seed=2), **second)]
+    try:
+        fit.fit(module, data, val, ckpt_path=ckpt, weights_only=True if ckpt else None)
+    except Killed:
+        assert kill is not None
+    else:
+        assert kill is None, f"there is no such point as {kill}"
+    return fit, module, watch, rows, saver
+
+
+def kill_points():
+    """Three in every configuration, drawn with a fixed seed: in the sweep, between sweep and step, in a step, and after it."""
+    draw = random.Random(7)
+    phases = ("sweep", "start", "step", "end")
+    points = []
+    for index in range(3 * len(CONFIGURATIONS)):
+        name = list(CONFIGURATIONS)[index % len(CONFIGURATIONS)]
+        phase = phases[(index + index // len(CONFIGURATIONS)) % len(phases)]
+        batches = CONFIGURATIONS[name].get("limit_train_batches", 7)
+        batch = 0 if phase == "start" and draw.random() < 0.5 else draw.randrange(batches)
+        if phase == "step" and "accumulate_grad_batches" in CONFIGURATIONS[name]:
+            batch |= 1  # a batch that steps
+            batch = min(batch, batches - 1)
+        epoch = draw.randrange(1, 4)
+        if phase == "sweep" and name == "a snapshot for two epochs":
+            epoch = 2
+        points.append((name, (epoch, batch, phase)))
+    return points
+
+
+WHOLE = {}
+
+
+def whole(name, folder):
+    """The uninterrupted run of a configuration, made once."""
+    if name not in WHOLE:
+        WHOLE[name] = run(folder / "whole", CONFIGURATIONS[name])
+    return WHOLE[name]
+
+
+def last_checkpoint(folder):
+    return max(folder.glob("*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def assert_continues(resumed, uninterrupted, checkpoint):
+    fit, module, watch, rows, _ = resumed
+    whole_fit, whole_module, whole_watch, whole_rows, whole_saver = uninterrupted
+    assert fit.global_step == whole_fit.global_step
+    assert fit.current_epoch == whole_fit.current_epoch
+    for name, value in whole_module.state_dict().items():
+        assert torch.equal(module.state_dict()[name], value), name
+    one, other = fit.optimizers[0].state_dict(), whole_fit.optimizers[0].state_dict()
+    assert one["param_groups"] == other["param_groups"]
+    assert all(torch.equal(one["state"][i]["exp_avg"], other["state"][i]["exp_avg"]) for i in one["state"])
+    logged, begun = whole_saver.marks[checkpoint.name]
+    assert watch.batches == whole_watch.batches[begun:]
+    expected = whole_rows.rows[logged:]
+    # The row of the step that a checkpoint ends is logged right after the checkpoint, by the run that is killed later.
+    assert rows.rows in (expected, expected[1:])
+    assert rows.rows
+
+
+@pytest.mark.parametrize(("name", "kill"), kill_points(), ids=lambda value: str(value).replace("'", ""))
+def test_a_killed_run_goes_on_bit_for_bit(name, kill, tmp_path, tmp_path_factory):
+    uninterrupted = whole(name, tmp_path_factory.getbasetemp() / name.replace(" ", "-").replace("'", ""))
+    run(tmp_path, CONFIGURATIONS[name], kill)
+    checkpoint = last_checkpoint(tmp_path)
+    # Whatever the new process has done to its random states must not matter.
+    assert_continues(run(tmp_path, CONFIGURATIONS[name], ckpt=checkpoint, seed=99), uninterrupted, checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("sent", "kill"),
+    [
+        (signal.SIGKILL, (1, 5, "sweep")),
+        (signal.SIGKILL, (2, 3, "step")),
+        (signal.SIGTERM, (1, 4, "end")),
+        (signal.SIGTERM, (2, 0, "start")),
+        (signal.SIGINT, (2, 6, "sweep")),
+        (signal.SIGINT, (1, 3, "step")),
+    ],
+    ids=str,
+)
+def test_a_run_that_gets_a_signal(sent, kill, tmp_path, tmp_path_factory):
+    uninterrupted = whole("plain loader", tmp_path_factory.getbasetemp() / "plain-loader")
+
+    def victim():
+        run(tmp_path, CONFIGURATIONS["plain loader"], kill, how=lambda: os.kill(os.getpid(), sent))
+
+    process = multiprocessing.get_context("fork").Process(target=victim)
+    process.start()
+    process.join(120)
+    assert (process.exitcode == -signal.SIGKILL) == (sent == signal.SIGKILL)
+    checkpoint = last_checkpoint(tmp_path)
+    assert checkpoint.name < "epoch=3"
+    assert_continues(run(tmp_path, CONFIGURATIONS["plain loader"], ckpt=checkpoint, seed=99), uninterrupted, checkpoint)
+
+
+def test_a_checkpoint_that_sigterm_makes_lightning_save(tmp_path):
+    """Lightning lets the batch end first, so nothing of it is lost either."""
+    configuration = {"saver": {"every_n_train_steps": 100, "save_on_exception": True}}
+    uninterrupted = run(tmp_path / "whole", configuration)
+    with pytest.raises(SIGTERMException):
+        run(tmp_path / "killed", configuration, (2, 3, "step"), how=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    checkpoint = last_checkpoint(tmp_path / "killed")
+    fit, module, watch, _, _ = run(tmp_path / "killed", configuration, ckpt=checkpoint, seed=99)
+    assert fit.global_step == 28
+    assert watch.batches == uninterrupted[2].batches[18:]
+    state = uninterrupted[1].state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+
+
+class Ranks(L.Callback):
+    """Keeps each rank's end result and the batches that it saw."""
+
+    def __init__(self, folder, watch):
+        self.folder = folder
+        self.watch = watch
+
+    def on_train_end(self, fit, module):
+        state = {"state": dict(module.state_dict()), "batches": self.watch.batches, "metrics": dict(fit.callback_metrics)}
+        state["metrics"].pop("vamo/sweep_seconds")
+        torch.save(state, self.folder / f"{fit.global_rank}.pt")
+
+
+class KillsARank(Watch):
+    """One process of two dies; the other hangs until it is ended."""
+
+    def at(self, fit, phase, batch_idx):
+        if fit.global_rank == 1:
+            super().at(fit, phase, batch_idx)
+
+
+def run_ranks(folder, kill=None, ckpt=None, seed=1, **options):
+    folder.mkdir(exist_ok=True)
+    L.seed_everything(1, verbose=False)  # the same in both runs: Lightning seeds the order of distributed samplers with it
+    torch.manual_seed(seed)
+    watch = KillsARank(kill, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    saver = ModelCheckpoint(folder, filename="{epoch}-{step}", save_top_k=-1, every_n_train_steps=2)
+    callback = VAMOCallback(probes=LinearProbes(start=3, end=1, epochs=3), seed=4)
+    fit = trainer(
+        folder,
+        callbacks=[callback, watch, saver, Ranks(folder, watch)],
+        enable_checkpointing=True,
+        strategy=DDPStrategy(start_method="fork"),
+        devices=2,
+        max_epochs=3,
+        accumulate_grad_batches=2,
+        **options,
+    )
+    data, val = DataLoader(classification_data(60), 6, shuffle=True), DataLoader(classification_data(20, seed=1), 10)
+    fit.fit(VAMOModule(), data, val, ckpt_path=ckpt, weights_only=True if ckpt else None)
+
+
+def test_ranks_resume_where_each_of_them_was(tmp_path):
+    run_ranks(tmp_path / "whole")
+    expected = [torch.load(tmp_path / "whole" / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert expected[0]["batches"] != expected[1]["batches"]
+    for index, kill in enumerate(((1, 3, "step"), (2, 0, "start"))):
+        folder = tmp_path / str(index)
+        with pytest.raises(ProcessExitedException, match="SIGKILL"):
+            run_ranks(folder, kill)
+        checkpoint = last_checkpoint(folder)
+        run_ranks(folder, ckpt=checkpoint, seed=99)
+        for rank, whole_run in enumerate(expected):
+            resumed = torch.load(folder / f"{rank}.pt", weights_only=True)
+            assert 0 < len(resumed["batches"]) < len(whole_run["batches"])
+            assert resumed["batches"] == whole_run["batches"][-len(resumed["batches"]) :]
+            assert all(torch.equal(value, whole_run["state"][name]) for name, value in resumed["state"].items())
+            assert resumed["metrics"] == whole_run["metrics"]
+
+
+@pytest.fixture(scope="module")
+def within(tmp_path_factory):
+    """A checkpoint that was saved in the middle of an epoch."""
+    folder = tmp_path_factory.mktemp("within")
+    run(folder, {}, (1, 4, "step"))
+    return last_checkpoint(folder)
+
+
+class Frozen(VAMOModule):
+    def __init__(self):
+        super().__init__()
+        self.net[4].bias.requires_grad_(False)
+
+
+def resume(checkpoint, module=None, batch_size=BATCH, **arguments):
+    module = module or VAMOModule()
+    # Of the class that saved it, as Lightning finds a callback's state by its class.
+    fit = trainer(callbacks=[KilledInSweep(None, None, **{"probes": 2, **arguments})], max_epochs=3)
+    data = DataLoader(classification_data(SAMPLES), batch_size, shuffle=True)
+    fit.fit(module, data, DataLoader(classification_data(20, seed=1), 10), ckpt_path=checkpoint, weights_only=True)
+    return fit
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"probes": 3}, "the number of probes was 2, and in the present run it is 3"),
+        ({"directions": OrthonormalDirections()}, "directions was SphereDirections, and in .* is OrthonormalDirections"),
+        ({"batch_size": 10}, "the number of batches per epoch was 7, and in the present run it is 5"),
+        ({"module": Frozen}, "the number of trainable parameters was 99, and in the present run it is 96"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_table_that_does_not_fit_is_refused(change, message, within):
+    change = dict(change)
+    module = change.pop("module", VAMOModule)()
+    with pytest.raises(InvalidArgumentError, match=message):
+        resume(within, module, **change)
+    saved = torch.load(within, weights_only=True)["state_dict"]
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in saved.items())
+    assert module.automatic_optimization
+
+
+def test_at_an_epochs_end_the_settings_may_change(tmp_path):
+    run(tmp_path, {"saver": {"every_n_epochs": 1, "save_on_train_epoch_end": True}}, (2, 0, "sweep"))
+    fit = resume(last_checkpoint(tmp_path), batch_size=10, probes=3, directions=OrthonormalDirections())
+    assert fit.global_step == 2 * 7 + 5
+    assert fit.callback_metrics["vamo/probes"] == 3
+
+
+def test_another_number_of_processes_is_refused_within_an_epoch(within, tmp_path):
+    checkpoint = torch.load(within, weights_only=True)
+    state = checkpoint["callbacks"]["KilledInSweep"]
+    checkpoint["callbacks"] = {"KilledInSweep": {**state, "ranks": state["ranks"] * 2}}
+    torch.save(checkpoint, tmp_path / "two.ckpt")
+    with pytest.raises(InvalidArgumentError, match="the number of processes was 2, and in the present run it is 1"):
+        resume(tmp_path / "two.ckpt")
+
+
+def test_a_state_that_cannot_be_read_is_refused(within, tmp_path):
+    checkpoint = torch.load(within, weights_only=True)
+    for state in ({"totals": {}}, {"snapshots": 3}, {"totals": {"seed": 1}, "ranks": [{"position": 3}]}):
+        checkpoint["callbacks"] = {"KilledInSweep": state}
+        torch.save(checkpoint, tmp_path / "other.ckpt")
+        with pytest.raises(InvalidArgumentError, match="The checkpoint's state of VAMOCallback cannot be read"):
+            resume(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_truncated_checkpoint_changes_nothing(share, within, tmp_path):
+    content = within.read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(content[: int(share * len(content))])
+    module = VAMOModule()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises((RuntimeError, EOFError, OSError, pickle.UnpicklingError)):
+        trainer(callbacks=[VAMOCallback(probes=2)]).fit(
+            module, DataLoader(classification_data(SAMPLES), BATCH), ckpt_path=tmp_path / "cut.ckpt", weights_only=True
+        )
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+class Strange(torch.utils.data.Sampler):
+    """Yields batches of things that no checkpoint can hold."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __iter__(self):
+        for start in range(0, len(self.data), 10):
+            yield [Place(index) for index in range(start, start + 10)]
+
+    def __len__(self):
+        return len(self.data) // 10
+
+
+class Place:
+    def __init__(self, index):
+        self.index = index
+
+
+class Places(torch.utils.data.Dataset):
+    def __init__(self, data):
+        self.data = data
+
+    def __getitem__(self, place):
+        return self.data[place.index]
+
+
+def test_batches_that_no_checkpoint_can_hold(tmp_path):
+    """Training goes on; resuming within the epoch then takes a new snapshot."""
+    data = classification_data(SAMPLES)
+    loader = DataLoader(Places(data), batch_sampler=Strange(data))
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    fit = trainer(tmp_path, callbacks=[VAMOCallback(probes=1), saver], enable_checkpointing=True, max_epochs=1)
+    val = DataLoader(classification_data(20, seed=1), 10)
+    with pytest.warns(UserWarning, match="yields batches with a Place, which a checkpoint cannot hold"):
+        fit.fit(VAMOModule(), loader, val)
+    callback = VAMOCallback(probes=1)
+    fit = trainer(callbacks=[callback], max_epochs=1)
+    fit.fit(VAMOModule(), loader, val, ckpt_path=tmp_path / "step=3.ckpt", weights_only=True)
+    assert fit.global_step == 5
+    assert callback.report.snapshots == 2

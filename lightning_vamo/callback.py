@@ -303,7 +303,7 @@ class VAMOCallback(GradientCallback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Prepare to go on where the run was, before Lightning's loops read the checkpoint."""
         state = checkpoint.get("callbacks", {}).get(self.state_key, {})
-        if state.get("ranks") and not self._never_probes:
+        if trainer.state.fn == "fit" and state.get("ranks") and not self._never_probes:
             self._resumption = Resumption(trainer, state["ranks"], checkpoint)
 
     @override

@@ -110,11 +110,13 @@ class Resumption:
             recorder: Its recorder, from which nothing has been drawn.
             index: Its place among the loaders.
         """
+        if self._state is None or not self._within:
+            return
+        plan, order, position = self._state["plan"], self._state["order"].tolist(), self._state["position"]
         # Of an epoch that is over nothing is left to read, and the next one is to draw its own.
-        if self._state is not None and self._within and self._state["position"] < self._state["plan"]["length"]:
-            plan, order = self._state["plan"], self._state["order"].tolist()
+        if position < plan["length"] and index < len(plan["loaders"]):
             passes = [unpacked(batches) for batches in plan["loaders"][index]]
-            recorder.replay(remaining(passes, self._state["position"], None if plan["keeps_order"] else order))
+            recorder.replay(remaining(passes, position, None if plan["keeps_order"] else order))
 
     @contextmanager
     def taken_up(self, trainer: Trainer, directions: Directions, schedule: ProbeSchedule, alpha: Alpha) -> Iterator[Standing]:

@@ -419,6 +419,13 @@ def test_another_number_of_processes_is_refused_within_an_epoch(within, tmp_path
         resume(tmp_path / "two.ckpt")
 
 
+def test_a_checkpoint_from_within_an_epoch_can_be_evaluated(within):
+    [metrics] = trainer(callbacks=[KilledInSweep(None, None, probes=3)]).validate(
+        VAMOModule(), DataLoader(classification_data(20, seed=1), 10), ckpt_path=within, weights_only=True, verbose=False
+    )
+    assert metrics["val_loss"] > 0
+
+
 def test_a_state_that_cannot_be_read_is_refused(within, tmp_path):
     checkpoint = torch.load(within, weights_only=True)
     for state in ({"totals": {}}, {"snapshots": 3}, {"totals": {"seed": 1}, "ranks": [{"position": 3}]}):

@@ -174,6 +174,7 @@ class VAMOCallback(GradientCallback):
             self._epoch_began = None
         if self._moments is None:
             return {}
+        # After an exception these are the figures of this rank's shards alone: the other ranks may not be there to add theirs.
         before, removed = self._moments.tolist()
         self._moments = None
         self._totals.add_moments(before, removed)
@@ -264,6 +265,8 @@ class VAMOCallback(GradientCallback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch's figures."""
+        if self._correction is not None and self._moments is not None:
+            self._moments = self._correction.total(self._moments)
         logs = {
             **self._logs,
             **self._count_epoch(),

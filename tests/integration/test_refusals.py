@@ -286,7 +286,7 @@ def test_a_step_that_fetches_its_own_batches():
         fit(Fetching())
 
 
-@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
 def test_strategies(strategy):
     with pytest.raises(UnsupportedError, match=f"{strategy.__name__}: .* Use Trainer\\(strategy='ddp'\\)"):
         check_strategy(strategy.__new__(strategy))

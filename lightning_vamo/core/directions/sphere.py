@@ -29,5 +29,5 @@ class SphereDirections(RandomFamily):
 
     def mixing(self, seeded: SeededDirections) -> Tensor:
         """See :meth:`RandomFamily.mixing`: one over each raw vector's norm."""
-        squares = [sum(part.double().square().sum().cpu() for part in seeded.raw(i)) for i in range(seeded.count)]
-        return torch.diag(torch.tensor(squares, dtype=torch.float64, device="cpu").rsqrt())
+        squares = [sum(float(part.double().square().sum()) for part in seeded.raw(i)) for i in range(seeded.count)]
+        return torch.diag(seeded.shards.total(torch.tensor(squares, dtype=torch.float64, device="cpu")).rsqrt())

@@ -16,7 +16,7 @@ class OrthonormalDirections(RandomFamily):
     generates :math:`q^2/2` vectors per batch.
 
     Args:
-        storage: ``"stored"`` (``q * d`` numbers) or ``"seeded"`` (``q`` seeds and a ``q x q`` matrix).
+        storage: ``"stored"`` (``q * d`` numbers) or ``"seeded"`` (a seed and a ``q x q`` matrix).
     """
 
     orthonormal = True

@@ -15,7 +15,7 @@ class SphereDirections(RandomFamily):
     them remove the share :math:`q/(d+q-1)` of the gradient's variance.
 
     Args:
-        storage: ``"stored"`` (``q * d`` numbers) or ``"seeded"`` (``q`` seeds, regenerated at every use).
+        storage: ``"stored"`` (``q * d`` numbers) or ``"seeded"`` (a seed, regenerated at every use).
 
     References:
         Chen & Ma, arXiv:2505.13954, the two-point and multi-point estimators.

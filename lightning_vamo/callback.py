@@ -102,6 +102,8 @@ class VAMOCallback(GradientCallback):
     def report(self) -> VAMOReport:
         """What the probes have cost and removed so far; printed, it reads as a few lines of text."""
         totals = copy.copy(self._totals)
+        # Within an epoch, and after an exception, these are the figures of this rank's shards alone: to add those of the others
+        # takes the others.
         if self._standing.moments is not None:
             totals.add_moments(*self._standing.moments.tolist())
         return totals.report()
@@ -275,7 +277,9 @@ class VAMOCallback(GradientCallback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch's figures."""
         self._count_seconds()
-        taken = self._standing.taken
+        taken, moments = self._standing.taken, self._standing.moments
+        if taken is not None and moments is not None:
+            self._standing.moments = taken.correction.total(moments)
         logs = {
             **({} if taken is None else taken.logs),
             **self._count_moments(),

@@ -41,7 +41,8 @@ class Correction:
 
         Returns:
             Shape ``(2,)``, float64: the squared norm of the gradient, without the scale, and how much of it the correction
-            removed; zeros if they are not finite. None if there was nothing to correct.
+            removed; zeros if they are not finite. Of sharded gradients, the share of this process: see :meth:`total`. None if
+            there was nothing to correct.
 
         Raises:
             UnsupportedError: If a gradient is sparse.
@@ -58,3 +59,14 @@ class Correction:
         square, product, step = self.directions.subtract_(gradients, coefficients)
         moments = torch.stack((square, 2 * product - step)) / unit.double() ** 2
         return torch.where(moments.isfinite().all(), moments, 0.0)
+
+    def total(self, moments: Tensor) -> Tensor:
+        """Add up over all shards what :meth:`apply` returned; every process must call it.
+
+        Args:
+            moments: Shape ``(2,)``: the figures of one step, or the sum over several.
+
+        Returns:
+            Shape ``(2,)``; what was given where gradients are not sharded.
+        """
+        return self.directions.shards.total(moments)

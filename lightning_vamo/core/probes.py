@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_vamo.core.directions.base import ProbeDirections
 from lightning_vamo.core.numerics import at_least_float32
+from lightning_vamo.core.sharding import local, shard_group
 from lightning_vamo.errors import InvalidArgumentError
 
 Difference = Literal["forward", "central"]
@@ -78,7 +79,8 @@ def auto_mu(parameters: Sequence[Tensor], difference: Difference = "forward", dt
     check_difference(difference)
     if not parameters:
         raise InvalidArgumentError("`parameters` is empty: pass at least one tensor.")
-    squares = sum(float(torch.linalg.vector_norm(p.detach(), dtype=torch.float64)) ** 2 for p in parameters)
+    held = sum(float(torch.linalg.vector_norm(local(p), dtype=torch.float64)) ** 2 for p in parameters)
+    squares = float(shard_group(parameters).total(torch.tensor(held, dtype=torch.float64, device="cpu")))
     epsilon = max(torch.finfo(p.dtype).eps for p in parameters) if dtype is None else torch.finfo(dtype).eps
     return float(epsilon ** _EXPONENTS[difference] * (1 + squares**0.5))
 
@@ -90,11 +92,12 @@ class Snapshot:
     bits that they held on entering.
 
     Args:
-        parameters: The live parameters. They are perturbed in place; the copy shares no storage with them.
+        parameters: The live parameters. They are perturbed in place; the copy shares no storage with them. Of sharded ones,
+            the part of this process is copied and perturbed.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.parameters = [parameter.detach() for parameter in parameters]
+        self.parameters = [local(parameter) for parameter in parameters]
         self._origin = [parameter.clone() for parameter in self.parameters]
 
     def __enter__(self) -> "Snapshot":

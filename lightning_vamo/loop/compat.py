@@ -19,10 +19,13 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import _Metada
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torchmetrics import Metric
+
+if torch.distributed.is_available():
+    from torch.distributed.fsdp import FSDPModule
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
@@ -102,6 +105,44 @@ def without_buffer_sync(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         model.require_forward_param_sync = before
+
+
+def resharding(module: nn.Module) -> Callable[[], None]:
+    """How to give up the whole parameters that FSDP2 keeps of a root module after a forward pass.
+
+    While they are kept, changes of the shards have no effect, and ``module.parameters()`` are not what the optimizer steps.
+    FSDP2 also notes the order of forward passes, until a backward pass, to prefetch by: after forward passes without one, as
+    in a sweep, the next step would gather once more. Nothing public takes that back (torch 2.13).
+
+    Args:
+        module: A module; what FSDP2 did not shard is left alone.
+
+    Returns:
+        A function to call after each forward pass.
+    """
+    if not torch.distributed.is_available():
+        return lambda: None
+    wrapped = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    groups = [group for part in wrapped for group in _parameter_groups(part)]
+
+    def reshard() -> None:
+        for part in wrapped:
+            part.reshard()
+        for group in groups:
+            if group._post_forward_indices:
+                group._post_forward_indices.clear()
+                group.comm_ctx.post_forward_order.clear()
+
+    return reshard
+
+
+def _parameter_groups(module: Any) -> list[Any]:
+    """FSDP2's groups of a module's own parameters; older versions of torch have at most one, under another name."""
+    state = module._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is not None:
+        return list(groups)
+    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_vamo.core.sharding import local
 from lightning_vamo.loop import compat
 
 _CONTAINERS = (list, dict, set, deque)
@@ -92,15 +93,16 @@ class _Value:
     """A tensor and its numbers."""
 
     def __init__(self, tensor: Tensor, device: str | None = None) -> None:
-        self._tensor = tensor.detach()
+        self._tensor = tensor
+        self._local = local(tensor)
         # Nothing can write to a tensor that was expanded, and nothing can be copied into it.
         writable = not any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
-        self._copy = self._tensor.to(device, copy=True) if writable else None
+        self._copy = self._local.to(device, copy=True) if writable else None
         self._version = tensor._version
 
     def restore(self) -> None:
         if self._copy is not None:
-            self._tensor.copy_(self._copy)
+            self._local.copy_(self._copy)
             self._version = self._tensor._version
 
     def restore_if_written(self) -> None:

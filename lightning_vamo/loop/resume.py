@@ -14,11 +14,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lightning_vamo.core.directions import Directions
 from lightning_vamo.core.mixing import Alpha
 from lightning_vamo.core.schedules import ProbeSchedule
+from lightning_vamo.core.sharding import local
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.packing import packed, random_state, set_random_state, unpacked
@@ -73,7 +73,7 @@ def _state(trainer: Trainer, standing: Standing, directions: Directions) -> dict
         "random": random_state(module, _loaders(trainer)),
         "logs": compat.log_state(trainer, within),
         "metrics": compat.metric_states(module) if within else {},
-        "gradients": [None if p.grad is None else _local(p.grad) for p in parameters],
+        "gradients": [None if p.grad is None else local(p.grad) for p in parameters],
     }
     # Copies in host memory: the live tensors go on changing.
     copied: dict[str, Any] = apply_to_collection(state, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
@@ -176,7 +176,7 @@ class Resumption:
             for parameter, gradient in zip(parameters, self._state["gradients"], strict=True):
                 if gradient is not None:
                     parameter.grad = torch.zeros_like(parameter)
-                    _local(parameter.grad).copy_(gradient)
+                    local(parameter.grad).copy_(gradient)
         set_random_state(self._state["random"], _loaders(trainer))
 
     def epoch_starts(self, trainer: Trainer) -> None:
@@ -225,10 +225,6 @@ def resumed_plan(trainer: Trainer, state: dict[str, Any]) -> Plan:
     loader = compat.train_loader(trainer)
     assert loader is not None, "the training loader is set up before the training starts"
     return Plan(loader, [[Pass.of(unpacked(batches)) for batches in passes] for passes in state["loaders"]], state["length"])
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _loaders(trainer: Trainer) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
@@ -14,13 +14,13 @@ from torch.nn.parameter import is_lazy
 
 from lightning_vamo.core.directions import Directions
 from lightning_vamo.core.mixing import Alpha, effective_coefficient
+from lightning_vamo.core.sharding import shard_group
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 
 # Why a strategy is not supported, by the name of the strategy or of one of its bases.
 _REASONS = {
-    "FSDPStrategy": "gradients of FSDP's flat parameters have no shape to probe along",
-    "ModelParallelStrategy": "sharded parameters (FSDP2, tensor parallelism) are not probed correctly yet",
+    "FSDPStrategy": "gradients of FSDP1's flat parameters have no shape to probe along, those of FSDP2 have",
     "DeepSpeedStrategy": "DeepSpeed does not step the gradients in `.grad`",
     "SingleDeviceXLAStrategy": "XLA is untested",
     "XLAStrategy": "XLA is untested",
@@ -34,14 +34,20 @@ def check_strategy(strategy: Strategy) -> None:
         strategy: The Trainer's strategy.
 
     Raises:
-        UnsupportedError: If it is not a single device or DDP.
+        UnsupportedError: If it is not a single device, DDP, or FSDP2 without tensor parallelism.
     """
     names = [cls.__name__ for cls in type(strategy).__mro__]
     reason = next((_REASONS[name] for name in names if name in _REASONS), None)
-    if reason or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+    if reason or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)):
         raise UnsupportedError(
             f"VAMO does not support {type(strategy).__name__}: {reason or 'it is untested'}. Use Trainer(strategy='ddp') for"
-            " several devices, or a single device."
+            " several devices, ModelParallelStrategy (FSDP2) for models that one does not hold, or a single device."
+        )
+    ways = strategy.device_mesh["tensor_parallel"].size() if isinstance(strategy, ModelParallelStrategy) else 1
+    if ways > 1:
+        raise UnsupportedError(
+            f"VAMO does not support tensor parallelism, got a mesh with tensor_parallel_size={ways}: use"
+            " ModelParallelStrategy(data_parallel_size=N, tensor_parallel_size=1) and shard the model with `fully_shard`."
         )
     if strategy.root_device.type == "mps":
         raise UnsupportedError("VAMO needs float64, which MPS does not have: use Trainer(accelerator='cpu') or a CUDA device.")
@@ -155,8 +161,11 @@ def check_probes_fit(optimizers: Sequence[Any], directions: Directions, probes: 
 
     Raises:
         InvalidArgumentError: If an orthonormal family is to draw more directions than there are trainable parameters.
+        UnsupportedError: If the parameters are sharded in a way that has no directions.
     """
-    dimension = sum(parameter.numel() for parameter in trainable_parameters(optimizers))
+    parameters = trainable_parameters(optimizers)
+    shard_group(parameters)  # refuses what is sharded otherwise than by `fully_shard`
+    dimension = sum(parameter.numel() for parameter in parameters)
     directions.check_count(probes, dimension)
     beta = effective_coefficient(alpha, probes, dimension)
     # Twice the best coefficient adds as much noise as it removes. Independent directions overlap, so their best is lower.

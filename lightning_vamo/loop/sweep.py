@@ -71,6 +71,8 @@ def sweep(
     """
     start = time.perf_counter()
     rows: list[Tensor | None] = []
+    reshard = compat.resharding(module)
+    reshard()  # a validation epoch before this one leaves parameters whole
     with (
         compat.without_buffer_sync(trainer),
         no_trace(trainer, module, parameters) as state,
@@ -80,7 +82,7 @@ def sweep(
     ):
         for position, loaded in enumerate(batches):
             batch = compat.to_device(trainer, loaded)
-            loss = _Loss(evaluate, batch, position, module.device, state.restore_tensors)
+            loss = _Loss(evaluate, batch, position, module.device, state.restore_tensors, reshard)
             try:
                 rows.append(probe_losses(loss, snapshot, directions, mu, difference))
             except _NoLossError:
@@ -111,19 +113,29 @@ class _Loss:
     """The loss of one batch as a function of the parameters alone: same batch, same randomness, same buffers each time."""
 
     def __init__(
-        self, evaluate: Evaluate, batch: Any, position: int, device: torch.device, restore: Callable[[], None]
+        self,
+        evaluate: Evaluate,
+        batch: Any,
+        position: int,
+        device: torch.device,
+        restore: Callable[[], None],
+        reshard: Callable[[], None],
     ) -> None:
         self._evaluate = evaluate
         self._batch = batch
         self._position = position
         self._restore = restore
+        self._reshard = reshard
         self._random = compat.rng_states(device)
 
     def __call__(self) -> Tensor:
         compat.set_rng_states(self._random)
         # A copy, since a step may take its batch apart: `labels = batch.pop("labels")`, or `images /= 255`.
         batch = copy.deepcopy(self._batch)
-        value = None if batch is None else self._evaluate(batch, self._position)
+        try:
+            value = None if batch is None else self._evaluate(batch, self._position)
+        finally:
+            self._reshard()
         self._restore()
         if value is None:
             raise _NoLossError

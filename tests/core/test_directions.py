@@ -16,8 +16,8 @@ from lightning_vamo.core.directions import (
     OrthonormalDirections,
     RademacherDirections,
     SphereDirections,
+    streams,
 )
-from lightning_vamo.core.directions import random as random_module
 from lightning_vamo.errors import InvalidArgumentError, VAMOError
 from tests import reference
 from tests.problems import seeded
@@ -388,7 +388,8 @@ def test_both_storages_agree_with_the_dense_matrix_whatever_the_shapes(shapes, c
             family().draw(points, count, seeded(0))
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(random_module, "CHUNK", chunk)
+        patch.setattr(streams, "CHUNK", chunk)
+        patch.setattr("lightning_vamo.core.directions.random.BLOCK", chunk)
         stored, drawn = (family(storage).draw(points, count, seeded(0)) for storage in ("stored", "seeded"))
         u = reference.matrix(stored, points)
         assert np.array_equal(u, reference.matrix(drawn, points))
@@ -406,7 +407,8 @@ def test_both_storages_agree_with_the_dense_matrix_whatever_the_shapes(shapes, c
 @pytest.mark.parametrize("chunk", [1, 5, 12, 24, 25])
 @each("family", ALL)
 def test_parameters_longer_than_a_chunk_are_treated_like_short_ones(family, chunk, monkeypatch):
-    monkeypatch.setattr(random_module, "CHUNK", chunk)
+    monkeypatch.setattr(streams, "CHUNK", chunk)
+    monkeypatch.setattr("lightning_vamo.core.directions.random.BLOCK", chunk)
     points = irregular()
     directions = family.draw(points, 3, seeded(4))
     u = reference.matrix(directions, points)
@@ -429,7 +431,7 @@ def test_parameters_longer_than_a_chunk_are_treated_like_short_ones(family, chun
 
 
 def test_chunks_of_a_direction_differ():
-    numbers = random_module.CHUNK + 1000
+    numbers = streams.CHUNK + 1000
     u = SphereDirections("seeded").draw([torch.zeros(numbers)], 1, seeded(4)).dense([torch.zeros(numbers)])[0]
     assert float(u.double().norm()) == pytest.approx(1, abs=1e-6)
     assert abs(float(u[:1000] @ u[-1000:])) < 5 * 1000**0.5 / numbers

@@ -3,7 +3,7 @@
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -286,9 +286,11 @@ def test_a_step_that_fetches_its_own_batches():
         fit(Fetching())
 
 
-@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
 def test_strategies(strategy):
-    with pytest.raises(UnsupportedError, match=f"{strategy.__name__}: .* Use Trainer\\(strategy='ddp'\\)"):
+    with pytest.raises(
+        UnsupportedError, match=f"{strategy.__name__}: .* Use Trainer\\(strategy='ddp'\\).*ModelParallelStrategy \\(FSDP2\\)"
+    ):
         check_strategy(strategy.__new__(strategy))
 
 

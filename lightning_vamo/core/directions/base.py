@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.numerics import at_least_float32
+from lightning_vamo.core.sharding import ShardGroup, local
 from lightning_vamo.errors import InvalidArgumentError
 
 
@@ -20,14 +21,17 @@ class ProbeDirections(ABC):
     r"""The ``q`` directions :math:`u_1 \ldots u_q \in \mathbb{R}^d` of one snapshot.
 
     A point of :math:`\mathbb{R}^d` is a list of tensors, one per parameter, in the order in which the directions were drawn.
+    Where the parameters are sharded, tensors may be given as DTensors or as the parts that this process holds.
 
     Attributes:
         count: ``q``, the number of directions.
-        dimension: ``d``, the number of coordinates over all parameters.
+        dimension: ``d``, the number of coordinates over all parameters, in all processes.
+        shards: The processes that hold the point together.
     """
 
     count: int
     dimension: int
+    shards: ShardGroup = ShardGroup()
 
     @abstractmethod
     def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
@@ -48,7 +52,7 @@ class ProbeDirections(ABC):
             vectors: :math:`g`, of the parameters' shapes; ``None`` stands for zeros.
 
         Returns:
-            Shape ``(q,)``, float32 or wider, on the parameters' device.
+            Shape ``(q,)``, float32 or wider, on the parameters' device; over all shards, which takes one reduction.
         """
 
     @abstractmethod
@@ -62,7 +66,7 @@ class ProbeDirections(ABC):
         Returns:
             Shape ``(3,)``, float64: :math:`g^\top g`, :math:`g^\top w`, :math:`w^\top w`, over the tensors that are not
             None, as they were before. The squared norm falls by :math:`2 g^\top w - w^\top w`, which a difference of norms
-            would lose to rounding.
+            would lose to rounding. Of sharded tensors, the share of this process: a training step is not to communicate.
         """
 
     def dense(self, parameters: Sequence[Tensor]) -> Tensor:
@@ -72,12 +76,12 @@ class ProbeDirections(ABC):
             parameters: Tensors that give the shapes, the type and the device.
 
         Returns:
-            Shape ``(q, d)``, parameters flattened and concatenated in order.
+            Shape ``(q, d)``, parameters flattened and concatenated in order; of sharded ones, the part of this process.
         """
-        zeros = [torch.zeros_like(parameter) for parameter in parameters]
+        zeros = [torch.zeros_like(local(parameter)) for parameter in parameters]
         rows = []
         for index in range(self.count):
-            row = [torch.empty_like(parameter) for parameter in parameters]
+            row = [torch.empty_like(part) for part in zeros]
             self.move(row, zeros, index, 1.0)
             rows.append(torch.cat([part.reshape(-1) for part in row]))
         return torch.stack(rows)
@@ -93,9 +97,14 @@ def moments(vector: Tensor, step: Tensor) -> Tensor:
     Returns:
         Shape ``(3,)``, float64: :math:`g^\top g`, :math:`g^\top w`, :math:`w^\top w`.
     """
+    return torch.stack(inner_products(vector, step)).double()
+
+
+def inner_products(vector: Tensor, step: Tensor) -> list[Tensor]:
+    """The numbers of :func:`moments` as they are computed, in float32 or wider."""
     wide = at_least_float32(vector.dtype)
     g, w = vector.reshape(-1).to(wide), step.reshape(-1).to(wide)
-    return torch.stack((torch.dot(g, g), torch.dot(g, w), torch.dot(w, w))).double()
+    return [torch.dot(g, g), torch.dot(g, w), torch.dot(w, w)]
 
 
 class Directions(ABC):
@@ -111,15 +120,17 @@ class Directions(ABC):
         """Draw ``count`` directions for ``parameters``.
 
         Args:
-            parameters: The tensors that span the space; only shapes, types and devices are read.
+            parameters: The tensors that span the space; only shapes, types, devices and placements are read.
             count: ``q``, at least 1, and at most ``d`` for orthonormal families.
             generator: CPU generator that every random number derives from; the global one is never touched.
 
         Returns:
-            The directions, in the parameters' types and on their devices.
+            The directions, in the parameters' types and on their devices. Of sharded parameters each process gets its part
+            of what it would get unsharded.
 
         Raises:
             InvalidArgumentError: If there are no parameters, or ``count`` is out of range.
+            UnsupportedError: If the parameters are sharded otherwise than by rows over one group of processes.
         """
         dimension = sum(parameter.numel() for parameter in parameters)
         if dimension == 0:

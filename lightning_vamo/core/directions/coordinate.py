@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_vamo.core.directions.base import Directions, ProbeDirections
 from lightning_vamo.core.numerics import at_least_float32
+from lightning_vamo.core.sharding import first_number, local, shard_group
 
 
 class CoordinateDirections(Directions):
@@ -37,50 +38,60 @@ class CoordinateDirections(Directions):
         for index in chosen:
             tensor = bisect.bisect_right(ends, index)
             places.append((tensor, index - (ends[tensor - 1] if tensor else 0)))
-        return _Axes(places, dimension, parameters[0])
+        return _Axes(places, dimension, parameters)
 
 
 class _Axes(ProbeDirections):
-    """The axes at ``places``, pairs of a parameter's position and a flat index in it; ``like`` gives type and device."""
+    """The axes at ``places``, pairs of a parameter's position and a flat index in it."""
 
-    def __init__(self, places: Sequence[tuple[int, int]], dimension: int, like: Tensor) -> None:
+    def __init__(self, places: Sequence[tuple[int, int]], dimension: int, parameters: Sequence[Tensor]) -> None:
         self.count = len(places)
         self.dimension = dimension
-        self._places = places
+        self.shards = shard_group(parameters)
+        first = [first_number(parameter) for parameter in parameters]
+        held = [local(parameter).numel() for parameter in parameters]
+        shifted = enumerate((tensor, place - first[tensor]) for tensor, place in places)
+        # By direction, those of the axes that lie in this process's part of the parameters, counted from its beginning.
+        self._places = {index: place for index, place in shifted if 0 <= place[1] < held[place[0]]}
+        like = local(parameters[0])
         self._zeros = torch.zeros(self.count, dtype=at_least_float32(like.dtype), device=like.device)
 
     def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
         for target, origin in zip(targets, origins, strict=True):
-            target.detach().copy_(origin)
-        tensor, place = self._places[index]
-        self._at(targets[tensor], place).add_(distance)
+            local(target).copy_(local(origin))
+        if index in self._places:
+            tensor, place = self._places[index]
+            self._at(targets[tensor], place).add_(distance)
 
     def project(self, vectors: Sequence[Tensor | None]) -> Tensor:
+        return self.shards.total(self._project(vectors))
+
+    def _project(self, vectors: Sequence[Tensor | None]) -> Tensor:
         total = self._zeros.clone()
-        for index, (tensor, place) in enumerate(self._places):
+        for index, (tensor, place) in self._places.items():
             vector = vectors[tensor]
             if vector is not None:
                 total[index] = self._at(vector, place)
         return total
 
     def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
-        slopes = self.project(vectors).double()
-        steps = coefficients.to(slopes)
-        present = [vector.detach() for vector in vectors if vector is not None]
+        slopes = self._project(vectors).double()
+        steps = torch.zeros_like(slopes)
+        present = [local(vector) for vector in vectors if vector is not None]
         squares = sum(torch.linalg.vector_norm(vector, dtype=torch.float64) ** 2 for vector in present)
-        for index, (tensor, place) in enumerate(self._places):
+        for index, (tensor, place) in self._places.items():
             vector = vectors[tensor]
             if vector is not None:
-                self._at(vector, place).sub_(coefficients[index].to(vector))
-            else:
-                steps[index] = 0
+                steps[index] = coefficients[index]
+                number = self._at(vector, place)
+                number.sub_(coefficients[index].to(number))
         return torch.stack((torch.as_tensor(squares, device=steps.device), slopes @ steps, steps @ steps)).double()
 
     @staticmethod
     def _at(tensor: Tensor, place: int) -> Tensor:
         """The one number at flat index ``place``, as a view whatever the layout."""
-        view = tensor.detach()
-        for size, stride in zip(tensor.shape, _strides(tensor.shape), strict=True):
+        view = local(tensor)
+        for size, stride in zip(view.shape, _strides(view.shape), strict=True):
             view = view.select(0, (place // stride) % size)
         return view
 

@@ -12,7 +12,7 @@ class GaussianDirections(RandomFamily):
     .. math:: u_j \sim \mathcal{N}(0, I_d / d)
 
     Args:
-        storage: ``"stored"`` (``q * d`` numbers) or ``"seeded"`` (``q`` seeds, regenerated at every use).
+        storage: ``"stored"`` (``q * d`` numbers) or ``"seeded"`` (a seed, regenerated at every use).
 
     References:
         Nesterov & Spokoiny, "Random Gradient-Free Minimization of Convex Functions", Foundations of Computational

@@ -16,7 +16,7 @@ class OrthonormalDirections(RandomFamily):
     generates :math:`q^2/2` vectors per batch.
 
     Args:
-        storage: ``"stored"`` (``q * d`` numbers) or ``"seeded"`` (``q`` seeds and a ``q x q`` matrix).
+        storage: ``"stored"`` (``q * d`` numbers) or ``"seeded"`` (a seed and a ``q x q`` matrix).
     """
 
     orthonormal = True
@@ -28,5 +28,6 @@ class OrthonormalDirections(RandomFamily):
             raw = torch.stack(parts).double()
             gram += (raw @ raw.T).cpu()
         identity = torch.eye(seeded.count, dtype=torch.float64, device="cpu")
-        mixing: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), identity, upper=False)
+        factor = torch.linalg.cholesky(seeded.shards.total(gram))
+        mixing: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
         return mixing

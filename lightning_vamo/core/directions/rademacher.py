@@ -12,7 +12,7 @@ class RademacherDirections(RandomFamily):
     .. math:: u_j = \sigma_j / \sqrt d, \qquad \sigma_j \text{ uniform on } \{-1, +1\}^d
 
     Args:
-        storage: ``"stored"`` (``q * d`` numbers) or ``"seeded"`` (``q`` seeds, regenerated at every use).
+        storage: ``"stored"`` (``q * d`` numbers) or ``"seeded"`` (a seed, regenerated at every use).
 
     References:
         Spall, "Multivariate Stochastic Approximation Using a Simultaneous Perturbation Gradient Approximation", IEEE

@@ -2,8 +2,9 @@ r"""Random directions, kept or regenerated: two storages that give the same numb
 
 Every random family draws raw vectors :math:`z_1 \ldots z_q` with independent coordinates and mixes them,
 :math:`u_j = \sum_i A_{ji} z_i`, with a small ``q x q`` matrix: a diagonal of scales, or the inverse Cholesky factor that makes
-them orthonormal. A raw vector is a stream of chunks that a seed determines, so directions need no memory: *seeded* directions
-regenerate the streams whenever they are used, *stored* directions keep what the same streams gave once.
+them orthonormal. A raw vector is cut into chunks, each a random stream of its own that a seed determines, so directions need
+no memory: *seeded* directions regenerate the streams whenever they are used, *stored* directions keep what the same streams
+gave once. A process that holds shards of the parameters generates only the chunks that they lie in.
 """
 
 from abc import abstractmethod
@@ -13,38 +14,24 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_vamo.core.directions.base import Directions, ProbeDirections, moments
+from lightning_vamo.core.directions.base import Directions, ProbeDirections, inner_products, moments
+from lightning_vamo.core.directions.streams import Chunk, chunks_of, pieces, stream_count, stream_seed
 from lightning_vamo.core.numerics import at_least_float32
+from lightning_vamo.core.sharding import local, shard_group
 from lightning_vamo.errors import InvalidArgumentError
 
 Storage = Literal["stored", "seeded"]
 
-# Numbers generated at a time. It is part of the definition of the random streams: another value gives other directions.
-CHUNK = 2**20
-
-
-def chunks(tensor: Tensor) -> Iterator[Tensor]:
-    """The tensor's numbers as flat chunks that can be written to.
-
-    Args:
-        tensor: Any tensor; it changes as its chunks do.
-
-    Yields:
-        Tensors of at most ``CHUNK`` numbers, in order. Where the layout has no flat view they are parts of a copy, which is
-        written back after the last one: run the iterator to its end.
-    """
-    flat = tensor.detach().reshape(-1)
-    yield from torch.split(flat, CHUNK)
-    if flat.data_ptr() != tensor.data_ptr():
-        tensor.detach().copy_(flat.view_as(tensor))
+# Numbers that a correction of stored directions treats at a time on a CPU, so that they are read from memory once.
+BLOCK = 2**18
 
 
 class RandomFamily(Directions):
     """Base of the families that mix raw random vectors.
 
     Args:
-        storage: ``"stored"`` keeps the ``q * d`` numbers: fast. ``"seeded"`` keeps ``q`` seeds and draws the numbers
-            again at every use: no memory, more time. Both give the same directions.
+        storage: ``"stored"`` keeps the ``q * d`` numbers, or this process's share of them: fast. ``"seeded"`` keeps a
+            seed and draws the numbers again at every use: no memory, more time. Both give the same directions.
 
     Raises:
         InvalidArgumentError: If ``storage`` is neither.
@@ -56,8 +43,8 @@ class RandomFamily(Directions):
         self.storage = storage
 
     def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
-        seeds = torch.randint(2**63 - 1, (count,), generator=generator, device="cpu").tolist()
-        seeded = SeededDirections(self, parameters, seeds)
+        seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
+        seeded = SeededDirections(self, parameters, count, seed)
         return seeded if self.storage == "seeded" else StoredDirections(seeded, parameters)
 
     def sample(self, size: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
@@ -78,7 +65,8 @@ class RandomFamily(Directions):
         """The matrix ``A`` that turns raw vectors into directions.
 
         Args:
-            seeded: The directions being drawn, whose raw streams can be read.
+            seeded: The directions being drawn, whose raw streams can be read; sums over them are to be totalled over
+                ``seeded.shards``.
 
         Returns:
             Shape ``(q, q)``, lower triangular, float64, on the CPU.
@@ -86,31 +74,44 @@ class RandomFamily(Directions):
 
 
 class SeededDirections(ProbeDirections):
-    """Directions that are regenerated from their seeds at every use.
+    """Directions that are regenerated from a seed at every use.
 
     Args:
         family: Supplies the raw coordinates and how to mix them.
-        parameters: Tensors that give the shapes, types and devices.
-        seeds: One seed per direction.
+        parameters: Tensors that give the shapes, types, devices and placements.
+        count: ``q``, the number of directions.
+        seed: The seed of the draw.
     """
 
-    def __init__(self, family: RandomFamily, parameters: Sequence[Tensor], seeds: Sequence[int]) -> None:
-        self.count = len(seeds)
+    def __init__(self, family: RandomFamily, parameters: Sequence[Tensor], count: int, seed: int) -> None:
+        self.count = count
         self.dimension = sum(parameter.numel() for parameter in parameters)
+        self.shards = shard_group(parameters)
         self._family = family
-        self._seeds = seeds
-        self._layout = [(parameter.numel(), parameter.dtype, parameter.device) for parameter in parameters]
+        self._seed = seed
+        self._streams = 0
+        self._chunks: list[list[Chunk]] = []
+        for parameter in parameters:
+            self._chunks.append(chunks_of(parameter, self._streams))
+            self._streams += stream_count(parameter)
+        like = local(parameters[0])
+        self._device, self._dtype = like.device, at_least_float32(like.dtype)
         self._mixing = family.mixing(self)
         self._terms = [[(i, weight) for i, weight in enumerate(row) if weight] for row in self._mixing.tolist()]
+
+    def sizes(self) -> list[list[int]]:
+        """How many numbers of each chunk this process needs, parameter by parameter."""
+        return [[chunk.part.stop - chunk.part.start for chunk in chunks] for chunks in self._chunks]
 
     def raw(self, index: int) -> Iterator[Tensor]:
         """The raw vector behind direction ``index``, a chunk at a time, in float32 or wider."""
         generators: dict[torch.device, torch.Generator] = {}
-        for numel, dtype, device in self._layout:
-            if device not in generators:
-                generators[device] = torch.Generator(device).manual_seed(self._seeds[index])
-            for start in range(0, max(numel, 1), CHUNK):
-                yield self._family.sample(min(CHUNK, numel - start), generators[device], at_least_float32(dtype))
+        for chunk in (chunk for chunks in self._chunks for chunk in chunks):
+            if chunk.device not in generators:
+                generators[chunk.device] = torch.Generator(chunk.device)
+            seed = stream_seed(self._seed, index * self._streams + chunk.stream)
+            generator = generators[chunk.device].manual_seed(seed)
+            yield self._family.sample(chunk.size, generator, chunk.dtype)[chunk.part]
 
     def direction(self, index: int) -> Iterator[Tensor]:
         """Direction ``index``, a chunk at a time, in float32 or wider."""
@@ -126,18 +127,18 @@ class SeededDirections(ProbeDirections):
     def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
         """See :meth:`ProbeDirections.move`."""
         stream = self.direction(index)
-        for target, origin in zip(targets, origins, strict=True):
-            for to, source in zip(chunks(target), chunks(origin), strict=True):
+        for target, origin, sizes in zip(targets, origins, self.sizes(), strict=True):
+            for to, source in zip(pieces(target, sizes), pieces(origin, sizes), strict=True):
                 torch.add(source, next(stream).to(source.dtype), alpha=distance, out=to)
 
     def project(self, vectors: Sequence[Tensor | None]) -> Tensor:
         """See :meth:`ProbeDirections.project`."""
-        raw = torch.stack([self._project_raw(index, vectors) for index in range(self.count)])
-        return (self._mixing.to(raw.device) @ raw).to(at_least_float32(self._layout[0][1]))
+        raw = self.shards.total(torch.stack([self._project_raw(index, vectors) for index in range(self.count)]))
+        return (self._mixing.to(raw.device) @ raw).to(self._dtype)
 
     def _project_raw(self, index: int, vectors: Sequence[Tensor | None]) -> Tensor:
         # In float64: near q = d the mixing's weights are large and alternate in sign.
-        total = torch.zeros((), dtype=torch.float64, device=self._layout[0][2])
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
         for piece, part in zip(self._pieces(vectors), self.raw(index), strict=True):
             if piece is not None:
                 total += torch.dot(part.double(), piece.double()).to(total.device)
@@ -156,15 +157,12 @@ class SeededDirections(ProbeDirections):
 
     def _pieces(self, vectors: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
         """The chunks of ``vectors``, in step with :meth:`raw`; ``None`` for each chunk of a missing one."""
-        for vector, (numel, _, _) in zip(vectors, self._layout, strict=True):
-            if vector is None:
-                yield from [None] * max(1, -(-numel // CHUNK))
-            else:
-                yield from chunks(vector)
+        for vector, sizes in zip(vectors, self.sizes(), strict=True):
+            yield from [None] * len(sizes) if vector is None else pieces(vector, sizes)
 
 
 class StoredDirections(ProbeDirections):
-    """Directions kept in memory, ``q`` rows per parameter.
+    """Directions kept in memory, ``q`` rows per parameter or shard of one.
 
     Args:
         seeded: Where the numbers come from.
@@ -174,17 +172,19 @@ class StoredDirections(ProbeDirections):
     def __init__(self, seeded: SeededDirections, parameters: Sequence[Tensor]) -> None:
         self.count = seeded.count
         self.dimension = seeded.dimension
-        self._rows = [torch.empty(seeded.count, p.numel(), dtype=p.dtype, device=p.device) for p in parameters]
+        self.shards = seeded.shards
+        held = [local(parameter) for parameter in parameters]
+        self._rows = [torch.empty(seeded.count, part.numel(), dtype=part.dtype, device=part.device) for part in held]
         stream = seeded.directions()
-        for rows in self._rows:
-            for columns in torch.split(rows, CHUNK, dim=1):
+        for rows, sizes in zip(self._rows, seeded.sizes(), strict=True):
+            for columns in torch.split(rows, sizes, dim=1):
                 for row, part in zip(columns, next(stream), strict=True):
                     row.copy_(part)
 
     def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
         """See :meth:`ProbeDirections.move`."""
-        for target, origin, rows in zip(targets, origins, self._rows, strict=True):
-            torch.add(origin.detach(), rows[index].view(origin.shape), alpha=distance, out=target.detach())
+        for target, origin, rows in zip(map(local, targets), map(local, origins), self._rows, strict=True):
+            torch.add(origin, rows[index].view(origin.shape), alpha=distance, out=target)
 
     def project(self, vectors: Sequence[Tensor | None]) -> Tensor:
         """See :meth:`ProbeDirections.project`."""
@@ -192,18 +192,26 @@ class StoredDirections(ProbeDirections):
         total = torch.zeros(self.count, dtype=dtype, device=device)
         for vector, rows in zip(vectors, self._rows, strict=True):
             if vector is not None:
-                total += torch.mv(rows, vector.detach().reshape(-1).to(rows.dtype)).to(total)
-        return total
+                total += torch.mv(rows, local(vector).reshape(-1).to(rows.dtype)).to(total)
+        return self.shards.total(total)
 
     def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
         """See :meth:`ProbeDirections.subtract_`."""
-        total = torch.zeros(3, dtype=torch.float64, device=coefficients.device)
+        products: list[Tensor] = []
         for vector, rows in zip(vectors, self._rows, strict=True):
-            if vector is not None:
-                step = (coefficients.to(rows) @ rows).view(vector.shape)
-                total += moments(vector.detach(), step).to(total.device)
-                vector.detach().sub_(step)
-        return total
+            if vector is None or not rows.numel():
+                continue
+            weights = coefficients.to(rows)
+            # A GPU takes all at once: it has the bandwidth, and would wait for the launch of each block's kernels.
+            size = min(BLOCK, rows.shape[1]) if rows.device.type == "cpu" else rows.shape[1]
+            buffer = rows.new_empty(size)  # one for all blocks: allocating so much costs more than filling it
+            for piece, columns in zip(pieces(vector, size), torch.split(rows, size, dim=1), strict=True):
+                step = torch.mv(columns.t(), weights, out=buffer[: len(piece)])
+                products += inner_products(piece, step)
+                piece.sub_(step)
+        if not products:
+            return torch.zeros(3, dtype=torch.float64, device=coefficients.device)
+        return torch.stack([product.to(coefficients.device) for product in products]).double().view(-1, 3).sum(dim=0)
 
 
 def combination(weights: Sequence[float] | Tensor, parts: Sequence[Tensor]) -> Tensor:

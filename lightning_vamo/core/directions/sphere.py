@@ -15,7 +15,7 @@ class SphereDirections(RandomFamily):
     them remove the share :math:`q/(d+q-1)` of the gradient's variance.
 
     Args:
-        storage: ``"stored"`` (``q * d`` numbers) or ``"seeded"`` (``q`` seeds, regenerated at every use).
+        storage: ``"stored"`` (``q * d`` numbers) or ``"seeded"`` (a seed, regenerated at every use).
 
     References:
         Chen & Ma, arXiv:2505.13954, the two-point and multi-point estimators.
@@ -29,5 +29,5 @@ class SphereDirections(RandomFamily):
 
     def mixing(self, seeded: SeededDirections) -> Tensor:
         """See :meth:`RandomFamily.mixing`: one over each raw vector's norm."""
-        squares = [sum(part.double().square().sum().cpu() for part in seeded.raw(i)) for i in range(seeded.count)]
-        return torch.diag(torch.tensor(squares, dtype=torch.float64, device="cpu").rsqrt())
+        squares = [sum(float(part.double().square().sum()) for part in seeded.raw(i)) for i in range(seeded.count)]
+        return torch.diag(seeded.shards.total(torch.tensor(squares, dtype=torch.float64, device="cpu")).rsqrt())

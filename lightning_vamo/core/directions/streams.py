@@ -1,0 +1,97 @@
+"""Random streams that can be read from any chunk on: what a process generates does not depend on what others hold."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.numerics import at_least_float32
+from lightning_vamo.core.sharding import first_number, local
+
+# Numbers generated at a time. It is part of the definition of the random streams: another value gives other directions.
+CHUNK = 2**18
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A chunk of a raw vector, and the part of it that this process needs.
+
+    Attributes:
+        stream: Its number among the chunks of all parameters.
+        size: How many numbers it has.
+        part: Those that belong to the shard of this process.
+        dtype: Type to draw them in, float32 or wider.
+        device: Device to draw them on.
+    """
+
+    stream: int
+    size: int
+    part: slice
+    dtype: torch.dtype
+    device: torch.device
+
+
+def pieces(tensor: Tensor, sizes: int | list[int]) -> Iterator[Tensor]:
+    """The tensor's numbers in this process, as flat pieces that can be written to.
+
+    Args:
+        tensor: Any tensor; it changes as its pieces do.
+        sizes: How many numbers each piece has.
+
+    Yields:
+        The pieces, in order. Where the layout has no flat view they are parts of a copy, which is written back after the last
+        one: run the iterator to its end.
+    """
+    held = local(tensor)
+    flat = held.reshape(-1)
+    yield from torch.split(flat, sizes)
+    if flat.data_ptr() != held.data_ptr():
+        held.copy_(flat.view_as(held))
+
+
+def stream_seed(seed: int, stream: int) -> int:
+    """Seed of one of the random streams of a draw.
+
+    Torch's CPU generator reads only the low 32 bits of a seed. Within a draw those differ from stream to stream, since the
+    finalizer of MurmurHash3 is a bijection, and neighbouring streams get seeds that are far apart.
+
+    Args:
+        seed: The seed of the draw, 63 bits.
+        stream: Which stream, below ``2**32``.
+
+    Returns:
+        63 bits.
+    """
+    mask = 2**32 - 1
+    low = (seed + stream) & mask
+    low = (low ^ low >> 16) * 0x85EBCA6B & mask
+    low = (low ^ low >> 13) * 0xC2B2AE35 & mask
+    return seed & ~mask | low ^ low >> 16
+
+
+def stream_count(parameter: Tensor) -> int:
+    """How many chunks the raw vector has for a whole parameter."""
+    return -(-parameter.numel() // CHUNK)
+
+
+def chunks_of(parameter: Tensor, stream: int) -> list[Chunk]:
+    """The chunks of a raw vector that this process's part of a parameter lies in.
+
+    Args:
+        parameter: The parameter.
+        stream: Number of its first chunk.
+
+    Returns:
+        The chunks, in order; none where the part is empty.
+    """
+    part = local(parameter)
+    begin = first_number(parameter)
+    end = begin + part.numel()
+    chunks = []
+    for number in range(begin // CHUNK, -(-end // CHUNK) if part.numel() else 0):
+        start = number * CHUNK
+        size = min(CHUNK, parameter.numel() - start)
+        needed = slice(max(begin - start, 0), min(end - start, size))
+        chunks.append(Chunk(stream + number, size, needed, at_least_float32(part.dtype), part.device))
+    return chunks

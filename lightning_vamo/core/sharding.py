@@ -1,0 +1,124 @@
+"""Where the numbers of a sharded parameter are: FSDP2 keeps some of its rows in each process, as a DTensor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_vamo.errors import UnsupportedError
+
+if dist.is_available():
+    from torch.distributed.tensor import DTensor, Shard
+
+
+@dataclass(frozen=True)
+class ShardGroup:
+    """The processes that together hold a list of tensors.
+
+    Attributes:
+        group: Their process group, or None if this process holds everything.
+        device: Kind of device that the group communicates on.
+    """
+
+    group: Any = None
+    device: str = "cpu"
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over the group; what is given where this process holds everything.
+
+        Args:
+            values: The share of this process.
+
+        Returns:
+            The sum, on the device of ``values``, the same in every process of the group.
+        """
+        if self.group is None:
+            return values
+        shared = values.to(self.device, copy=True)
+        dist.all_reduce(shared, group=self.group)
+        return shared.to(values.device)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor that this process holds, apart from its gradient; they change as the tensor does."""
+    if is_sharded(tensor):
+        with torch.no_grad():
+            tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return tensor.detach()
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor."""
+    return dist.is_available() and isinstance(tensor, DTensor)
+
+
+def first_number(tensor: Tensor) -> int:
+    """Place of the first number that this process holds, in the whole tensor flattened row by row.
+
+    Args:
+        tensor: Any tensor; those that are not sharded begin at 0.
+
+    Returns:
+        The place; the numbers after it are the ones that :func:`local` gives, in their order.
+
+    Raises:
+        UnsupportedError: If the numbers that this process holds do not lie together.
+    """
+    axis = _sharded_axis(tensor)
+    if axis is None:
+        return 0
+    # As `torch.chunk` cuts: equal shares, rounded up, of which the last ones may be smaller or empty.
+    rows, mesh = tensor.shape[0], tensor.device_mesh  # type: ignore[attr-defined]
+    share = -(-rows // mesh.size(axis))
+    first: int = min(rows, mesh.get_local_rank(axis) * share)
+    return first * (tensor.numel() // max(1, rows))
+
+
+def shard_group(tensors: Sequence[Tensor]) -> ShardGroup:
+    """The processes over which tensors are sharded.
+
+    Args:
+        tensors: Parameters, or their gradients.
+
+    Returns:
+        Their group, over which norms and inner products are to be summed.
+
+    Raises:
+        UnsupportedError: If some are sharded in another way than others, or not by rows over one dimension of the mesh.
+    """
+    groups: dict[tuple[int, ...], ShardGroup] = {}
+    for tensor in tensors:
+        axis = _sharded_axis(tensor)
+        if axis is None:
+            groups[()] = ShardGroup()
+        else:
+            mesh = tensor.device_mesh  # type: ignore[attr-defined]
+            group = mesh.get_group(axis)
+            groups[tuple(dist.get_process_group_ranks(group))] = ShardGroup(group, mesh.device_type)
+    if len(groups) > 1:
+        raise UnsupportedError(
+            "Some trainable parameters are sharded over other processes than the rest, or not at all: apply `fully_shard` to"
+            " the whole model, over one mesh. Gradients of parameters that it leaves out are not averaged over the ranks."
+        )
+    return next(iter(groups.values()), ShardGroup())
+
+
+def _sharded_axis(tensor: Tensor) -> int | None:
+    """The dimension of the device mesh that a tensor's rows are dealt out over, or None if each process holds all of it."""
+    if not is_sharded(tensor):
+        return None
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    axes = [axis for axis, kind in enumerate(placements) if mesh.size(axis) > 1 and not kind.is_replicate()]
+    if not axes:
+        return None
+    kind = placements[axes[0]]
+    if len(axes) > 1 or type(kind) is not Shard or kind.dim != 0:
+        raise UnsupportedError(
+            f"A parameter is placed as {tuple(placements)} on a mesh of shape {tuple(mesh.shape)}; VAMO probes parameters"
+            " sharded by rows alone: use `fully_shard` over the data-parallel mesh, without tensor parallelism"
+            " (tensor_parallel_size=1) and without `shard_placement_fn`."
+        )
+    return axes[0]

@@ -49,7 +49,8 @@ def test_figures():
     assert (report.snapshots, report.steps) == (2, 24)
     assert report.relative_cost == pytest.approx((120 + 48) / 72)
     assert report.worth_of_equal_batch == pytest.approx(1 - 72 / 168)
-    assert report.variance_removed == pytest.approx(sum(e["vamo/variance_removed"] for e in epochs) / 2, abs=0.02)
+    removed = sorted(epoch["vamo/variance_removed"] for epoch in epochs)
+    assert removed[0] < report.variance_removed < removed[1]  # a mean that weighs an epoch by its gradients
     assert 0 < report.sweep_seconds < report.training_seconds
     assert "did not pay" in str(report)
 

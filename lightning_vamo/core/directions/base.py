@@ -97,13 +97,13 @@ def moments(vector: Tensor, step: Tensor) -> Tensor:
     Returns:
         Shape ``(3,)``, float64: :math:`g^\top g`, :math:`g^\top w`, :math:`w^\top w`.
     """
-    return torch.stack(inner_products(vector, step)).double()
+    return torch.stack(inner_products(vector.reshape(-1), step.reshape(-1))).double()
 
 
 def inner_products(vector: Tensor, step: Tensor) -> list[Tensor]:
-    """The numbers of :func:`moments` as they are computed, in float32 or wider."""
+    """The numbers of :func:`moments` one by one, of flat tensors, in float32 or wider."""
     wide = at_least_float32(vector.dtype)
-    g, w = vector.reshape(-1).to(wide), step.reshape(-1).to(wide)
+    g, w = vector.to(wide), step.to(wide)
     return [torch.dot(g, g), torch.dot(g, w), torch.dot(w, w)]
 
 

@@ -8,7 +8,7 @@ gave once. A process that holds shards of the parameters generates only the chun
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -175,6 +175,9 @@ class StoredDirections(ProbeDirections):
         self.shards = seeded.shards
         held = [local(parameter) for parameter in parameters]
         self._rows = [torch.empty(seeded.count, part.numel(), dtype=part.dtype, device=part.device) for part in held]
+        # What a correction subtracts is computed here on a CPU, where allocating as much would take longer than filling it.
+        size = min(BLOCK, max(part.numel() for part in held))
+        self._buffers = {part.dtype: torch.empty(size, dtype=part.dtype, device="cpu") for part in held}
         stream = seeded.directions()
         for rows, sizes in zip(self._rows, seeded.sizes(), strict=True):
             for columns in torch.split(rows, sizes, dim=1):
@@ -199,19 +202,27 @@ class StoredDirections(ProbeDirections):
         """See :meth:`ProbeDirections.subtract_`."""
         products: list[Tensor] = []
         for vector, rows in zip(vectors, self._rows, strict=True):
-            if vector is None or not rows.numel():
-                continue
-            weights = coefficients.to(rows)
-            # A GPU takes all at once: it has the bandwidth, and would wait for the launch of each block's kernels.
-            size = min(BLOCK, rows.shape[1]) if rows.device.type == "cpu" else rows.shape[1]
-            buffer = rows.new_empty(size)  # one for all blocks: allocating so much costs more than filling it
-            for piece, columns in zip(pieces(vector, size), torch.split(rows, size, dim=1), strict=True):
-                step = torch.mv(columns.t(), weights, out=buffer[: len(piece)])
-                products += inner_products(piece, step)
-                piece.sub_(step)
+            if vector is not None and rows.numel():
+                for flat in pieces(vector, rows.shape[1]):
+                    products += self._subtract(flat, rows, coefficients.to(rows))
         if not products:
             return torch.zeros(3, dtype=torch.float64, device=coefficients.device)
         return torch.stack([product.to(coefficients.device) for product in products]).double().view(-1, 3).sum(dim=0)
+
+    def _subtract(self, vector: Tensor, rows: Tensor, weights: Tensor) -> list[Tensor]:
+        """Subtract a combination of ``rows`` from a flat vector, in place; returns the inner products, block by block."""
+        # A GPU takes all at once: it has the bandwidth, and would wait for the launch of each block's kernels.
+        on_cpu = rows.device.type == "cpu"
+        blocks: Iterable[tuple[Tensor, Tensor]] = [(vector, rows)]
+        if on_cpu and len(vector) > BLOCK:
+            blocks = zip(torch.split(vector, BLOCK), torch.split(rows, BLOCK, dim=1), strict=True)
+        products = []
+        for part, columns in blocks:
+            out = self._buffers[rows.dtype][: len(part)] if on_cpu else None
+            step = torch.mv(columns.t(), weights, out=out)
+            products += inner_products(part, step)
+            part.sub_(step)
+        return products
 
 
 def combination(weights: Sequence[float] | Tensor, parts: Sequence[Tensor]) -> Tensor:

@@ -45,7 +45,7 @@ def pieces(tensor: Tensor, sizes: int | list[int]) -> Iterator[Tensor]:
     """
     held = local(tensor)
     flat = held.reshape(-1)
-    yield from torch.split(flat, sizes)
+    yield from (flat,) if sizes == len(flat) else torch.split(flat, sizes)
     if flat.data_ptr() != held.data_ptr():
         held.copy_(flat.view_as(held))
 

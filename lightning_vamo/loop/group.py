@@ -47,6 +47,8 @@ class SweptBatch:
         """Forward passes of it so far."""
         self.skipped = batch is None
         """Whether ``training_step`` gave no loss."""
+        self.epsilon = 0.0
+        """Machine epsilon of the type that the loss came in."""
         self.origin = self.loss()
         """The loss where the parameters are now, at the snapshot."""
 
@@ -62,7 +64,11 @@ class SweptBatch:
         value = self._evaluate(fresh_copy(self._batch), self.position)
         self._restore()
         self.skipped = value is None
-        return None if value is None else scalar(value)
+        if value is None:
+            return None
+        loss = scalar(value)
+        self.epsilon = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+        return loss
 
     def _restore(self) -> None:
         self._state.restore_tensors()
@@ -124,7 +130,9 @@ def probe(
             values = perturbed_losses(partial(_losses, sample), snapshot, directions, 2 * mu, difference, [index])
             wide |= zip(sample, values, strict=True)
     return [
-        Row(None if batch.skipped else losses[batch], None if batch.skipped else wide.get(batch), batch.evaluations)
+        Row(None, None, batch.evaluations, 0.0)
+        if batch.skipped
+        else Row(losses[batch], wide.get(batch), batch.evaluations, batch.epsilon)
         for batch in group
     ]
 

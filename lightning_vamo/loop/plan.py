@@ -45,6 +45,8 @@ class Plan:
 
     def __init__(self, loader: CombinedLoader, length: int) -> None:
         self.length = length
+        self.fingerprints: list[int | None] = []
+        """A fingerprint of each batch as the sweep saw it."""
         self._recorders = [_recorder(part) for part in loader.flattened]
         cycles = compat.loader_mode(loader) == "max_size_cycle"
         for recorder in self._recorders:

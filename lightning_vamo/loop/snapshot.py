@@ -14,6 +14,7 @@ from lightning_vamo.core.probes import Difference, auto_mu
 from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.driver import GradientCallback, Mode
 from lightning_vamo.loop.plan import Plan, plan_of
+from lightning_vamo.loop.precision import SweepPrecision, arithmetic
 from lightning_vamo.loop.sweep import Sweep, sweep
 
 
@@ -45,6 +46,7 @@ def take_snapshot(
     mu: float | Literal["auto"],
     alpha: Alpha,
     difference: Difference,
+    sweep_precision: SweepPrecision,
     batch_idx: int,
 ) -> Taken:
     """Take a snapshot of the weights as they are.
@@ -59,6 +61,7 @@ def take_snapshot(
         mu: Smoothing radius, or ``"auto"``.
         alpha: Mixing coefficient, or ``"theory"``.
         difference: ``"forward"`` or ``"central"``.
+        sweep_precision: ``"32-true"``, or None for the Trainer's.
         batch_idx: Index of the batch that comes next.
 
     Returns:
@@ -68,17 +71,20 @@ def take_snapshot(
     plan = plan_of(trainer)
     drawn = directions.draw(parameters, probes, generator)
     compat.drop_gradients(trainer, module, batch_idx)
-    radius = auto_mu(parameters, difference, compat.autocast_dtype(trainer)) if mu == "auto" else mu
+    radius = auto_mu(parameters, difference, arithmetic(trainer, sweep_precision)) if mu == "auto" else mu
 
     def evaluate(batch: Any, position: int) -> Any:
         driver.probed_position = position
         return compat.run_training_step(trainer, batch, position)
 
+    driver.probes_in_float32 = sweep_precision is not None
     with driver.mode(Mode.PROBE):
         result = sweep(trainer, module, plan, evaluate, parameters, drawn, radius, difference)
-    beta = effective_coefficient(alpha, probes, drawn.dimension)
+    # Without a direction left there is nothing to correct, which is what a coefficient of zero says.
+    beta = effective_coefficient(alpha, probes, drawn.dimension) if result.directions_dropped < probes else 0.0
+    control, own = (ControlVariate(deltas, result.weights, beta) for deltas in (result.deltas, result.own))
     return Taken(
-        correction=Correction(parameters, drawn, ControlVariate(result.deltas, result.weights, beta)),
+        correction=Correction(parameters, drawn, control, own),
         plan=plan,
         sweep=result,
         logs={
@@ -86,5 +92,7 @@ def take_snapshot(
             "vamo/mu": radius,
             "vamo/snapshot_loss": result.snapshot_loss,
             "vamo/sweep_seconds": result.seconds,
+            "vamo/directions_dropped": result.directions_dropped,
+            **({} if result.snr is None else {"vamo/probe_snr": result.snr}),
         },
     )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -12,6 +13,7 @@ from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.probes import Difference, Snapshot, probe_differences
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
+from lightning_vamo.loop.fingerprint import fingerprint
 from lightning_vamo.loop.group import Evaluate, SweptBatch, groups, probe
 from lightning_vamo.loop.guards import no_trace
 from lightning_vamo.loop.plan import Plan
@@ -21,10 +23,11 @@ from lightning_vamo.loop.table import Row, reduced
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep measured, the same on every rank.
+    """What a sweep measured, the same on every rank but for ``own``.
 
     Attributes:
         deltas: Probe differences, shape ``(K, q)``.
+        own: Those of this rank's batches alone, of which ``deltas`` is the mean over the ranks.
         weights: Samples of each batch over all ranks, shape ``(K,)``; 0 where ``training_step`` gave no loss.
         snapshot_loss: The training loss at the snapshot, the weighted mean over the batches.
         directions_dropped: Directions along which a loss was not finite; their columns of ``deltas`` are zero.
@@ -34,6 +37,7 @@ class Sweep:
     """
 
     deltas: Tensor
+    own: Tensor
     weights: Tensor
     snapshot_loss: float
     directions_dropped: int
@@ -80,8 +84,13 @@ def sweep(
         plan.loaded() as batches,
         sweep_bar(trainer, plan.length) as show,
     ):
-        loaded = (compat.to_device(trainer, batch) for batch in batches)
-        swept = (SweptBatch(batch, position, evaluate, module, state) for position, batch in enumerate(loaded))
+
+        def load(position: int, batch: Any) -> SweptBatch:
+            batch = compat.before_transfer(trainer, batch)
+            plan.fingerprints.append(fingerprint(batch))
+            return SweptBatch(compat.to_device(trainer, batch), position, evaluate, module, state)
+
+        swept = (load(position, batch) for position, batch in enumerate(batches))
         for group in groups(swept, parameters):
             random = compat.rng_states(module.device)
             for row in probe(group, snapshot, directions, mu, difference):
@@ -98,6 +107,7 @@ def sweep(
     usable = table.usable(directions.count)
     return Sweep(
         deltas=torch.where(usable, probe_differences(table.losses, mu, difference), 0.0),
+        own=torch.where(usable, probe_differences(table.own, mu, difference), 0.0),
         weights=table.weights,
         snapshot_loss=table.snapshot_loss,
         directions_dropped=int((~usable).sum()),

@@ -22,11 +22,13 @@ class Row:
         losses: As :func:`~lightning_vamo.core.probes.probe_losses` orders them; None where ``training_step`` gave no loss.
         wide: The losses along one direction at twice the smoothing radius, of the first ``NOISE_SAMPLES`` batches.
         evaluations: Forward passes that it took.
+        epsilon: Machine epsilon of the type that the losses came in; 0 where there is none.
     """
 
     losses: Tensor | None
     wide: Tensor | None
     evaluations: int
+    epsilon: float
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Table:
             ``i mod q``.
         weights: Samples of each batch over all ranks, shape ``(K,)``; 0 where there is no loss.
         snapshot_loss: The weighted mean of the losses at the snapshot.
+        epsilon: Machine epsilon of the losses' type.
     """
 
     losses: Tensor
@@ -47,6 +50,7 @@ class Table:
     wide: Tensor
     weights: Tensor
     snapshot_loss: float
+    epsilon: float
 
     def usable(self, count: int) -> Tensor:
         """Which directions gave a finite loss for every batch.
@@ -77,7 +81,9 @@ class Table:
             \Big/ \operatorname{mean}_i \bigl(\delta_i(2\mu) - \delta_i(\mu)\bigr)^2}
 
         The rounding of the losses, and the curvature that a finite difference takes for slope, change with :math:`\mu`; the
-        slope does not. So the difference of two radii shows the error at the smaller one, to within a factor of two.
+        slope does not. So the difference of two radii shows the error at the smaller one, to within a factor of two. It is
+        taken to be no less than what the rounding of the losses to their type makes of it: where the radius is so short that
+        losses change by a rounding step or not at all, a few batches may show no difference.
 
         Args:
             mu: Smoothing radius.
@@ -85,8 +91,8 @@ class Table:
             usable: Which directions to look at.
 
         Returns:
-            The ratio; about 1 where there is nothing but error, 0 where all rows are equal, and None where there are not two
-            rows or no direction to tell it from.
+            The ratio: about 1 where there is nothing but error, and 0 where no loss changed at all. None where nothing can be
+            told: fewer than two rows, no direction, or rows that are all the same.
         """
         count = len(usable)
         given = self.weights > 0
@@ -101,7 +107,12 @@ class Table:
             return None
         used = deltas[given][:, usable]
         signal = (used - used.mean(dim=0)).square().mean()
-        return float((signal / errors.square().mean()).sqrt()) if signal > 0 else 0.0
+        if signal == 0:
+            return None if used.any() else 0.0
+        span = mu if difference == "forward" else 2 * mu
+        # Two losses, each rounded to a multiple of about epsilon times itself.
+        rounding = (self.epsilon / span) ** 2 / 6 * self.losses[given, 0].double().square().mean()
+        return float((signal / torch.maximum(errors.square().mean(), rounding)).sqrt())
 
 
 def reduced(trainer: Trainer, rows: Sequence[Row], sizes: Sequence[int], difference: Difference) -> Table:
@@ -139,4 +150,5 @@ def reduced(trainer: Trainer, rows: Sequence[Row], sizes: Sequence[int], differe
         wide=samples.view_as(wide) / world,
         weights=total,
         snapshot_loss=float(loss / total.sum()),
+        epsilon=max(row.epsilon for row in rows),
     )

@@ -144,6 +144,7 @@ class Compare(WatchedSweeps):
 @pytest.mark.parametrize("difference", ["forward", "central"])
 @pytest.mark.parametrize("cls", [VAMOEverything, VAMOMeddling])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+@pytest.mark.filterwarnings("ignore:The probe differences hardly stand out")
 def test_state_before_and_after_the_sweep(cls, difference, precision):
     L.seed_everything(0, verbose=False)
     callback = Compare(probes=3, difference=difference)

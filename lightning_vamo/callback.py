@@ -3,7 +3,7 @@
 import copy
 import random
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -17,7 +17,10 @@ from lightning_vamo.core.probes import Difference, check_difference, check_mu
 from lightning_vamo.core.schedules import ConstantProbes, ProbeSchedule, as_schedule, check_probes
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat, support
+from lightning_vamo.loop.advice import Advice
 from lightning_vamo.loop.driver import GradientCallback
+from lightning_vamo.loop.fingerprint import BatchWatch
+from lightning_vamo.loop.precision import check_float32, check_sweep_precision
 from lightning_vamo.loop.recording import RecordingBatchSampler, recording
 from lightning_vamo.loop.resume import Resumption, check_readable, saved
 from lightning_vamo.loop.snapshot import seeded, take_snapshot
@@ -38,7 +41,9 @@ class VAMOCallback(GradientCallback):
 
     Logged at the end of each epoch under ``vamo/``: ``probes``; ``alpha``, the effective coefficient :math:`\alpha d/q`;
     ``mu``; ``snapshot_loss``, the training loss at the snapshot, exact where the loss is a mean over samples;
-    ``variance_removed``, the share of the gradient's second moment that the corrections removed; ``forward_evaluations`` and
+    ``variance_removed``, the share of the gradient's second moment that the corrections removed; ``probe_snr``, how far the
+    probe differences stand out of their own error; ``directions_dropped``, for losses that were not finite along them;
+    ``rows_unused``, batches that were not those that the sweep saw; ``forward_evaluations`` and
     ``backward_evaluations`` of a batch so far; ``sweep_seconds``.
 
     Args:
@@ -49,6 +54,8 @@ class VAMOCallback(GradientCallback):
         mu: Smoothing radius for directions of unit norm, or ``"auto"``: see :func:`~lightning_vamo.core.probes.auto_mu`.
         alpha: The mixing coefficient :math:`\alpha`, or ``"theory"``: :math:`q/d`.
         difference: ``"forward"``, ``1 + q`` forward passes per batch and sweep, or ``"central"``, ``1 + 2q``.
+        sweep_precision: ``"32-true"`` sweeps in float32 where the Trainer trains in mixed precision; by default the sweep runs
+            in the Trainer's precision.
         every_n_epochs: Epochs from one snapshot to the next. In between, the snapshot's batches keep their composition, and
             their order is reshuffled unless the data is read in sequence.
         seed: Seed of the directions; by default it follows from the global seed. The global generator is never touched.
@@ -73,12 +80,14 @@ class VAMOCallback(GradientCallback):
         difference: Literal["forward", "central"] = "forward",
         every_n_epochs: int = 1,
         seed: int | None = None,
+        sweep_precision: Literal["32-true"] | None = None,
     ) -> None:
         super().__init__()
         self.schedule = as_schedule(probes)
         check_mu(mu)
         check_alpha(alpha)
         check_difference(difference)
+        check_sweep_precision(sweep_precision)
         if directions is not None and not isinstance(directions, Directions):
             raise InvalidArgumentError(f"`directions` must be a family such as SphereDirections(), got {directions!r}.")
         if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int) or every_n_epochs < 1:
@@ -91,6 +100,9 @@ class VAMOCallback(GradientCallback):
         self.difference: Difference = difference
         self.every_n_epochs = every_n_epochs
         self.seed = seed
+        self.sweep_precision = sweep_precision
+        self._advice = Advice()
+        self._watch = BatchWatch()
         self._attached = ExitStack()
         self._totals = Totals()
         self._standing = Standing()
@@ -130,9 +142,11 @@ class VAMOCallback(GradientCallback):
         self._totals = Totals()
         self._standing = Standing()
         self._resumption = None
+        self._advice = Advice()
         self._attached.enter_context(support.one_optimizer(trainer.strategy))
         if not self._never_probes:
             self._attached.enter_context(recording(trainer, self._replay))
+            self._attached.enter_context(self._watch.watching(trainer, lambda: self.probing))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -141,6 +155,8 @@ class VAMOCallback(GradientCallback):
         probes = self._probes(trainer.current_epoch)
         if probes:
             support.check_probes_fit(trainer.optimizers, self.directions, probes, self.alpha)
+        if self.sweep_precision is not None:
+            check_float32(trainer, support.trainable_parameters(trainer.optimizers))
         self._totals.seed = self._totals.seed if self.seed is None else self.seed
         if self._totals.seed is None:
             self._totals.seed = trainer.strategy.broadcast(torch.initial_seed())
@@ -194,6 +210,7 @@ class VAMOCallback(GradientCallback):
         self._epoch_began = time.perf_counter()
         if self._resumption is not None:
             self._resumption.epoch_starts(trainer)
+        self._standing.unused = 0
         if compat.skips_backward(trainer):
             return
         standing = self._standing
@@ -210,12 +227,19 @@ class VAMOCallback(GradientCallback):
         The epoch's first batch has been drawn by now, so the plan exists, and every hook of the epoch's start has run.
         """
         self._resumption = None
-        if self._standing.position is None:
-            self._standing.position = 0
-        if self._standing.due and not compat.skips_backward(trainer):
-            self._standing.taken = None
+        standing = self._standing
+        if standing.position is None:
+            standing.position = 0
+        if compat.skips_backward(trainer):
+            return
+        if standing.due:
+            standing.taken = None
             self._take_snapshot(trainer, pl_module, batch_idx)
-            self._standing.due = False
+            standing.due = False
+        taken = standing.taken
+        if taken is not None and self._watch.check(taken.sweep.fingerprints[standing.order[standing.position]]):
+            standing.unused += 1
+            self._advice.on_other_batch()
 
     def _take_snapshot(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
         probes = self._probes(trainer.current_epoch)
@@ -231,11 +255,13 @@ class VAMOCallback(GradientCallback):
             mu=self.mu,
             alpha=self.alpha,
             difference=self.difference,
+            sweep_precision=self.sweep_precision,
             batch_idx=batch_idx,
         )
         self._standing.taken = taken
         self._standing.order = list(range(taken.plan.length))
         self._totals.add_sweep(taken.sweep)
+        self._advice.on_sweep(trainer, taken.sweep, taken.logs["vamo/mu"], self.sweep_precision)
 
     def _probes(self, epoch: int) -> int:
         return check_probes(f"{type(self.schedule).__name__}.probes_at({epoch})", self.schedule.probes_at(epoch))
@@ -247,6 +273,16 @@ class VAMOCallback(GradientCallback):
     # ---- steps
 
     @override
+    def around_backward(self, trainer: Trainer) -> AbstractContextManager[None]:
+        """Where several ranks have to correct alike, keep this rank's part of the row out if it is another batch's."""
+        standing = self._standing
+        if standing.taken is None or not self._watch.differs or not compat.averages_gradients(trainer):
+            return nullcontext()
+        standing.withheld = True
+        row = standing.order[standing.begun]
+        return standing.taken.correction.withheld(row, trainer.accumulate_grad_batches, compat.grad_scale(trainer))
+
+    @override
     def after_backward(self, trainer: Trainer, module: LightningModule, *, first: bool, last: bool, skipped: bool) -> None:
         """Correct the gradient, once all batches of the step are in it."""
         self._totals.forward_evaluations += 1
@@ -256,15 +292,17 @@ class VAMOCallback(GradientCallback):
             standing.rows = []
         if standing.taken is None:
             return
-        if not skipped:
+        if not skipped and not (self._watch.differs and trainer.world_size == 1):
             standing.rows.append(standing.order[standing.begun])
         if last:
             correction = standing.taken.correction
             moments = correction.apply(standing.rows, trainer.accumulate_grad_batches, compat.grad_scale(trainer))
-            standing.rows = []
             if moments is not None:
                 self._totals.steps += 1
+                # What was added to this rank's gradient only to be taken out again is nothing that was removed.
+                moments = moments * (not standing.withheld)
                 standing.moments = moments if standing.moments is None else standing.moments + moments
+            standing.rows, standing.withheld = [], False
 
     @override
     def on_train_batch_end(
@@ -286,6 +324,7 @@ class VAMOCallback(GradientCallback):
             "vamo/probes": 0 if taken is None else taken.correction.directions.count,
             "vamo/forward_evaluations": self._totals.forward_evaluations,
             "vamo/backward_evaluations": self._totals.backward_evaluations,
+            **({} if taken is None else {"vamo/rows_unused": self._standing.unused}),
         }
         pl_module.log_dict({name: float(value) for name, value in logs.items()}, sync_dist=True)
         self._standing.position = None

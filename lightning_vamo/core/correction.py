@@ -1,6 +1,7 @@
 r"""VAMO's gradient: the mini-batch gradient with the control variate taken out, in place."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -22,12 +23,51 @@ class Correction:
         parameters: The parameters, in the order in which the directions were drawn.
         directions: The ``q`` directions :math:`u_j`.
         control: The table of coefficients :math:`r_{k,j}`. If its ``beta`` is zero, gradients are not touched at all.
+        own: This rank's part of the table, where gradients are averaged over ranks; ``control`` is the mean over the ranks.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], directions: ProbeDirections, control: ControlVariate) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        directions: ProbeDirections,
+        control: ControlVariate,
+        own: ControlVariate | None = None,
+    ) -> None:
         self.parameters = parameters
         self.directions = directions
         self.control = control
+        self.own = control if own is None else own
+
+    @contextmanager
+    def withheld(self, row: int, accumulated: int = 1, scale: Callable[[Tensor], Tensor] | None = None) -> Iterator[None]:
+        r"""Keep this rank's part of a row out of the correction, without the other ranks having to know.
+
+        All ranks will subtract :math:`\sum_j r_{k,j} u_j` from the mean of their gradients, of which this rank contributed
+        :math:`\frac{1}{W} \sum_j r^{\text{own}}_{k,j} u_j`. So this rank's gradient gets
+        :math:`+\sum_j r^{\text{own}}_{k,j} u_j` before it is averaged. A parameter that the batch does not use stays as it is.
+
+        Args:
+            row: Position in the plan of the batch whose backward pass the context is around.
+            accumulated: The number that its loss is divided by.
+            scale: Scales the coefficients as the loss is scaled, where a GradScaler does so.
+
+        Yields:
+            Nothing.
+        """
+        coefficients = self.own.correction(row) / accumulated
+        share = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.directions.subtract_(share, -coefficients if scale is None else -scale(coefficients))
+        # Hooks, rather than an addition to `.grad`: a parameter without a gradient on the other ranks must not get one here.
+        hooks = [
+            parameter.register_hook(_added_once(part))  # type: ignore[no-untyped-call]
+            for parameter, part in zip(self.parameters, share, strict=True)
+            if parameter.requires_grad
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def apply(
         self, rows: Sequence[int], accumulated: int = 1, scale: Callable[[Tensor], Tensor] | None = None
@@ -70,3 +110,9 @@ class Correction:
             Shape ``(2,)``; what was given where gradients are not sharded.
         """
         return self.directions.shards.total(moments)
+
+
+def _added_once(part: Tensor) -> Callable[[Tensor], Tensor | None]:
+    """A hook that adds ``part`` to the first gradient: reentrant checkpointing gives a parameter several in one pass."""
+    parts = [part]
+    return lambda gradient: gradient + parts.pop() if parts else None

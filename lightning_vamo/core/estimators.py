@@ -15,6 +15,7 @@ from lightning_vamo.core.probes import (
     check_mu,
     probe_differences,
     probe_losses,
+    scalar,
 )
 from lightning_vamo.core.schedules import check_probes
 from lightning_vamo.errors import NonFiniteLossError
@@ -78,7 +79,7 @@ def estimate_gradient(
     drawn = (directions or SphereDirections()).draw(parameters, probes, generator)
     radius = auto_mu(parameters, difference) if mu == "auto" else mu
     with Snapshot(parameters) as snapshot:
-        losses = probe_losses(loss, snapshot, drawn, radius, difference)
+        losses = probe_losses(lambda: scalar(loss()), snapshot, drawn, radius, difference)
     if not bool(losses.isfinite().all()):
         raise NonFiniteLossError(
             f"`loss` is not finite around the given point: {losses.tolist()}. Check the point, or set a smaller `mu`."

@@ -125,32 +125,54 @@ class Snapshot:
 def probe_losses(
     loss: Callable[[], Tensor], snapshot: Snapshot, directions: ProbeDirections, mu: float, difference: Difference
 ) -> Tensor:
-    r"""Evaluate a loss at the snapshot and at the perturbed points around it.
+    r"""Evaluate losses at the snapshot and at the perturbed points around it.
 
     Args:
-        loss: The loss at the current parameters, a tensor of one element; called ``1 + q`` times, for central
+        loss: One loss or several at the current parameters, a tensor of any shape ``S``; called ``1 + q`` times, for central
             differences ``1 + 2q`` times. Its randomness must be the same at each call.
         snapshot: The snapshot, whose parameters ``loss`` reads. They hold the snapshot before and after, also after an error.
         directions: The ``q`` probe directions.
         mu: Smoothing radius.
         difference: ``"forward"`` or ``"central"``.
 
-    Raises:
-        InvalidArgumentError: If ``loss`` gives something else.
+    Returns:
+        Shape ``S + (1 + q,)`` or ``S + (1 + 2q,)``, float32 or wider: the losses at the snapshot, then at :math:`+\mu u_j`
+        for each direction, then, for central differences, at :math:`-\mu u_j`.
+    """
+    origin = _value(loss()).unsqueeze(-1)
+    return torch.cat([origin, perturbed_losses(loss, snapshot, directions, mu, difference)], dim=-1)
+
+
+def perturbed_losses(
+    loss: Callable[[], Tensor],
+    snapshot: Snapshot,
+    directions: ProbeDirections,
+    mu: float,
+    difference: Difference,
+    indices: Sequence[int] | None = None,
+) -> Tensor:
+    r"""Evaluate losses at the perturbed points only: each point is gone to once, whatever the number of losses.
+
+    Args:
+        loss: See :func:`probe_losses`.
+        snapshot: The snapshot, which the parameters hold before and after.
+        directions: The probe directions.
+        mu: Smoothing radius.
+        difference: ``"forward"`` or ``"central"``.
+        indices: Which of the directions; by default all of them.
 
     Returns:
-        Shape ``(1 + q,)`` or ``(1 + 2q,)``, float32 or wider: the loss at the snapshot, then at :math:`+\mu u_j` for
-        each direction, then, for central differences, at :math:`-\mu u_j`.
+        What :func:`probe_losses` returns, without the losses at the snapshot.
     """
+    values = []
     try:
-        values = [_value(loss())]
         for sign in (1.0, -1.0) if difference == "central" else (1.0,):
-            for index in range(directions.count):
+            for index in range(directions.count) if indices is None else indices:
                 snapshot.perturb(directions, index, sign * mu)
                 values.append(_value(loss()))
     finally:
         snapshot.restore()
-    return torch.stack(values)
+    return torch.stack(values, dim=-1)
 
 
 def probe_differences(losses: Tensor, mu: float, difference: Difference) -> Tensor:
@@ -174,8 +196,23 @@ def probe_differences(losses: Tensor, mu: float, difference: Difference) -> Tens
     return (plus - minus) / (2 * mu)
 
 
-def _value(loss: Tensor) -> Tensor:
+def scalar(loss: Tensor) -> Tensor:
+    """The loss of one batch, whatever the shape that it comes in.
+
+    Args:
+        loss: A tensor of one element.
+
+    Returns:
+        Shape ``()``, detached, float32 or wider.
+
+    Raises:
+        InvalidArgumentError: If it is something else.
+    """
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         raise InvalidArgumentError(f"`loss` must be a tensor of one element, got {given}: take its mean, or wrap the number.")
-    return loss.detach().reshape(()).to(at_least_float32(loss.dtype))
+    return _value(loss).reshape(())
+
+
+def _value(loss: Tensor) -> Tensor:
+    return loss.detach().to(at_least_float32(loss.dtype))

@@ -194,10 +194,14 @@ def loader_mode(loader: CombinedLoader) -> Any:
     return loader._mode
 
 
-def to_device(trainer: Trainer, batch: Any) -> Any:
-    """Convert and transfer a batch as the training epoch loop does, through the user's transfer hooks."""
+def before_transfer(trainer: Trainer, batch: Any) -> Any:
+    """Prepare a batch as the training epoch loop does before it transfers it: the precision, and the user's hook."""
     batch = trainer.precision_plugin.convert_input(batch)
-    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+
+
+def to_device(trainer: Trainer, batch: Any) -> Any:
+    """Transfer a batch as the training epoch loop does, through the user's transfer hooks."""
     return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
 
 
@@ -243,6 +247,11 @@ def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) ->
 def autocast_dtype(trainer: Trainer) -> torch.dtype | None:
     """The type that forward passes compute in under mixed precision, or None where it is the parameters' own."""
     return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(trainer.precision))
+
+
+def averages_gradients(trainer: Trainer) -> bool:
+    """Whether the backward pass averages gradients over several ranks, each of which has whole ones."""
+    return trainer.world_size > 1 and isinstance(trainer.strategy.model, DistributedDataParallel)
 
 
 def grad_scale(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from typing import Any
 
@@ -34,6 +34,8 @@ class GradientCallback(Callback):
         self._mode = Mode.PLAIN
         self._stepped = False
         self._default_dtype = torch.get_default_dtype()
+        self.probes_in_float32 = False
+        """Whether losses are probed without the mixed precision that the steps run in."""
         self.probed_position = 0
         """Position in the plan of the batch that is being probed, which ``probe_loss`` gets as its ``batch_idx``."""
 
@@ -82,8 +84,19 @@ class GradientCallback(Callback):
         # A step may call `super().training_step`, and `probe_loss` calls `training_step`: those are plain calls.
         with self.mode(Mode.PLAIN):
             if purpose is Mode.PROBE:
-                return module.probe_loss(batch, self.probed_position)
+                float32 = _outside_precision_context(module.device, torch.get_default_dtype())
+                with float32 if self.probes_in_float32 else nullcontext():
+                    return module.probe_loss(batch, self.probed_position)
             return self._step(module, user_step)
+
+    @property
+    def probing(self) -> bool:
+        """Whether a sweep is under way."""
+        return self._mode is Mode.PROBE
+
+    def around_backward(self, trainer: Trainer) -> AbstractContextManager[None]:
+        """What the backward pass of a batch runs in; nothing unless a method needs to change what it adds to ``.grad``."""
+        return nullcontext()
 
     @abstractmethod
     def after_backward(self, trainer: Trainer, module: LightningModule, *, first: bool, last: bool, skipped: bool) -> None:
@@ -167,7 +180,7 @@ class _Closure:
                     f"The loss that `{type(module).__name__}.training_step` returned does not depend on any trainable"
                     " parameter: return the loss before detaching it or turning it into a number."
                 )
-            with compat.manual(module):
+            with compat.manual(module), self._driver.around_backward(trainer):
                 module.manual_backward(loss)
         self._driver.after_backward(trainer, module, first=first, last=not compat.accumulates(trainer), skipped=loss is None)
 

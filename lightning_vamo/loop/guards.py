@@ -6,7 +6,7 @@ plain attributes, train/eval modes, ``requires_grad`` flags and random states ar
 
 import copy
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +42,7 @@ class ModuleState:
         self._registered = [(m, dict(m._buffers), m._parameters.keys() | m._modules.keys()) for m in modules]
         self._flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
         self._attributes = [(m, _plain(m)) for m in modules]
+        self._names = [(m, attributes.keys() | _INTERNAL) for m, attributes in self._attributes]
         values = [value for _, attributes in self._attributes for value in attributes.values()]
         self._contents = _contents(values)
         held = [value for value in values if isinstance(value, Tensor)]
@@ -71,11 +72,21 @@ class ModuleState:
             _drop_new(module._buffers, buffers.keys())
             _drop_new(module._parameters, names)
             _drop_new(module._modules, names)
+        for module, names in self._names:
+            _drop_new(module.__dict__, names)
         for module, attributes in self._attributes:
-            _drop_new(module.__dict__, attributes.keys() | _INTERNAL)
             module.__dict__.update(attributes)
         for contents in self._contents:
             contents.restore(only_if_resized=True)
+
+    def changed_attributes(self) -> list[tuple[nn.Module, dict[str, Any]]]:
+        """Plain attributes that are new, or other objects than they were, by module."""
+        missing = object()
+        changed = []
+        for module, attributes in self._attributes:
+            new = {name: v for name, v in _plain(module).items() if attributes.get(name, missing) is not v}
+            changed += [(module, new)] if new else []
+        return changed
 
     def restore(self) -> None:
         """Put back everything, also what a write through ``.data`` hid from the version counters."""
@@ -151,9 +162,10 @@ def _contents(values: Iterable[Any]) -> list[_Contents]:
     return list(found.values())
 
 
-def _drop_new(registry: dict[str, Any], names: Collection[str]) -> None:
-    for name in [name for name in registry if name not in names]:
-        del registry[name]
+def _drop_new(registry: dict[str, Any], names: Set[str]) -> None:
+    if not registry.keys() <= names:
+        for name in registry.keys() - names:
+            del registry[name]
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:

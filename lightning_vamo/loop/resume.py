@@ -28,7 +28,10 @@ from lightning_vamo.loop.snapshot import resumed_snapshot, snapshot_state
 from lightning_vamo.loop.standing import Standing
 
 # What a rank's state holds: see `_state`.
-_KEYS = {"position", "due", "rows", "moments", "order", "plan", "snapshot", "random", "logs", "metrics", "gradients"}
+_KEYS = {
+    *("position", "due", "rows", "withheld", "unused", "moments", "order"),
+    *("plan", "snapshot", "random", "logs", "metrics", "gradients"),
+}
 
 
 def saved(trainer: Trainer, standing: Standing, directions: Directions) -> list[dict[str, Any]]:
@@ -66,6 +69,8 @@ def _state(trainer: Trainer, standing: Standing, directions: Directions) -> dict
         "position": standing.position,
         "due": standing.due,
         "rows": standing.rows,
+        "withheld": standing.withheld,
+        "unused": standing.unused,
         "moments": standing.moments,
         "order": torch.tensor(order, dtype=torch.int64, device="cpu"),
         "plan": None if plan is None else plan_state(plan),
@@ -152,6 +157,8 @@ class Resumption:
             position=state["position"],
             due=state["due"],
             rows=state["rows"],
+            withheld=state["withheld"],
+            unused=state["unused"],
             moments=None if state["moments"] is None else state["moments"].to(trainer.strategy.root_device),
         )
         if state["plan"] is not None:

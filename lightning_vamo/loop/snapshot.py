@@ -16,6 +16,7 @@ from lightning_vamo.core.probes import Difference, auto_mu
 from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.driver import GradientCallback, Mode
 from lightning_vamo.loop.plan import Plan, plan_of
+from lightning_vamo.loop.precision import SweepPrecision, arithmetic
 from lightning_vamo.loop.sweep import Sweep, sweep
 
 
@@ -51,6 +52,7 @@ def take_snapshot(
     mu: float | Literal["auto"],
     alpha: Alpha,
     difference: Difference,
+    sweep_precision: SweepPrecision,
     batch_idx: int,
 ) -> Taken:
     """Take a snapshot of the weights as they are.
@@ -65,6 +67,7 @@ def take_snapshot(
         mu: Smoothing radius, or ``"auto"``.
         alpha: Mixing coefficient, or ``"theory"``.
         difference: ``"forward"`` or ``"central"``.
+        sweep_precision: ``"32-true"``, or None for the Trainer's.
         batch_idx: Index of the batch that comes next.
 
     Returns:
@@ -74,12 +77,13 @@ def take_snapshot(
     plan = plan_of(trainer)
     drawn = directions.draw(parameters, probes, seeded(seed))
     compat.drop_gradients(trainer, module, batch_idx)
-    radius = auto_mu(parameters, difference, compat.autocast_dtype(trainer)) if mu == "auto" else mu
+    radius = auto_mu(parameters, difference, arithmetic(trainer, sweep_precision)) if mu == "auto" else mu
 
     def evaluate(batch: Any, position: int) -> Any:
         driver.probed_position = position
         return compat.run_training_step(trainer, batch, position)
 
+    driver.probes_in_float32 = sweep_precision is not None
     with driver.mode(Mode.PROBE):
         result = sweep(trainer, module, plan, evaluate, parameters, drawn, radius, difference)
     correction = _correction(parameters, drawn, result, alpha)
@@ -88,6 +92,8 @@ def take_snapshot(
         "vamo/mu": radius,
         "vamo/snapshot_loss": result.snapshot_loss,
         "vamo/sweep_seconds": result.seconds,
+        "vamo/directions_dropped": result.directions_dropped,
+        **({} if result.snr is None else {"vamo/probe_snr": result.snr}),
     }
     return Taken(epoch=trainer.current_epoch, seed=seed, correction=correction, plan=plan, sweep=result, logs=logs)
 
@@ -128,8 +134,11 @@ def resumed_snapshot(trainer: Trainer, state: dict[str, Any], plan: Plan, direct
 
 
 def _correction(parameters: Sequence[Tensor], directions: ProbeDirections, sweep: Sweep, alpha: Alpha) -> Correction:
-    beta = effective_coefficient(alpha, directions.count, directions.dimension)
-    return Correction(parameters, directions, ControlVariate(sweep.deltas, sweep.weights, beta))
+    # Without a direction left there is nothing to correct, which is what a coefficient of zero says.
+    left = sweep.directions_dropped < directions.count
+    beta = effective_coefficient(alpha, directions.count, directions.dimension) if left else 0.0
+    control, own = (ControlVariate(deltas, sweep.weights, beta) for deltas in (sweep.deltas, sweep.own))
+    return Correction(parameters, directions, control, own)
 
 
 def seeded(seed: int) -> torch.Generator:

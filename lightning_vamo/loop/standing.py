@@ -17,6 +17,8 @@ class Standing:
         position: How many batches the epoch has trained on; None between two epochs.
         due: Whether the next batch takes a snapshot.
         rows: The rows of the batches whose gradients are accumulating.
+        withheld: Whether this rank has kept its part of one of them out of the correction.
+        unused: How many rows the epoch has not used, since their batches were other ones than the sweep saw.
         moments: Squared gradient norms and what the corrections removed of them, summed over the epoch's steps, shape ``(2,)``.
     """
 
@@ -25,6 +27,8 @@ class Standing:
     position: int | None = None
     due: bool = True
     rows: list[int] = field(default_factory=list)
+    withheld: bool = False
+    unused: int = 0
     moments: Tensor | None = None
 
     @property

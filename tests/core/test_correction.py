@@ -313,3 +313,47 @@ def test_sparse_gradients_are_refused():
     control = ControlVariate(torch.tensor([[1.0], [-1.0]]), torch.ones(2), 1.0)
     with pytest.raises(UnsupportedError, match="sparse=False"):
         Correction(parameters, directions, control).apply([0])
+
+
+# A rank that keeps its part of a row out
+
+
+@pytest.mark.parametrize("scale", [None, lambda value: value * 2.0**10])
+@pytest.mark.parametrize("storage", ["stored", "seeded"])
+def test_what_is_withheld_is_this_ranks_part_of_the_row(storage, scale):
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    unused, frozen = nn.Parameter(torch.ones(2).double()), nn.Parameter(torch.ones(2).double())
+    parameters = [*module.parameters(), unused, frozen]
+    directions = SphereDirections(storage).draw(parameters, 3, seeded(0))
+    whole, own = (ControlVariate(torch.randn(5, 3, generator=seeded(s)).double(), torch.ones(5), 0.7) for s in (1, 2))
+    correction = Correction(parameters, directions, whole, own)
+    frozen.requires_grad_(False)
+    factor = 1.0 if scale is None else 2.0**10
+
+    def backward():
+        # Twice through the first weight, whose gradient is one all the same.
+        (module(torch.ones(2, 3).double()).sum() * factor + factor * module[0].weight.sum()).backward()
+
+    backward()
+    expected = [None if parameter.grad is None else 2 * parameter.grad.clone() for parameter in parameters]
+    row = directions.dense(parameters).T @ own.correction(2) / 4 * factor
+    sizes = [parameter.numel() for parameter in parameters]
+    with correction.withheld(2, 4, scale):
+        backward()
+    backward_hooks = [parameter._backward_hooks for parameter in parameters if parameter._backward_hooks]
+    assert backward_hooks == []
+    for parameter, before, part in zip(parameters, expected, row.split(sizes), strict=True):
+        assert (parameter.grad is None) == (before is None)
+        if before is not None:
+            assert torch.allclose(parameter.grad, before + part.view(parameter.shape), rtol=1e-12, atol=1e-12)
+    assert unused.grad is None
+
+
+def test_where_there_is_one_rank_its_part_is_the_whole():
+    parameters = [torch.ones(3, requires_grad=True)]
+    directions = OrthonormalDirections().draw(parameters, 2, seeded(0))
+    correction = Correction(parameters, directions, ControlVariate(torch.randn(4, 2, generator=seeded(1)), torch.ones(4), 1.0))
+    with correction.withheld(1):
+        parameters[0].square().sum().backward()
+    correction.apply([1])
+    assert torch.allclose(parameters[0].grad, torch.full((3,), 2.0), atol=1e-6)

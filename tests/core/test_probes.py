@@ -11,6 +11,7 @@ from lightning_vamo.core.probes import (
     auto_mu,
     check_difference,
     check_mu,
+    perturbed_losses,
     probe_differences,
     probe_losses,
 )
@@ -198,13 +199,28 @@ def test_losses_are_at_least_float32(dtype, expected):
     assert probe_differences(losses, 0.1, "forward").dtype == expected
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
-def test_a_loss_may_be_any_tensor_of_one_element(shape):
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (5,), (2, 3)])
+@pytest.mark.parametrize("difference", SCHEMES)
+def test_losses_of_any_shape_are_evaluated_together(shape, difference):
+    parameters = [torch.ones(3)]
+    directions = OrthonormalDirections().draw(parameters, 3, seeded(0))
+    factors = torch.arange(1.0, 1 + torch.Size(shape).numel()).reshape(shape)
+    with Snapshot(parameters) as snapshot:
+        one = probe_losses(lambda: parameters[0].square().sum(), snapshot, directions, 0.1, difference)
+        losses = probe_losses(lambda: factors * parameters[0].square().sum(), snapshot, directions, 0.1, difference)
+    assert losses.shape == (*shape, len(one))
+    assert torch.equal(losses, factors[..., None] * one)
+
+
+def test_some_of_the_directions_only():
     parameters = [torch.ones(3)]
     directions = OrthonormalDirections().draw(parameters, 3, seeded(0))
     with Snapshot(parameters) as snapshot:
-        losses = probe_losses(lambda: parameters[0].sum().reshape(shape), snapshot, directions, 0.1, "forward")
-    assert losses.shape == (4,)
+        every, some = (
+            perturbed_losses(lambda: parameters[0].square().sum(), snapshot, directions, 0.1, "central", indices)
+            for indices in (None, [2, 0])
+        )
+    assert torch.equal(some, every[[2, 0, 5, 3]])
 
 
 # The automatic smoothing radius

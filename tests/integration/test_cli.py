@@ -76,12 +76,12 @@ def test_the_section_and_the_command_line_set_the_callbacks_arguments(tmp_path):
     assert isinstance(callback.directions, RademacherDirections)
     assert callback.directions.storage == "seeded"
     assert (callback.mu, callback.alpha, callback.difference) == (0.01, 0.001, "central")
-    assert callback.report.forward_evaluations == 4 * (1 + 2 * 2) + 4
+    assert callback.report.forward_evaluations == 4 * (1 + 2 * 2) + 2 * 4 + 4
 
 
 def test_a_schedule_of_ones_own(tmp_path):
     callback = callback_of(command(tmp_path, vamo={"probes": {"class_path": "tests.integration.test_cli.Own"}}))
-    assert callback.report.forward_evaluations == 4 * (1 + 3) + 4
+    assert callback.report.forward_evaluations == 4 * (1 + 3) + 4 + 4
 
 
 class Own:
@@ -91,7 +91,7 @@ class Own:
 
 def test_a_callback_in_the_configuration(tmp_path):
     callbacks = [{"class_path": "lightning_vamo.VAMOCallback", "init_args": {"probes": 2}}]
-    assert callback_of(command(tmp_path, trainer={"callbacks": callbacks})).report.forward_evaluations == 4 * 3 + 4
+    assert callback_of(command(tmp_path, trainer={"callbacks": callbacks})).report.forward_evaluations == 4 * 3 + 4 + 4
     with pytest.raises(UnsupportedError, match=r"both a section `vamo` and a VAMOCallback.*keep one"):
         command(tmp_path, trainer={"callbacks": callbacks}, vamo={"probes": 3})
 

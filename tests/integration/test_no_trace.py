@@ -144,6 +144,7 @@ class Compare(WatchedSweeps):
 @pytest.mark.parametrize("difference", ["forward", "central"])
 @pytest.mark.parametrize("cls", [VAMOEverything, VAMOMeddling])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+@pytest.mark.filterwarnings("ignore:The probe differences hardly stand out")
 def test_state_before_and_after_the_sweep(cls, difference, precision):
     L.seed_everything(0, verbose=False)
     callback = Compare(probes=3, difference=difference)
@@ -238,16 +239,13 @@ def test_an_error_in_the_sweep_propagates_and_leaves_no_trace():
 class NotANumber(VAMOEverything):
     def probe_loss(self, batch, batch_idx):
         loss = super().probe_loss(batch, batch_idx)
-        at_snapshot = torch.equal(self.net[0].weight, self.start)
-        return loss * float("nan") if batch_idx == 3 and at_snapshot == self.where else loss
+        return loss * float("nan") if batch_idx == 3 else loss
 
 
-@pytest.mark.parametrize(("at_snapshot", "advice"), [(True, "diverged"), (False, "smaller `mu`")])
-def test_a_loss_that_is_not_finite_is_refused_and_leaves_no_trace(at_snapshot, advice):
+def test_a_loss_that_is_not_finite_at_the_snapshot_is_refused_and_leaves_no_trace():
     callback, module = Compare(probes=2), NotANumber()
-    module.start, module.where = module.net[0].weight.detach().clone(), at_snapshot
     weights = contents(dict(module.state_dict()))
-    with pytest.raises(NonFiniteLossError, match=f"batch 3 is nan .*{advice}"):
+    with pytest.raises(NonFiniteLossError, match="batch 3 is nan at the snapshot: the training has diverged"):
         trainer(callbacks=[callback], num_sanity_val_steps=0).fit(module, *loaders())
     assert callback.compared == 1
     assert contents(dict(module.state_dict())) == weights

@@ -1,0 +1,70 @@
+"""The arithmetic of the sweep's forward passes."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.loop import compat
+
+SweepPrecision = Literal["32-true"] | None
+
+
+def check_sweep_precision(precision: SweepPrecision) -> None:
+    """Refuse an unknown precision.
+
+    Args:
+        precision: ``"32-true"`` or None.
+
+    Raises:
+        InvalidArgumentError: If it is something else.
+    """
+    if precision not in ("32-true", None):
+        raise InvalidArgumentError(f"`sweep_precision` must be '32-true' or None, got {precision!r}.")
+
+
+def check_float32(trainer: Trainer, parameters: Sequence[Tensor]) -> None:
+    """Refuse to sweep in float32 what is not in float32.
+
+    Args:
+        trainer: The trainer.
+        parameters: The probed parameters.
+
+    Raises:
+        UnsupportedError: If the parameters have another type.
+    """
+    others = sorted({str(parameter.dtype) for parameter in parameters} - {"torch.float32"})
+    if others:
+        raise UnsupportedError(
+            f"`sweep_precision='32-true'` needs float32 parameters, but under Trainer(precision={trainer.precision!r}) they are"
+            f" {', '.join(others)}: leave `sweep_precision` out, or train with '32-true', 'bf16-mixed' or '16-mixed'."
+        )
+
+
+def is_mixed(trainer: Trainer, sweep_precision: SweepPrecision) -> bool:
+    """Whether the sweep's forward passes run under autocast."""
+    return sweep_precision is None and compat.autocast_dtype(trainer) is not None
+
+
+def uses_tf32(trainer: Trainer) -> bool:
+    """Whether matrix products of float32 numbers are rounded to TF32, on a CUDA device that the user allowed it on."""
+    return trainer.strategy.root_device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+
+
+def arithmetic(trainer: Trainer, sweep_precision: SweepPrecision) -> torch.dtype | None:
+    """The type whose machine epsilon the sweep's losses are rounded with.
+
+    Args:
+        trainer: The trainer.
+        sweep_precision: The sweep's own precision, if it has one.
+
+    Returns:
+        The type, or None where it is the parameters' own. TF32 has no type, but the mantissa of float16.
+    """
+    if is_mixed(trainer, sweep_precision):
+        return compat.autocast_dtype(trainer)
+    in_float32 = sweep_precision == "32-true" or str(trainer.precision) == "32-true"
+    return torch.float16 if in_float32 and uses_tf32(trainer) else None

@@ -79,7 +79,10 @@ class VAMOMixin:
             loss: Tensor | None = own(batch, batch_idx)
             return loss
         step: Callable[..., Any] = self.training_step  # type: ignore[attr-defined]
-        loss, _ = compat.step_output(step(*compat.step_arguments(step, batch, batch_idx)), 1)
+        output = step(*compat.step_arguments(step, batch, batch_idx))
+        if isinstance(output, Tensor):  # the usual case, for which Lightning's reading is a copy too many per evaluation
+            return output
+        loss, _ = compat.step_output(output, 1)
         return loss
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from lightning_vamo.loop.compat import replaced
 from lightning_vamo.loop.tensors import tensors_in
 
-# Numbers of a tensor that are looked at: a few microseconds' work, and more than any augmentation leaves alone.
-_SAMPLE = 2048
+# About how many numbers of a tensor are looked at: little work, and more than an augmentation is likely to leave alone.
+_SAMPLE = 1024
 
 
 def fingerprint(batch: Any) -> int | None:

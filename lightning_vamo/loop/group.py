@@ -67,7 +67,8 @@ class SweptBatch:
         """The loss at the current parameters, shape ``()``; None if the batch is skipped."""
         if self.skipped:
             return None
-        compat.set_rng_states(self._random)
+        if self.evaluations > 0:  # else the batch has just been loaded, and the generators are there
+            compat.set_rng_states(self._random)
         for module, attributes in self._attributes:
             vars(module).update(attributes)
         self.evaluations += 1
@@ -76,12 +77,12 @@ class SweptBatch:
             value = self._evaluate(fresh_copy(self._batch), self.position)
         finally:
             self._reshard()
-        self._restore()
         self.skipped = value is None
-        if value is None:
-            return None
-        loss = scalar(value)
-        self.epsilon = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+        loss = None
+        if value is not None:
+            loss = scalar(value).clone()  # of what may be a tensor on the module, before that is put back
+            self.epsilon = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+        self._restore()
         return loss
 
     def _restore(self) -> None:

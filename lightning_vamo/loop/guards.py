@@ -42,7 +42,7 @@ class ModuleState:
         self._registered = [(m, dict(m._buffers), m._parameters.keys() | m._modules.keys()) for m in modules]
         self._flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
         self._attributes = [(m, _plain(m)) for m in modules]
-        self._names = [(m, attributes.keys() | _INTERNAL) for m, attributes in self._attributes]
+        self._lengths = [len(m.__dict__) for m in modules]
         values = [value for _, attributes in self._attributes for value in attributes.values()]
         self._contents = _contents(values)
         held = [value for value in values if isinstance(value, Tensor)]
@@ -72,10 +72,10 @@ class ModuleState:
             _drop_new(module._buffers, buffers.keys())
             _drop_new(module._parameters, names)
             _drop_new(module._modules, names)
-        for module, names in self._names:
-            _drop_new(module.__dict__, names)
-        for module, attributes in self._attributes:
+        for (module, attributes), length in zip(self._attributes, self._lengths, strict=True):
             module.__dict__.update(attributes)
+            if len(module.__dict__) != length:
+                _drop_new(module.__dict__, attributes.keys() | _INTERNAL)
         for contents in self._contents:
             contents.restore(only_if_resized=True)
 
@@ -163,7 +163,7 @@ def _contents(values: Iterable[Any]) -> list[_Contents]:
 
 
 def _drop_new(registry: dict[str, Any], names: Set[str]) -> None:
-    if not registry.keys() <= names:
+    if registry and not registry.keys() <= names:
         for name in registry.keys() - names:
             del registry[name]
 

@@ -284,10 +284,10 @@ class Zeroing(VAMOCallback):
         for row in self.zeroed:
             # One of the ranks' parts of the row is missing from the mean.
             others = sum(self.parts(fit, row)) if self.ranks > 1 else 0.0
-            self._correction.control._rows[row] = others / self.ranks
+            self._standing.taken.correction.control._rows[row] = others / self.ranks
 
     def parts(self, fit, row):
-        own = self._correction.own.correction(row).clone()
+        own = self._standing.taken.correction.own.correction(row).clone()
         parts = [torch.empty_like(own) for _ in range(self.ranks)]
         torch.distributed.all_gather(parts, own)
         return parts[1:]

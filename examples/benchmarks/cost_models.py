@@ -198,7 +198,7 @@ def transformer(folder: Path | None = None, sst2: Path | None = None) -> Problem
         data = _random_sentences() if sst2 is None else _sentences(sst2, path)
     except (OSError, ValueError) as error:
         raise UnavailableError(str(error).splitlines()[0]) from error
-    return Problem("MiniLM-L6", net, data, batch_size=16, steps=8)
+    return Problem("MiniLM-L6", net, data, batch_size=16, steps=6)
 
 
 def _random_sentences() -> TensorDataset:

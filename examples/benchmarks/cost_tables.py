@@ -42,8 +42,8 @@ class Result:
     Attributes:
         title: The model's name.
         dimension: ``d``, its number of trainable parameters.
-        times: What each method took.
-        memory: What each method held.
+        times: What each method took; empty if it was not measured.
+        memory: What each method held; empty if it was not measured.
     """
 
     title: str
@@ -63,17 +63,14 @@ class Result:
 
 def markdown(results: list[Result], machine: str, skipped: dict[str, str]) -> str:
     """All tables, with the machine that they are for, and what was left out and why."""
-    notes = [f"Skipped: {name}, since {reason}." for name, reason in skipped.items()]
-    parts = [f"Measured on: {machine}.", *notes]
-    if results:
-        parts += [
-            "### Time of a training step, of plain training's",
-            step_table(results),
-            "### Time of a sweep's forward pass, of a bare one's",
-            sweep_table(results),
-            "### Peak memory",
-            memory_table(results),
-        ]
+    parts = [f"Measured on: {machine}.", *(f"Skipped: {name}, since {reason}." for name, reason in skipped.items())]
+    timed = [result for result in results if result.times]
+    weighed = [result for result in results if result.memory]
+    if timed:
+        parts += ["### Time of a training step, of plain training's", step_table(timed)]
+        parts += ["### Time of a sweep's forward pass, of a bare one's", sweep_table(timed)]
+    if weighed:
+        parts += ["### Peak memory", memory_table(weighed)]
     return "\n\n".join(parts)
 
 

@@ -4,7 +4,7 @@ import inspect
 import logging
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -60,6 +60,10 @@ def has_storage(family: str) -> bool:
     return "storage" in inspect.signature(getattr(directions, family)).parameters
 
 
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Time that passes, and time that this process computes, which on a busy machine is less."""
+
+
 class Stopwatch:
     """Times the steps of a training run, and its snapshots apart from them.
 
@@ -68,13 +72,18 @@ class Stopwatch:
 
     Args:
         device: Where the module trains.
+        clock: Name of the clock.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, clock: str) -> None:
         self.steps: list[float] = []
-        self.snapshot = 0.0
+        self.snapshots = 0.0
+        """What the snapshots took, by the clock."""
+        self.snapshots_wall = 0.0
+        """What they took, by the one that the callback's report goes by."""
         self._synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-        self._start = 0.0
+        self._clock = CLOCKS[clock]
+        self._start = self._start_wall = 0.0
 
     def around(self, callbacks: list[L.Callback]) -> list[L.Callback]:
         """The callbacks, with one before them that starts a step and one after them that ends it."""
@@ -83,12 +92,17 @@ class Stopwatch:
     def start(self) -> None:
         """A step begins."""
         self._synchronize()
-        self._start = time.perf_counter()
+        self._start, self._start_wall = self._clock(), time.perf_counter()
+
+    def end_snapshot(self) -> None:
+        """The snapshot, before the first step of an epoch, has been taken."""
+        self.snapshots += self.elapsed()
+        self.snapshots_wall += time.perf_counter() - self._start_wall
 
     def elapsed(self) -> float:
         """Seconds since the step began."""
         self._synchronize()
-        return time.perf_counter() - self._start
+        return self._clock() - self._start
 
 
 class _Before(L.Callback):
@@ -107,7 +121,7 @@ class _After(L.Callback):
     @override
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:  # VAMO's hook, which has just returned, took the snapshot
-            self._watch.snapshot = self._watch.elapsed()
+            self._watch.end_snapshot()
 
     @override
     def on_train_batch_end(self, *arguments: Any) -> None:
@@ -129,7 +143,9 @@ class Run:
     drawing: float
 
 
-def train(module: Classifier, loader: Iterable[Any], method: Method, device: torch.device, epochs: int = 1) -> Run:
+def train(
+    module: Classifier, loader: Iterable[Any], method: Method, device: torch.device, epochs: int = 1, clock: str = "wall"
+) -> Run:
     """Train a little.
 
     Args:
@@ -138,11 +154,12 @@ def train(module: Classifier, loader: Iterable[Any], method: Method, device: tor
         method: What to train with.
         device: Where.
         epochs: How many; a family that learns its directions needs more than one.
+        clock: ``"wall"`` or ``"cpu"``.
 
     Returns:
         What it took.
     """
-    callbacks, watch = method.callbacks(), Stopwatch(device)
+    callbacks, watch = method.callbacks(), Stopwatch(device, clock)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     accelerator = {"accelerator": "gpu" if device.type == "cuda" else "cpu", "devices": 1}
     trainer = L.Trainer(max_epochs=epochs, callbacks=watch.around(callbacks), **accelerator, **quiet)
@@ -151,11 +168,14 @@ def train(module: Classifier, loader: Iterable[Any], method: Method, device: tor
     if not method.probes:
         return Run(step, 0.0, 0.0)
     report = callbacks[0].report
+    sweeps = watch.snapshots * report.sweep_seconds / watch.snapshots_wall
     evaluations = report.forward_evaluations - len(watch.steps)
-    return Run(step, report.sweep_seconds / evaluations, watch.snapshot - report.sweep_seconds / report.snapshots)
+    return Run(step, sweeps / evaluations, (watch.snapshots - sweeps) / report.snapshots)
 
 
-def bare_forward(module: Classifier, loader: Iterable[Any], evaluations: int, device: torch.device) -> float:
+def bare_forward(
+    module: Classifier, loader: Iterable[Any], evaluations: int, device: torch.device, clock: str = "wall"
+) -> float:
     """Time the loop that a sweep is compared with: the same forward passes, and nothing else.
 
     Like a sweep it loads each batch, moves it to the device, and evaluates its training loss in train mode, without gradients,
@@ -166,12 +186,13 @@ def bare_forward(module: Classifier, loader: Iterable[Any], evaluations: int, de
         loader: The batches.
         evaluations: Forward passes per batch, ``1 + q``.
         device: Where the module is to run.
+        clock: ``"wall"`` or ``"cpu"``.
 
     Returns:
         Seconds per forward pass.
     """
     module.to(device).train()
-    watch, losses = Stopwatch(device), []
+    watch, losses = Stopwatch(device, clock), []
     watch.start()
     with torch.no_grad():
         for index, loaded in enumerate(loader):

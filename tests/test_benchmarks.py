@@ -4,7 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+
+import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 TINY = ["--models", "mlp,nonsense", "--probes", "0", "2", "--rounds", "2", "--steps", "3", "--batch-size", "2"]
@@ -29,3 +33,15 @@ def test_times(tmp_path):
         assert all((seconds > 0) == bool(method["probes"]) for seconds in [*method["evaluation"], *method["bare"]])
     rows = [line for line in tables if line.startswith("| MLP")]
     assert [row.count("–") for row in rows] == [3, 1]  # as many quartile ranges as columns
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from cost_memory import peak_memory
+    from cost_models import load
+    from cost_training import Method
+
+    memory = peak_memory(partial(load, "mlp", batch_size=2), Method(1), torch.device("cpu"), threads=1, epochs=1)
+    # Weights, gradients, and a direction.
+    assert 3 * memory.parameters < memory.training < 6 * memory.parameters

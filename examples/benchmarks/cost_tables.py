@@ -67,10 +67,11 @@ def markdown(results: list[Result], machine: str, skipped: dict[str, str]) -> st
     timed = [result for result in results if result.times]
     weighed = [result for result in results if result.memory]
     if timed:
-        parts += ["### Time of a training step, of plain training's", step_table(timed)]
-        parts += ["### Time of a sweep's forward pass, of a bare one's", sweep_table(timed)]
+        parts += ["### Training steps: time relative to plain training", step_table(timed)]
+    if any(method.probes for result in timed for method in result.times):
+        parts += ["### Sweeps: time per forward pass, relative to a bare one", sweep_table(timed)]
     if weighed:
-        parts += ["### Peak memory", memory_table(weighed)]
+        parts += ["### Peak memory, relative to plain training", memory_table(weighed)]
     return "\n\n".join(parts)
 
 
@@ -119,13 +120,13 @@ def memory_table(results: list[Result]) -> str:
                     "–" if more is None else f"{more:.2f}",
                 ]
             )
-    heads = ["peak of the process", "of plain's", "of the training alone", "of plain's", "more than plain, in q·d numbers"]
+    heads = ["process", "ratio", "training alone", "ratio", "more than plain, in q·d numbers"]
     return table(["model", "method", *heads], rows)
 
 
 def kinds(times: dict[Method, Times]) -> Iterable[tuple[str, Callable[[int], Times | None]]]:
     """Each family and storage that was timed, with a function that gives its times for a number of probes."""
-    for kind in dict.fromkeys(kind_of(method) for method in times if method.probes):
+    for kind in dict.fromkeys(kind_of(method) for method in times if method.probes) or ["–"]:
         found = {method.probes: value for method, value in times.items() if not method.probes or kind_of(method) == kind}
         yield kind, found.get
 

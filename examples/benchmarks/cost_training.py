@@ -168,6 +168,7 @@ def train(
     if not method.probes:
         return Run(step, 0.0, 0.0)
     report = callbacks[0].report
+    # The report goes by the wall clock; by the other one, the sweeps' share of the snapshots is the same.
     sweeps = watch.snapshots * report.sweep_seconds / watch.snapshots_wall
     evaluations = report.forward_evaluations - len(watch.steps)
     return Run(step, sweeps / evaluations, (watch.snapshots - sweeps) / report.snapshots)

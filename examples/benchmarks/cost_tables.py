@@ -6,7 +6,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from cost_memory import Memory
-from cost_training import PLAIN, Method, Run
+from cost_training import PLAIN, Method, Run, has_storage
 
 MIB = 2**20
 
@@ -132,8 +132,9 @@ def kinds(times: dict[Method, Times]) -> Iterable[tuple[str, Callable[[int], Tim
 
 
 def kind_of(method: Method) -> str:
-    """Family and storage."""
-    return f"{method.family.removesuffix('Directions').lower()}, {method.storage}"
+    """Family, and storage where the family has the choice."""
+    name = method.family.removesuffix("Directions").lower()
+    return f"{name}, {method.storage}" if has_storage(method.family) else name
 
 
 def title(result: Result) -> str:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.probes import Difference, Snapshot, perturbed_losses, scalar
-from lightning_vamo.core.sharding import local
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.guards import ModuleState
 from lightning_vamo.loop.table import NOISE_SAMPLES, Row
@@ -103,7 +102,7 @@ def groups(batches: Iterator[SweptBatch], parameters: Sequence[Tensor]) -> Itera
     Yields:
         The batches in their order, 1 to ``MOST`` at a time.
     """
-    limit = size_in_bytes(map(local, parameters)) / 2
+    limit = size_in_bytes(iter(parameters)) / 2
     group: list[SweptBatch] = []
     held = 0
     for batch in batches:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_vamo.core.sharding import local
+
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:
     """The tensors of a batch, in a fixed order.
@@ -44,7 +46,7 @@ def fresh_copy(batch: Any) -> Any:
 
 
 def size_in_bytes(tensors: Iterator[Tensor]) -> int:
-    """Memory that tensors take.
+    """Memory that tensors take in this process.
 
     Args:
         tensors: Any tensors.
@@ -52,4 +54,4 @@ def size_in_bytes(tensors: Iterator[Tensor]) -> int:
     Returns:
         Bytes; 0 if there are none.
     """
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(held.numel() * held.element_size() for held in map(local, tensors))

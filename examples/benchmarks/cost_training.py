@@ -1,0 +1,209 @@
+"""Short runs of training, plain and with VAMO, and what they are timed with."""
+
+import inspect
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import lightning as L
+import torch
+from cost_models import Classifier
+from lightning.pytorch.utilities import move_data_to_device
+from typing_extensions import override
+
+from lightning_vamo import VAMOCallback, with_vamo
+from lightning_vamo.core import directions
+from lightning_vamo.core.directions import Directions
+
+WARM_UP = 2
+"""Steps of a run that do not count: the first holds the sweep, and allocates gradients."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What to train with.
+
+    Attributes:
+        probes: ``q``, or None for plain Lightning training, without the mixin and the callback.
+        family: Name of the family of directions.
+        storage: ``"stored"`` or ``"seeded"``, for the families that have the choice.
+    """
+
+    probes: int | None = None
+    family: str = "SphereDirections"
+    storage: str = "stored"
+
+    def directions(self) -> Directions:
+        """The family of directions."""
+        family = getattr(directions, self.family)
+        return family(storage=self.storage) if has_storage(self.family) else family()
+
+    def prepare(self, module: Classifier) -> Classifier:
+        """The module as this method trains it; the object itself changes."""
+        return module if self.probes is None else with_vamo(module)
+
+    def callbacks(self) -> list[L.Callback]:
+        """The Trainer's callbacks that make it train so."""
+        return [] if self.probes is None else [VAMOCallback(probes=self.probes, directions=self.directions(), seed=0)]
+
+
+PLAIN = Method()
+"""Plain Lightning training."""
+
+
+def has_storage(family: str) -> bool:
+    """Whether the directions of a family can be stored or seeded."""
+    return "storage" in inspect.signature(getattr(directions, family)).parameters
+
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Time that passes, and time that this process computes, which on a busy machine is less."""
+
+
+class Stopwatch:
+    """Times the steps of a training run, and its snapshots apart from them.
+
+    A step is timed from before the first callback's ``on_train_batch_start`` to after the last one's ``on_train_batch_end``, so
+    what VAMO does in any hook of a step counts; the loading of its batch does not.
+
+    Args:
+        device: Where the module trains.
+        clock: Name of the clock.
+    """
+
+    def __init__(self, device: torch.device, clock: str) -> None:
+        self.steps: list[float] = []
+        self.snapshots = 0.0
+        """What the snapshots took, by the clock."""
+        self.snapshots_wall = 0.0
+        """What they took, by the one that the callback's report goes by."""
+        self._synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        self._clock = CLOCKS[clock]
+        self._start = self._start_wall = 0.0
+
+    def around(self, callbacks: list[L.Callback]) -> list[L.Callback]:
+        """The callbacks, with one before them that starts a step and one after them that ends it."""
+        return [_Before(self), *callbacks, _After(self)]
+
+    def start(self) -> None:
+        """A step begins."""
+        self._synchronize()
+        self._start, self._start_wall = self._clock(), time.perf_counter()
+
+    def end_snapshot(self) -> None:
+        """The snapshot, before the first step of an epoch, has been taken."""
+        self.snapshots += self.elapsed()
+        self.snapshots_wall += time.perf_counter() - self._start_wall
+
+    def elapsed(self) -> float:
+        """Seconds since the step began."""
+        self._synchronize()
+        return self._clock() - self._start
+
+
+class _Before(L.Callback):
+    def __init__(self, watch: Stopwatch) -> None:
+        self._watch = watch
+
+    @override
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        self._watch.start()
+
+
+class _After(L.Callback):
+    def __init__(self, watch: Stopwatch) -> None:
+        self._watch = watch
+
+    @override
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:  # VAMO's hook, which has just returned, took the snapshot
+            self._watch.end_snapshot()
+
+    @override
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self._watch.steps.append(self._watch.elapsed())
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run took, in seconds.
+
+    Attributes:
+        step: Median over the steps of the last epoch, the sweep's own left out.
+        evaluation: A forward pass of the sweep, its share of loading and perturbing included; 0 without a sweep.
+        drawing: What the snapshot took beside its sweep: drawing the directions, for the most part.
+    """
+
+    step: float
+    evaluation: float
+    drawing: float
+
+
+def train(
+    module: Classifier, loader: Iterable[Any], method: Method, device: torch.device, epochs: int = 1, clock: str = "wall"
+) -> Run:
+    """Train a little.
+
+    Args:
+        module: The module, prepared for the method.
+        loader: The batches of an epoch.
+        method: What to train with.
+        device: Where.
+        epochs: How many; a family that learns its directions needs more than one.
+        clock: ``"wall"`` or ``"cpu"``.
+
+    Returns:
+        What it took.
+    """
+    callbacks, watch = method.callbacks(), Stopwatch(device, clock)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    accelerator = {"accelerator": "gpu" if device.type == "cuda" else "cpu", "devices": 1}
+    trainer = L.Trainer(max_epochs=epochs, callbacks=watch.around(callbacks), **accelerator, **quiet)
+    trainer.fit(module, loader)
+    step = median(watch.steps[-(len(watch.steps) // epochs) :][WARM_UP:])
+    if not method.probes:
+        return Run(step, 0.0, 0.0)
+    report = callbacks[0].report
+    # The report goes by the wall clock; by the other one, the sweeps' share of the snapshots is the same.
+    sweeps = watch.snapshots * report.sweep_seconds / watch.snapshots_wall
+    evaluations = report.forward_evaluations - len(watch.steps)
+    return Run(step, sweeps / evaluations, (watch.snapshots - sweeps) / report.snapshots)
+
+
+def bare_forward(
+    module: Classifier, loader: Iterable[Any], evaluations: int, device: torch.device, clock: str = "wall"
+) -> float:
+    """Time the loop that a sweep is compared with: the same forward passes, and nothing else.
+
+    Like a sweep it loads each batch, moves it to the device, and evaluates its training loss in train mode, without gradients,
+    as often as the sweep does. It neither perturbs the weights nor keeps the module and the random state as they were.
+
+    Args:
+        module: The plain module.
+        loader: The batches.
+        evaluations: Forward passes per batch, ``1 + q``.
+        device: Where the module is to run.
+        clock: ``"wall"`` or ``"cpu"``.
+
+    Returns:
+        Seconds per forward pass.
+    """
+    module.to(device).train()
+    watch, losses = Stopwatch(device, clock), []
+    watch.start()
+    with torch.no_grad():
+        for index, loaded in enumerate(loader):
+            batch = move_data_to_device(loaded, device)
+            losses += [module.training_step(batch, index) for _ in range(evaluations)]
+    torch.stack(losses).tolist()
+    return watch.elapsed() / len(losses)
+
+
+def silence() -> None:
+    """Drop Lightning's advice on runs that are as short as these on purpose."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -1,0 +1,47 @@
+"""The benchmark of what VAMO costs runs, and its tables hold what was measured."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
+TINY = ["--models", "mlp,nonsense", "--probes", "0", "2", "--rounds", "2", "--steps", "3", "--batch-size", "2"]
+
+
+def run(*arguments):
+    command = [sys.executable, str(BENCHMARKS / "cost.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=environment).stdout
+
+
+def test_times(tmp_path):
+    tables = run(*TINY, "--skip", "memory", "--json", str(tmp_path / "cost.json")).splitlines()
+    figures = json.loads((tmp_path / "cost.json").read_text())
+    assert "nonsense" in figures["skipped"]
+    [model] = figures["models"]
+    assert model["dimension"] == 784 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 10 + 10
+    assert [method["probes"] for method in model["times"]] == [None, 0, 2]
+    for method in model["times"]:
+        assert len(method["step"]) == len(method["plain"]) == 2
+        assert all(seconds > 0 for seconds in [*method["step"], *method["plain"]])
+        assert all((seconds > 0) == bool(method["probes"]) for seconds in [*method["evaluation"], *method["bare"]])
+    rows = [line for line in tables if line.startswith("| MLP")]
+    assert [row.count("–") for row in rows] == [3, 1]  # as many quartile ranges as columns
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from cost_memory import peak_memory
+    from cost_models import load
+    from cost_training import Method
+
+    memory = peak_memory(partial(load, "mlp", batch_size=2), Method(1), torch.device("cpu"), threads=1, epochs=1)
+    # Weights, gradients, and a direction.
+    assert 3 * memory.parameters < memory.training < 6 * memory.parameters

@@ -20,6 +20,9 @@ Evaluate = Callable[[Any, int], Tensor | None]
 # Beyond this a perturbation costs next to nothing per batch.
 MOST = 16
 
+# Bytes that a group may take however small the model is.
+ALWAYS = 2**24
+
 
 class SweptBatch:
     """A batch of the plan, whose loss is a function of the parameters alone: same batch, randomness, and module each time.
@@ -92,8 +95,8 @@ class SweptBatch:
 def groups(batches: Iterator[SweptBatch], parameters: Sequence[Tensor]) -> Iterator[list[SweptBatch]]:
     """Gather batches as they are loaded.
 
-    The tensors of a group take no more than half of the memory of the probed parameters, whose gradients have been freed,
-    unless a single batch takes more. A batch in which no tensors are found may be of any size, so it is alone.
+    The tensors of a group take no more than half of the memory of the probed parameters, whose gradients have been freed, or
+    than ``ALWAYS``, unless a single batch takes more. A batch in which no tensors are found may be of any size, so it is alone.
 
     Args:
         batches: Loads the batches.
@@ -102,7 +105,7 @@ def groups(batches: Iterator[SweptBatch], parameters: Sequence[Tensor]) -> Itera
     Yields:
         The batches in their order, 1 to ``MOST`` at a time.
     """
-    limit = size_in_bytes(iter(parameters)) / 2
+    limit = max(size_in_bytes(iter(parameters)) / 2, ALWAYS)
     group: list[SweptBatch] = []
     held = 0
     for batch in batches:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_vamo.core.probes import Difference, probe_differences
 from lightning_vamo.errors import NonFiniteLossError, UnsupportedError
 
-NOISE_SAMPLES = 4
+NOISE_SAMPLES = 8
 """How many batches, the first ones, are evaluated at twice the smoothing radius too."""
 
 

@@ -41,14 +41,14 @@ def test_figures():
     assert epochs[-1]["vamo/probes"] == 3
     assert epochs[-1]["vamo/alpha"] == 1
     assert epochs[-1]["vamo/mu"] == pytest.approx(0.02)
-    assert epochs[-1]["vamo/forward_evaluations"] == 2 * (12 * (1 + 3) + 4) + 2 * 12  # 4 at twice the radius
+    assert epochs[-1]["vamo/forward_evaluations"] == 2 * (12 * (1 + 3) + 8) + 2 * 12  # 8 at twice the radius
     assert epochs[-1]["vamo/backward_evaluations"] == 2 * 12
     assert epochs[-1]["vamo/sweep_seconds"] > 0
     assert 0.5 < last["vamo/snapshot_loss"] < 2
     report = callback.report
     assert (report.snapshots, report.steps) == (2, 24)
-    assert report.relative_cost == pytest.approx((128 + 48) / 72)
-    assert report.worth_of_equal_batch == pytest.approx(1 - 72 / 176)
+    assert report.relative_cost == pytest.approx((136 + 48) / 72)
+    assert report.worth_of_equal_batch == pytest.approx(1 - 72 / 184)
     removed = sorted(epoch["vamo/variance_removed"] for epoch in epochs)
     assert removed[0] < report.variance_removed < removed[1]  # a mean that weighs an epoch by its gradients
     assert 0 < report.sweep_seconds < report.training_seconds
@@ -58,7 +58,7 @@ def test_figures():
 def test_central_differences_cost_twice_the_forwards():
     callback = VAMOCallback(probes=3, difference="central")
     fit(callback, max_epochs=1)
-    assert callback.report.forward_evaluations == 12 * (1 + 6) + 2 * 4 + 12
+    assert callback.report.forward_evaluations == 12 * (1 + 6) + 2 * 8 + 12
 
 
 def test_snapshot_loss_is_the_training_loss_at_the_snapshot():
@@ -85,7 +85,7 @@ def test_probe_counts_follow_the_schedule():
         callback = VAMOCallback(probes=schedule)
         _, _, epochs = fit(callback, max_epochs=4)
         assert [epoch["vamo/probes"] for epoch in epochs] == expected
-        assert callback.report.forward_evaluations == 4 * 12 + sum(12 * (1 + q) + 4 for q in expected if q)
+        assert callback.report.forward_evaluations == 4 * 12 + sum(12 * (1 + q) + 8 for q in expected if q)
 
 
 def test_no_probes_between_snapshots_of_no_probes():

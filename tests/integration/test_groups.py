@@ -20,7 +20,8 @@ from tests.modules import VAMOEverything, WatchedSweeps, loaders, trainer
 
 def sizes(batches, numbers):
     made = (SimpleNamespace(bytes=size) for size in batches)
-    return [len(part) for part in group.groups(made, [torch.zeros(numbers)])]
+    with patch.object(group, "ALWAYS", 10):
+        return [len(part) for part in group.groups(made, [torch.zeros(numbers)])]
 
 
 @pytest.mark.parametrize(
@@ -47,18 +48,12 @@ def swept(most, difference="forward", module=None, **options):
     return callback.sweeps, list(module.state_dict().values())
 
 
-def small_batches():
-    """Take batches for small against the model, as they are outside of tests."""
-    return patch.object(group, "size_in_bytes", lambda tensors: 1 + 10**9 * sum(tensor.requires_grad for tensor in tensors))
-
-
 @pytest.mark.parametrize("difference", ["forward", "central"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.filterwarnings("ignore:The probe differences hardly stand out")
 def test_groups_measure_what_single_batches_do(difference, precision):
     """Dropout, BatchNorm and metrics included."""
-    with small_batches():
-        grouped, weights = swept(5, difference, precision=precision)
+    grouped, weights = swept(5, difference, precision=precision)
     single, expected = swept(1, difference, precision=precision)
     assert [sweep.evaluations for sweep in grouped] == [sweep.evaluations for sweep in single]
     for one, other in zip(grouped, single, strict=True):
@@ -75,7 +70,7 @@ def test_a_group_goes_to_each_point_once():
         calls.append(arguments[1:])
         perturb(self, *arguments)
 
-    with small_batches(), patch.object(Snapshot, "perturb", counted):
+    with patch.object(Snapshot, "perturb", counted):
         swept(16, max_epochs=1, limit_train_batches=10)
     assert len(calls) == 3 + 3  # the directions, and each of them at twice the radius
     assert len({distance for _, distance in calls}) == 2
@@ -94,9 +89,8 @@ def test_what_a_transfer_hook_leaves_on_the_module_is_there_at_each_evaluation()
         def training_step(self, batch, batch_idx):
             return super().training_step((batch[0] - batch[0].mean(), batch[1]), batch_idx)
 
-    with small_batches():
-        hooked, weights = swept(5, module=seeded(Hooked))
-        stateless, expected = swept(5, module=seeded(Stateless))
+    hooked, weights = swept(5, module=seeded(Hooked))
+    stateless, expected = swept(5, module=seeded(Stateless))
     assert torch.equal(hooked[0].deltas, stateless[0].deltas)
     assert all(torch.equal(one, other) for one, other in zip(weights, expected, strict=True))
 

@@ -7,6 +7,7 @@ no memory: *seeded* directions regenerate the streams whenever they are used, *s
 gave once. A process that holds shards of the parameters generates only the chunks that they lie in.
 """
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, get_args
@@ -116,13 +117,13 @@ class SeededDirections(ProbeDirections):
     def direction(self, index: int) -> Iterator[Tensor]:
         """Direction ``index``, a chunk at a time, in float32 or wider."""
         support, weights = zip(*self._terms[index], strict=True)
-        for parts in zip(*map(self.raw, support), strict=True):
+        for parts in _in_step([self.raw(i) for i in support]):
             yield combination(weights, parts)
 
-    def directions(self) -> Iterator[list[Tensor]]:
+    def directions(self) -> Iterator[Iterator[Tensor]]:
         """All directions, a chunk at a time, each raw number drawn once: ``q`` tensors in float32 or wider per chunk."""
         for parts in zip(*map(self.raw, range(self.count)), strict=True):
-            yield [combination([weight for _, weight in row], [parts[i] for i, _ in row]) for row in self._terms]
+            yield (combination([weight for _, weight in row], [parts[i] for i, _ in row]) for row in self._terms)
 
     def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
         """See :meth:`ProbeDirections.move`."""
@@ -148,8 +149,12 @@ class SeededDirections(ProbeDirections):
         """See :meth:`ProbeDirections.subtract_`."""
         weights = self._mixing.T.to(coefficients.device) @ coefficients.double()
         total = torch.zeros(3, dtype=torch.float64, device=coefficients.device)
-        for piece, *parts in zip(self._pieces(vectors), *map(self.raw, range(self.count)), strict=True):
-            if piece is not None:
+        streams = _in_step([self.raw(index) for index in range(self.count)])
+        for piece, parts in zip(self._pieces(vectors), streams, strict=True):
+            if piece is None:
+                for _ in parts:  # drawn, for the streams to stay in step
+                    pass
+            else:
                 step = combination(weights.to(piece.device), parts)
                 total += moments(piece, step).to(total.device)
                 piece.sub_(step)
@@ -225,19 +230,32 @@ class StoredDirections(ProbeDirections):
         return products
 
 
-def combination(weights: Sequence[float] | Tensor, parts: Sequence[Tensor]) -> Tensor:
+def combination(weights: Sequence[float] | Tensor, parts: Iterable[Tensor]) -> Tensor:
     """The weighted sum of ``parts``; of several, summed in float64, since weights near q = d are large and alternate in sign.
 
     Args:
-        weights: One weight per part: numbers, or a tensor on the parts' device, which is not synchronised with.
-        parts: Tensors of one shape, at least one.
+        weights: One weight per part: numbers, or a tensor, which on a GPU is not synchronised with.
+        parts: Tensors of one shape, as many as weights, at least one; they need not exist at the same time.
 
     Returns:
         A new tensor of their shape and type.
     """
-    if len(parts) == 1:
-        return parts[0] * weights[0]
-    total = torch.zeros_like(parts[0], dtype=torch.float64)
-    for weight, part in zip(weights, parts, strict=True):
-        total += part.double() * weight
-    return total.to(parts[0].dtype)
+    remaining = iter(parts)
+    part = next(remaining)
+    if len(weights) == 1:
+        return torch.mul(part, weights[0])
+    dtype = part.dtype
+    total = part.double() * weights[0]
+    for weight, part in zip(weights[1:], remaining, strict=True):
+        if isinstance(weight, Tensor) and weight.device.type != "cpu":
+            total += part.double() * weight
+        else:
+            total.add_(part, alpha=float(weight))
+    return total.to(dtype)
+
+
+def _in_step(streams: Sequence[Iterator[Tensor]]) -> Iterator[Iterator[Tensor]]:
+    """What ``zip`` gives, one at a time: each group is to be read to its end before the next one."""
+    first, *others = streams
+    for part in first:
+        yield itertools.chain((part,), map(next, others))

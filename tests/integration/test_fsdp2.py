@@ -1,11 +1,13 @@
 """Sharded with FSDP2 over two processes, training is what it is with DDP; each process holds and draws its shards alone."""
 
+import contextlib
 import warnings
 from unittest.mock import patch
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -78,14 +80,15 @@ def strategy_of(sharded):
     return ModelParallelStrategy(data_parallel_size=torch.distributed.get_world_size(), tensor_parallel_size=1)
 
 
-def train(cls, callbacks, sharded=True, dtype=torch.float32, **options):
+def train(cls, callbacks, sharded=True, dtype=torch.float32, resume=None, **options):
     if not torch.distributed.is_initialized():  # as the first strategy would, so that the others find it
         torch.distributed.init_process_group("nccl" if options.get("accelerator") == "gpu" else "gloo")
     torch.manual_seed(5)
     module = cls(sharded, dtype)
     world = torch.distributed.get_world_size()
     options = {"devices": world, "strategy": strategy_of(sharded), **options}
-    trainer(callbacks=callbacks, **options).fit(module, datamodule=Batches(data_in(dtype), 8 // world))
+    data = Batches(data_in(dtype), 8 // world)
+    trainer(callbacks=callbacks, **options).fit(module, datamodule=data, ckpt_path=resume, weights_only=resume and True)
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
@@ -270,3 +273,33 @@ def alone(folder, **options):
 
 def test_one_process(tmp_path):
     assert in_processes(alone, tmp_path, world=1) == [{"same": True, "plain": False}]
+
+
+class Dies(L.Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_before_optimizer_step(self, fit, module, optimizer):
+        if fit.global_step == self.step:
+            raise RuntimeError("the process dies")
+
+
+def killed_and_resumed(folder):
+    def run(name, callbacks, **options):
+        saver = ModelCheckpoint(folder / name, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+        callbacks = [VAMOCallback(probes=3, directions=OrthonormalDirections(), seed=1), saver, *callbacks]
+        return train(VAMO, callbacks, enable_checkpointing=True, accumulate_grad_batches=2, max_epochs=2, **options)
+
+    whole_run = run("whole", [])
+    with contextlib.suppress(RuntimeError):
+        run("killed", [Dies(3)])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+        # While the next gradients accumulate, Lightning has forgotten that it has saved this step.
+        warnings.filterwarnings("ignore", "Detected an existing checkpoint")
+        return whole_run, run("killed", [], resume=folder / "killed" / "step=2.ckpt")
+
+
+def test_a_run_that_dies_resumes_with_its_shards(tmp_path):
+    for whole_run, resumed in in_processes(killed_and_resumed, tmp_path):
+        assert all(torch.equal(resumed[name], weight) for name, weight in whole_run.items())

@@ -9,21 +9,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lightning_vamo.core.directions import (
-    CoordinateDirections,
-    GaussianDirections,
-    OrthonormalDirections,
-    RademacherDirections,
-    SphereDirections,
-    streams,
-)
+from lightning_vamo.core.directions import GaussianDirections, OrthonormalDirections, SphereDirections, streams
 from lightning_vamo.core.probes import Snapshot, auto_mu
 from lightning_vamo.core.sharding import ShardGroup, first_number, local, shard_group
 from lightning_vamo.errors import UnsupportedError
+from tests.core.test_directions import ALL as FAMILIES
 from tests.problems import seeded
 
-RANDOM = [SphereDirections, GaussianDirections, RademacherDirections, OrthonormalDirections]
-FAMILIES = [*[family() for family in RANDOM], *[family("seeded") for family in RANDOM], CoordinateDirections()]
 SCALED_BY_NORMS = (SphereDirections, OrthonormalDirections)  # sums over the ranks, which round as they are split
 
 SHAPES = [(5, 3), (1,), (7, 2, 2), (0, 3), (2,), (3, 1)]

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_vamo.core.directions import Directions, SphereDirections
-from lightning_vamo.core.mixing import Alpha, check_alpha
+from lightning_vamo.core.mixing import Alpha, check_alpha, coefficient_of
 from lightning_vamo.core.probes import Difference, check_difference, check_mu
 from lightning_vamo.core.schedules import ConstantProbes, ProbeSchedule, as_schedule, check_probes
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
@@ -52,7 +52,9 @@ class VAMOCallback(GradientCallback):
         directions: The family of probe directions; by default the paper's,
             :class:`~lightning_vamo.core.directions.SphereDirections`.
         mu: Smoothing radius for directions of unit norm, or ``"auto"``: see :func:`~lightning_vamo.core.probes.auto_mu`.
-        alpha: The mixing coefficient :math:`\alpha`, or ``"theory"``: :math:`q/d`.
+        alpha: The mixing coefficient :math:`\alpha`, or ``"theory"``: :math:`q/d`. ``"adaptive"`` multiplies the theory's by
+            what a regression of gradients on rows finds, direction by direction, and ``"linear-decay"`` lets it fall to 0
+            over the batches of a snapshot: see :mod:`lightning_vamo.core.adaptive`.
         difference: ``"forward"``, ``1 + q`` forward passes per batch and sweep, or ``"central"``, ``1 + 2q``.
         sweep_precision: ``"32-true"`` sweeps in float32 where the Trainer trains in mixed precision; by default the sweep runs
             in the Trainer's precision.
@@ -76,7 +78,7 @@ class VAMOCallback(GradientCallback):
         probes: int | ProbeSchedule = 1,
         directions: Directions | None = None,
         mu: float | Literal["auto"] = "auto",
-        alpha: float | Literal["theory", "adaptive"] = "theory",
+        alpha: float | Literal["theory", "adaptive", "linear-decay"] = "theory",
         difference: Literal["forward", "central"] = "forward",
         every_n_epochs: int = 1,
         seed: int | None = None,
@@ -96,7 +98,7 @@ class VAMOCallback(GradientCallback):
             raise InvalidArgumentError(f"`seed` must be a whole number or None, got {seed!r}.")
         self.directions = SphereDirections() if directions is None else directions
         self.mu = mu
-        self.alpha: Alpha = alpha  # type: ignore[assignment]  # "adaptive" has been refused
+        self.alpha: Alpha = alpha
         self.difference: Difference = difference
         self.every_n_epochs = every_n_epochs
         self.seed = seed
@@ -202,6 +204,13 @@ class VAMOCallback(GradientCallback):
         self._totals.add_moments(before, removed)
         return {"vamo/variance_removed": removed / before if before else 0.0}
 
+    def _count_factors(self) -> dict[str, float]:
+        """The mean effective coefficient of the epoch's steps, where it changes from step to step."""
+        standing = self._standing
+        steps, factors = standing.steps, standing.factors
+        standing.steps, standing.factors = 0, 0.0
+        return {"vamo/alpha": float(factors) / steps} if steps and standing.coefficient is not None else {}
+
     # ---- epochs and snapshots
 
     @override
@@ -245,6 +254,7 @@ class VAMOCallback(GradientCallback):
         probes = self._probes(trainer.current_epoch)
         if probes == 0:
             return
+        self._standing.coefficient = coefficient_of(self.alpha, probes, self._standing.coefficient)
         taken = take_snapshot(
             trainer,
             module,
@@ -254,6 +264,7 @@ class VAMOCallback(GradientCallback):
             probes=probes,
             mu=self.mu,
             alpha=self.alpha,
+            coefficient=self._standing.coefficient,
             difference=self.difference,
             sweep_precision=self.sweep_precision,
             batch_idx=batch_idx,
@@ -280,7 +291,8 @@ class VAMOCallback(GradientCallback):
             return nullcontext()
         standing.withheld = True
         row = standing.order[standing.begun]
-        return standing.taken.correction.withheld(row, trainer.accumulate_grad_batches, compat.grad_scale(trainer))
+        scale, progress = compat.grad_scale(trainer), standing.progress
+        return standing.taken.correction.withheld(row, trainer.accumulate_grad_batches, scale, progress)
 
     @override
     def after_backward(self, trainer: Trainer, module: LightningModule, *, first: bool, last: bool, skipped: bool) -> None:
@@ -296,9 +308,12 @@ class VAMOCallback(GradientCallback):
             standing.rows.append(standing.order[standing.begun])
         if last:
             correction = standing.taken.correction
-            moments = correction.apply(standing.rows, trainer.accumulate_grad_batches, compat.grad_scale(trainer))
+            scale, progress = compat.grad_scale(trainer), standing.progress
+            moments = correction.apply(standing.rows, trainer.accumulate_grad_batches, scale, progress)
             if moments is not None:
                 self._totals.steps += 1
+                standing.steps += 1
+                standing.factors = standing.factors + correction.mean_factor
                 # What was added to this rank's gradient only to be taken out again is nothing that was removed.
                 moments = moments * (not standing.withheld)
                 standing.moments = moments if standing.moments is None else standing.moments + moments
@@ -320,6 +335,7 @@ class VAMOCallback(GradientCallback):
             self._standing.moments = taken.correction.total(moments)
         logs = {
             **({} if taken is None else taken.logs),
+            **self._count_factors(),
             **self._count_moments(),
             "vamo/probes": 0 if taken is None else taken.correction.directions.count,
             "vamo/forward_evaluations": self._totals.forward_evaluations,

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lightning_vamo.core.adaptive import Coefficient, Constant, Regression
 from lightning_vamo.core.control_variate import ControlVariate
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.errors import UnsupportedError
@@ -24,6 +25,7 @@ class Correction:
         directions: The ``q`` directions :math:`u_j`.
         control: The table of coefficients :math:`r_{k,j}`. If its ``beta`` is zero, gradients are not touched at all.
         own: This rank's part of the table, where gradients are averaged over ranks; ``control`` is the mean over the ranks.
+        coefficient: Factors of the rows that change from step to step; by default there are none.
     """
 
     def __init__(
@@ -32,14 +34,20 @@ class Correction:
         directions: ProbeDirections,
         control: ControlVariate,
         own: ControlVariate | None = None,
+        coefficient: Coefficient | None = None,
     ) -> None:
         self.parameters = parameters
         self.directions = directions
         self.control = control
         self.own = control if own is None else own
+        self.coefficient = Constant() if coefficient is None else coefficient
+        self.mean_factor: Tensor | float = 1.0
+        """Mean over the directions of the factors that the last step used."""
 
     @contextmanager
-    def withheld(self, row: int, accumulated: int = 1, scale: Callable[[Tensor], Tensor] | None = None) -> Iterator[None]:
+    def withheld(
+        self, row: int, accumulated: int = 1, scale: Callable[[Tensor], Tensor] | None = None, progress: float = 0.0
+    ) -> Iterator[None]:
         r"""Keep this rank's part of a row out of the correction, without the other ranks having to know.
 
         All ranks will subtract :math:`\sum_j r_{k,j} u_j` from the mean of their gradients, of which this rank contributed
@@ -50,11 +58,12 @@ class Correction:
             row: Position in the plan of the batch whose backward pass the context is around.
             accumulated: The number that its loss is divided by.
             scale: Scales the coefficients as the loss is scaled, where a GradScaler does so.
+            progress: See :meth:`apply`.
 
         Yields:
             Nothing.
         """
-        coefficients = self.own.correction(row) / accumulated
+        coefficients = self.own.correction(row) * self.coefficient.factors(progress) / accumulated
         share = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.directions.subtract_(share, -coefficients if scale is None else -scale(coefficients))
         # Hooks, rather than an addition to `.grad`: a parameter without a gradient on the other ranks must not get one here.
@@ -70,7 +79,11 @@ class Correction:
                 hook.remove()
 
     def apply(
-        self, rows: Sequence[int], accumulated: int = 1, scale: Callable[[Tensor], Tensor] | None = None
+        self,
+        rows: Sequence[int],
+        accumulated: int = 1,
+        scale: Callable[[Tensor], Tensor] | None = None,
+        progress: float = 0.0,
     ) -> Tensor | None:
         """Correct the gradients of one optimizer step, in place.
 
@@ -78,6 +91,7 @@ class Correction:
             rows: Positions in the plan of the batches whose gradients were accumulated.
             accumulated: ``N``, the number that each of their losses was divided by.
             scale: Scales the coefficients as the gradients are scaled, where a GradScaler did so.
+            progress: Share of the snapshot's batches that has been trained on.
 
         Returns:
             Shape ``(2,)``, float64: the squared norm of the gradient, without the scale, and how much of it the correction
@@ -92,11 +106,17 @@ class Correction:
             return None
         if any(gradient is not None and gradient.is_sparse for gradient in gradients):
             raise UnsupportedError("A parameter has a sparse gradient, which VAMO cannot correct: set `sparse=False`.")
-        coefficients = torch.stack([self.control.correction(row) for row in rows]).sum(dim=0) / accumulated
+        row = torch.stack([self.control.correction(row) for row in rows]).sum(dim=0) / accumulated
+        factors = self.coefficient.factors(progress)
+        coefficients = (row * factors).to(row.dtype)
         unit = torch.ones((), device=coefficients.device)
         if scale is not None:
             coefficients, unit = scale(coefficients), scale(unit)
+        if isinstance(self.coefficient, Regression):
+            # Of what the gradient is before its correction; it changes the factors of later steps only.
+            self.coefficient.observe(self.directions.project(gradients) / unit, row)
         square, product, step = self.directions.subtract_(gradients, coefficients)
+        self.mean_factor = factors.mean() if isinstance(factors, Tensor) else factors
         moments = torch.stack((square, 2 * product - step)) / unit.double() ** 2
         return torch.where(moments.isfinite().all(), moments, 0.0)
 

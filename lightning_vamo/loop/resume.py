@@ -15,8 +15,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from lightning_vamo.core.adaptive import Regression
 from lightning_vamo.core.directions import Directions
-from lightning_vamo.core.mixing import Alpha
+from lightning_vamo.core.mixing import Alpha, coefficient_of
 from lightning_vamo.core.schedules import ProbeSchedule
 from lightning_vamo.core.sharding import local
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
@@ -29,7 +30,7 @@ from lightning_vamo.loop.standing import Standing
 
 # What a rank's state holds: see `_state`.
 _KEYS = {
-    *("position", "due", "rows", "withheld", "unused", "moments", "order"),
+    *("position", "due", "rows", "withheld", "unused", "moments", "steps", "factors", "coefficient", "order"),
     *("plan", "snapshot", "random", "logs", "metrics", "gradients"),
 }
 
@@ -72,6 +73,9 @@ def _state(trainer: Trainer, standing: Standing, directions: Directions) -> dict
         "withheld": standing.withheld,
         "unused": standing.unused,
         "moments": standing.moments,
+        "steps": standing.steps,
+        "factors": standing.factors,
+        "coefficient": standing.coefficient.state_dict() if isinstance(standing.coefficient, Regression) else None,
         "order": torch.tensor(order, dtype=torch.int64, device="cpu"),
         "plan": None if plan is None else plan_state(plan),
         "snapshot": None if taken is None else {"directions": type(directions).__name__, **snapshot_state(taken)},
@@ -159,8 +163,14 @@ class Resumption:
             rows=state["rows"],
             withheld=state["withheld"],
             unused=state["unused"],
+            steps=state["steps"],
+            factors=state["factors"],
             moments=None if state["moments"] is None else state["moments"].to(trainer.strategy.root_device),
         )
+        if state["coefficient"] is not None and alpha == "adaptive":
+            standing.coefficient = Regression.of(state["coefficient"])
+        elif state["snapshot"] is not None:
+            standing.coefficient = coefficient_of(alpha, state["snapshot"]["probes"], None)
         if state["plan"] is not None:
             _check_fits("the number of batches per epoch", state["plan"]["length"], trainer.num_training_batches)
         snapshot = state["snapshot"]
@@ -170,7 +180,9 @@ class Resumption:
             _check_fits("the family of directions", snapshot["directions"], type(directions).__name__)
             _check_fits("the number of trainable parameters", snapshot["dimension"], dimension)
             _check_fits("the number of probes", snapshot["probes"], schedule.probes_at(snapshot["epoch"]))
-            standing.taken = resumed_snapshot(trainer, snapshot, resumed_plan(trainer, state["plan"]), directions, alpha)
+            standing.taken = resumed_snapshot(
+                trainer, snapshot, resumed_plan(trainer, state["plan"]), directions, alpha, standing.coefficient
+            )
         return standing
 
     def _restore(self, trainer: Trainer) -> None:

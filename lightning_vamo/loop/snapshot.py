@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_vamo.core.adaptive import Coefficient
 from lightning_vamo.core.control_variate import ControlVariate
 from lightning_vamo.core.correction import Correction
 from lightning_vamo.core.directions import Directions, ProbeDirections
@@ -51,6 +52,7 @@ def take_snapshot(
     probes: int,
     mu: float | Literal["auto"],
     alpha: Alpha,
+    coefficient: Coefficient | None,
     difference: Difference,
     sweep_precision: SweepPrecision,
     batch_idx: int,
@@ -65,7 +67,8 @@ def take_snapshot(
         seed: Seed of the directions.
         probes: ``q``, at least 1.
         mu: Smoothing radius, or ``"auto"``.
-        alpha: Mixing coefficient, or ``"theory"``.
+        alpha: Mixing coefficient.
+        coefficient: What changes it from step to step.
         difference: ``"forward"`` or ``"central"``.
         sweep_precision: ``"32-true"``, or None for the Trainer's.
         batch_idx: Index of the batch that comes next.
@@ -86,7 +89,7 @@ def take_snapshot(
     driver.probes_in_float32 = sweep_precision is not None
     with driver.mode(Mode.PROBE):
         result = sweep(trainer, module, plan, evaluate, parameters, drawn, radius, difference)
-    correction = _correction(parameters, drawn, result, alpha)
+    correction = _correction(parameters, drawn, result, alpha, coefficient)
     logs = {
         "vamo/alpha": correction.control.beta,
         "vamo/mu": radius,
@@ -111,7 +114,14 @@ def snapshot_state(taken: Taken) -> dict[str, Any]:
     }
 
 
-def resumed_snapshot(trainer: Trainer, state: dict[str, Any], plan: Plan, directions: Directions, alpha: Alpha) -> Taken:
+def resumed_snapshot(
+    trainer: Trainer,
+    state: dict[str, Any],
+    plan: Plan,
+    directions: Directions,
+    alpha: Alpha,
+    coefficient: Coefficient | None,
+) -> Taken:
     """Take up a snapshot from a checkpoint.
 
     Args:
@@ -119,7 +129,8 @@ def resumed_snapshot(trainer: Trainer, state: dict[str, Any], plan: Plan, direct
         state: What :func:`snapshot_state` gave.
         plan: The batches that its rows belong to.
         directions: The family of probe directions.
-        alpha: Mixing coefficient, or ``"theory"``.
+        alpha: Mixing coefficient.
+        coefficient: What changes it from step to step.
 
     Returns:
         The snapshot as it was.
@@ -129,16 +140,22 @@ def resumed_snapshot(trainer: Trainer, state: dict[str, Any], plan: Plan, direct
     device = trainer.strategy.root_device
     measured: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state["sweep"].items()}
     sweep = Sweep(**measured)
-    correction = _correction(parameters, drawn, sweep, alpha)
+    correction = _correction(parameters, drawn, sweep, alpha, coefficient)
     return Taken(epoch=state["epoch"], seed=state["seed"], correction=correction, plan=plan, sweep=sweep, logs=state["logs"])
 
 
-def _correction(parameters: Sequence[Tensor], directions: ProbeDirections, sweep: Sweep, alpha: Alpha) -> Correction:
+def _correction(
+    parameters: Sequence[Tensor],
+    directions: ProbeDirections,
+    sweep: Sweep,
+    alpha: Alpha,
+    coefficient: Coefficient | None,
+) -> Correction:
     # Without a direction left there is nothing to correct, which is what a coefficient of zero says.
     left = sweep.directions_dropped < directions.count
     beta = effective_coefficient(alpha, directions.count, directions.dimension) if left else 0.0
     control, own = (ControlVariate(deltas, sweep.weights, beta) for deltas in (sweep.deltas, sweep.own))
-    return Correction(parameters, directions, control, own)
+    return Correction(parameters, directions, control, own, coefficient)
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from lightning_vamo.core.adaptive import Coefficient
 from lightning_vamo.loop.snapshot import Taken
 
 
@@ -19,6 +20,9 @@ class Standing:
         rows: The rows of the batches whose gradients are accumulating.
         withheld: Whether this rank has kept its part of one of them out of the correction.
         unused: How many rows the epoch has not used, since their batches were other ones than the sweep saw.
+        coefficient: What changes the effective coefficient from step to step, if anything does.
+        steps: How many steps of the epoch have been corrected.
+        factors: Sum over them of the mean factor of their rows.
         moments: Squared gradient norms and what the corrections removed of them, summed over the epoch's steps, shape ``(2,)``.
     """
 
@@ -29,6 +33,9 @@ class Standing:
     rows: list[int] = field(default_factory=list)
     withheld: bool = False
     unused: int = 0
+    coefficient: Coefficient | None = None
+    steps: int = 0
+    factors: Tensor | float = 0.0
     moments: Tensor | None = None
 
     @property
@@ -36,3 +43,8 @@ class Standing:
         """Position in the epoch of the batch that is being trained on."""
         assert self.position is not None, "a batch has started"
         return self.position
+
+    @property
+    def progress(self) -> float:
+        """Share of the epoch's batches that has been trained on."""
+        return self.begun / max(1, len(self.order))

@@ -32,14 +32,16 @@ def test_the_coefficient_is_alpha_times_d_over_q():
     assert effective_coefficient(0.0, 4, 100) == 0.0
 
 
-@pytest.mark.parametrize("alpha", ["theory", 0, 0.0, 1, 0.25, 10.0])
+@pytest.mark.parametrize("alpha", ["theory", "adaptive", "linear-decay", 0, 0.0, 1, 0.25, 10.0])
 def test_a_non_negative_number_and_theory_are_accepted(alpha):
     check_alpha(alpha)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, -1, float("nan"), float("inf"), True, None, "best", torch.tensor(0.5)])
 def test_anything_else_is_refused(alpha):
-    with pytest.raises(InvalidArgumentError, match=r"`alpha` must be 'theory' or a finite number >= 0, got ") as error:
+    with pytest.raises(
+        InvalidArgumentError, match=r"`alpha` must be one of \('theory', .*\) or a finite number >= 0, got "
+    ) as error:
         check_alpha(alpha)
     assert repr(alpha) in str(error.value)
 

@@ -43,7 +43,7 @@ def fit(module, data=None, callback=None, **options):
 ARGUMENTS = {
     "probes": [-1, 1.5, "4", True, None],
     "mu": [0, -1.0, float("nan"), float("inf"), "big", True],
-    "alpha": [-0.1, float("nan"), float("inf"), "adaptive", "big", True],
+    "alpha": [-0.1, float("nan"), float("inf"), "best", "big", True],
     "difference": ["backward", None],
     "every_n_epochs": [0, -1, 1.5, True],
     "seed": [1.5, "x", True],

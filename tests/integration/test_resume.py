@@ -155,6 +155,7 @@ CONFIGURATIONS = {
     "accumulation": {"accumulate_grad_batches": 2},
     "probes that change": {"vamo": {"probes": LinearProbes(start=0, end=3, epochs=3)}},
     "a snapshot for two epochs": {"vamo": {"every_n_epochs": 2}},
+    "an adaptive coefficient": {"vamo": {"alpha": "adaptive"}},
     "orthonormal, central": {"vamo": {"directions": OrthonormalDirections("seeded"), "difference": "central"}},
     "validation within the epoch": {"val_check_interval": 3},
     "checkpoints at epochs' ends": {"saver": {"every_n_epochs": 1, "save_on_train_epoch_end": True}},

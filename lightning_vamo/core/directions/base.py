@@ -181,15 +181,12 @@ class Directions(ABC):
             )
 
     def learner(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> "Learner":
-        """What learns directions for ``parameters``, of a family that does: the random ones of :meth:`draw` to start with.
+        """What learns directions for ``parameters``, starting from the random ones of :meth:`draw`; it has seen no gradient.
 
         Args:
             parameters: See :meth:`draw`.
             count: ``q``, how many directions to follow until the learner is asked for another number of them.
             generator: CPU generator, in the same state in every process.
-
-        Returns:
-            A learner that has seen no gradient.
 
         Raises:
             UnsupportedError: If the family does not learn.

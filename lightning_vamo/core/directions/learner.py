@@ -19,14 +19,17 @@ class Learner(ABC):
     Attributes:
         current: The directions that :meth:`directions` gave last, to correct gradients with and, after a resume, to do so
             again; None before.
-        ready: Whether enough gradients were seen for directions that are more than random.
         shares: Estimate of the share of the gradient noise's variance in the span of the first ``1..q`` of ``current``, shape
             ``(q,)``, float64, on the CPU; None while there is no estimate.
     """
 
     current: ProbeDirections | None
-    ready: bool
     shares: Tensor | None
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether enough gradients were seen for directions that are more than random."""
 
     @abstractmethod
     def observe(self, gradients: Sequence[Tensor | None]) -> None:

@@ -113,7 +113,7 @@ def test_a_rank_keeps_and_draws_its_part_alone(storage, monkeypatch):
         drawn.subtract_([parameter], torch.ones(2))
         assert local(parameter).shape == (20, 5)
     assert sum(drawn_sizes) == (2 * 100 if storage == "stored" else 3 * 100)
-    kept = sum(rows.numel() for rows in getattr(drawn, "_rows", ()))
+    kept = sum(rows.numel() for rows in getattr(drawn, "rows", ()))
     assert kept == (2 * 100 if storage == "stored" else 0)
 
 

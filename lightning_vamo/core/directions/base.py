@@ -7,14 +7,17 @@ parameters*. Then :math:`(d/q) \sum_j \delta_j u_j` estimates the gradient whate
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import ShardGroup, local
-from lightning_vamo.errors import InvalidArgumentError
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+
+if TYPE_CHECKING:
+    from lightning_vamo.core.directions.learner import Learner
 
 
 class ProbeDirections(ABC):
@@ -69,6 +72,18 @@ class ProbeDirections(ABC):
             would lose to rounding. Of sharded tensors, the share of this process: a training step is not to communicate.
         """
 
+    def whiten(self, slopes: Tensor) -> Tensor:
+        """Turn slopes along the directions into coordinates in an orthonormal basis of their span.
+
+        Args:
+            slopes: Inner products with each direction, or probe differences along each, shape ``(..., q)``.
+
+        Returns:
+            The coordinates that :meth:`project` gives and :meth:`subtract_` takes, shape ``(..., q)``. Unless a family says
+            otherwise the directions are themselves the basis, and these are the slopes.
+        """
+        return slopes
+
     def dense(self, parameters: Sequence[Tensor]) -> Tensor:
         """All directions as one matrix, for tests and for small problems.
 
@@ -116,6 +131,9 @@ class Directions(ABC):
     orthonormal: ClassVar[bool] = False
     """Whether the directions of one draw are orthonormal, which allows at most ``d`` of them."""
 
+    learns: ClassVar[bool] = False
+    """Whether the family learns from gradients, through a :meth:`learner`."""
+
     def draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
         """Draw ``count`` directions for ``parameters``.
 
@@ -161,6 +179,19 @@ class Directions(ABC):
                 f"{type(self).__name__} cannot draw {count} orthonormal directions in a space of {dimension} trainable"
                 f" parameters: use at most {dimension} probes, or a family without this limit such as SphereDirections."
             )
+
+    def learner(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> "Learner":
+        """What learns directions for ``parameters``, starting from the random ones of :meth:`draw`; it has seen no gradient.
+
+        Args:
+            parameters: See :meth:`draw`.
+            count: ``q``, how many directions to follow until the learner is asked for another number of them.
+            generator: CPU generator, in the same state in every process.
+
+        Raises:
+            UnsupportedError: If the family does not learn.
+        """
+        raise UnsupportedError(f"{type(self).__name__} does not learn from gradients: use GradientSubspaceDirections.")
 
     @abstractmethod
     def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections: ...

@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_vamo.core.directions.base import Directions, ProbeDirections, inner_products, moments
 from lightning_vamo.core.directions.streams import Chunk, chunks_of, pieces, stream_count, stream_seed
 from lightning_vamo.core.numerics import at_least_float32
-from lightning_vamo.core.sharding import local, shard_group
+from lightning_vamo.core.sharding import ShardGroup, local, shard_group
 from lightning_vamo.errors import InvalidArgumentError
 
 Storage = Literal["stored", "seeded"]
@@ -46,7 +46,9 @@ class RandomFamily(Directions):
     def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
         seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
         seeded = SeededDirections(self, parameters, count, seed)
-        return seeded if self.storage == "seeded" else StoredDirections(seeded, parameters)
+        if self.storage == "seeded":
+            return seeded
+        return StoredDirections(stored_rows(seeded, parameters), seeded.dimension, seeded.shards)
 
     def sample(self, size: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Raw coordinates: independent, with mean zero and variance one; standard normal unless a family overrides it.
@@ -170,35 +172,33 @@ class StoredDirections(ProbeDirections):
     """Directions kept in memory, ``q`` rows per parameter or shard of one.
 
     Args:
-        seeded: Where the numbers come from.
-        parameters: Tensors that give the shapes, types and devices.
+        rows: Of each parameter, ``q`` rows of its numbers; see :func:`stored_rows`.
+        dimension: ``d``, the number of coordinates in all processes.
+        shards: The processes that hold the parameters together.
+
+    Attributes:
+        rows: What was given.
     """
 
-    def __init__(self, seeded: SeededDirections, parameters: Sequence[Tensor]) -> None:
-        self.count = seeded.count
-        self.dimension = seeded.dimension
-        self.shards = seeded.shards
-        held = [local(parameter) for parameter in parameters]
-        self._rows = [torch.empty(seeded.count, part.numel(), dtype=part.dtype, device=part.device) for part in held]
+    def __init__(self, rows: list[Tensor], dimension: int, shards: ShardGroup) -> None:
+        self.count = len(rows[0])
+        self.dimension = dimension
+        self.shards = shards
+        self.rows = rows
         # What a correction subtracts is computed here on a CPU, where allocating as much would take longer than filling it.
-        size = min(BLOCK, max(part.numel() for part in held))
-        self._buffers = {part.dtype: torch.empty(size, dtype=part.dtype, device="cpu") for part in held}
-        stream = seeded.directions()
-        for rows, sizes in zip(self._rows, seeded.sizes(), strict=True):
-            for columns in torch.split(rows, sizes, dim=1):
-                for row, part in zip(columns, next(stream), strict=True):
-                    row.copy_(part)
+        size = min(BLOCK, max(part.shape[1] for part in rows))
+        self._buffers = {part.dtype: torch.empty(size, dtype=part.dtype, device="cpu") for part in rows}
 
     def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
         """See :meth:`ProbeDirections.move`."""
-        for target, origin, rows in zip(map(local, targets), map(local, origins), self._rows, strict=True):
+        for target, origin, rows in zip(map(local, targets), map(local, origins), self.rows, strict=True):
             torch.add(origin, rows[index].view(origin.shape), alpha=distance, out=target)
 
     def project(self, vectors: Sequence[Tensor | None]) -> Tensor:
         """See :meth:`ProbeDirections.project`."""
-        device, dtype = self._rows[0].device, at_least_float32(self._rows[0].dtype)
+        device, dtype = self.rows[0].device, at_least_float32(self.rows[0].dtype)
         total = torch.zeros(self.count, dtype=dtype, device=device)
-        for vector, rows in zip(vectors, self._rows, strict=True):
+        for vector, rows in zip(vectors, self.rows, strict=True):
             if vector is not None:
                 total += torch.mv(rows, local(vector).reshape(-1).to(rows.dtype)).to(total)
         return self.shards.total(total)
@@ -206,7 +206,7 @@ class StoredDirections(ProbeDirections):
     def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
         """See :meth:`ProbeDirections.subtract_`."""
         products: list[Tensor] = []
-        for vector, rows in zip(vectors, self._rows, strict=True):
+        for vector, rows in zip(vectors, self.rows, strict=True):
             if vector is not None and rows.numel():
                 for flat in pieces(vector, rows.shape[1]):
                     products += self._subtract(flat, rows, coefficients.to(rows))
@@ -228,6 +228,29 @@ class StoredDirections(ProbeDirections):
             products += inner_products(part, step)
             part.sub_(step)
         return products
+
+
+def stored_rows(seeded: SeededDirections, parameters: Sequence[Tensor], wide: bool = False) -> list[Tensor]:
+    """Directions drawn once, each raw number one time.
+
+    Args:
+        seeded: Where the numbers come from.
+        parameters: Tensors that give the shapes, types and devices.
+        wide: Whether to keep them in float32 or wider, whatever the parameters' type.
+
+    Returns:
+        Of each parameter, or shard of one, ``q`` rows of its numbers.
+    """
+    table = []
+    stream = seeded.directions()
+    for part, sizes in zip(map(local, parameters), seeded.sizes(), strict=True):
+        dtype = at_least_float32(part.dtype) if wide else part.dtype
+        rows = torch.empty(seeded.count, part.numel(), dtype=dtype, device=part.device)
+        for columns in torch.split(rows, sizes, dim=1):
+            for row, numbers in zip(columns, next(stream), strict=True):
+                row.copy_(numbers)
+        table.append(rows)
+    return table
 
 
 def combination(weights: Sequence[float] | Tensor, parts: Iterable[Tensor]) -> Tensor:

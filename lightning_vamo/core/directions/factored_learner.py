@@ -1,0 +1,96 @@
+"""Learned directions in factored form."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.directions.factored import FactoredDirections, normalised, slopes
+from lightning_vamo.core.directions.layout import Factors
+from lightning_vamo.core.directions.nystrom import power_iterated
+from lightning_vamo.core.directions.passes import PowerIteration
+from lightning_vamo.errors import InvalidArgumentError
+
+
+class FactoredLearner(PowerIteration[Factors]):
+    r"""Follows the leading directions of gradient noise, each matrix of each as ``rank`` outer products.
+
+    For a matrix with gradient :math:`G_t`, where direction :math:`j` is :math:`A_j B_j^\top`, only the sketches
+    :math:`P_j = Y_j B_j` and :math:`Q_j = Y_j^\top A_j` are summed up, from the thin products :math:`G_t B_j` and
+    :math:`G_t^\top A_j`, of which the last ones are kept for the difference. At the end of the pass :func:`power_iterated`
+    makes directions of the sketches. No gradient is kept, and no matrix is made.
+
+    Sharded by rows, :math:`G_t B_j` is a matter of this process's rows, and the sum that :math:`G_t^\top A_j` takes over all
+    processes can wait for the end of the pass. Only the ``q`` numbers :math:`u_j^\top g_t` are summed at every gradient.
+
+    Args:
+        start: The directions to start from.
+    """
+
+    def __init__(self, start: FactoredDirections) -> None:
+        self._layout = start.layout
+        super().__init__(start, start.layout.device)
+
+    def _begin_pass(self) -> None:
+        super()._begin_pass()
+        count = self._following.count
+        self._sums, self._last = self._layout.zeros(count), self._layout.zeros(count)
+        self._last.whole = self._last.whole[0].clone()
+
+    @torch.no_grad()
+    def observe(self, gradients: Sequence[Tensor | None]) -> None:
+        """See :meth:`Learner.observe`; a gradient that is not finite is passed over."""
+        layout, factors, last = self._layout, self._basis(), self._last
+        left, right = layout.times_right(gradients, factors.right), layout.times_left(gradients, factors.left)
+        now = Factors(left, right, layout.rest(gradients))
+        change, known, finite = self._change(layout.shards.total(slopes(layout, factors, left, now.whole)))
+        for product in now.tensors():
+            product.masked_fill_(~finite, 0.0)
+        columns = change.repeat_interleave(layout.rank)[:, None]
+        self._sums.left.addcmul_(columns, now.left - last.left)
+        self._sums.right.addcmul_(columns, now.right - last.right)
+        self._sums.whole.addr_(change, now.whole - last.whole)
+        # The mean gradient is small against the noise: its square may stand for the noise's, which would take the last one.
+        self._squares += torch.where(known, layout.square(gradients), 0.0)
+        self._last = now
+
+    def _basis(self) -> Factors:
+        following: FactoredDirections = self._following  # type: ignore[assignment]
+        return following.factors
+
+    def _power_iterated(self) -> tuple[Factors, Tensor] | None:
+        turn = power_iterated(self._layout, self._following, self._sums)  # type: ignore[arg-type]
+        return None if turn is None else (normalised(self._layout, turn[0]), turn[1])
+
+    def _follow(self, basis: Factors, count: int, generator: torch.Generator) -> FactoredDirections:
+        layout, held = self._layout, len(basis.whole)
+        if held > count:
+            basis = basis.leading(count, layout.rank)
+        elif held < count:
+            basis = basis.followed_by(normalised(layout, layout.random(count - held, generator)))
+        return FactoredDirections(layout, basis)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Learner.state_dict`."""
+        groups = {"directions": self._basis(), "sums": self._sums, "last": self._last}
+        return {"rank": self._layout.rank, **{name: group.tensors() for name, group in groups.items()}, **super().state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Learner.load_state_dict`.
+
+        Args:
+            state: What :meth:`state_dict` returned.
+
+        Raises:
+            InvalidArgumentError: If it is of other parameters, or of another rank.
+        """
+        layout = self._layout
+        if (state["rank"], *(part.shape[1] for part in state["directions"])) != (layout.rank, *layout.sizes):
+            raise InvalidArgumentError(
+                f"`state` holds directions of rank {state['rank']} for other parameters, or other shards of them, than these:"
+                f" resume the same model in as many processes, with rank={state['rank']}."
+            )
+        directions, self._sums, self._last = (Factors(*self._copies(state[key])) for key in ("directions", "sums", "last"))
+        self._following = FactoredDirections(layout, directions)
+        super().load_state_dict(state)

@@ -1,0 +1,201 @@
+"""How factored directions are laid out: which parameters are matrices to factor, and where their factors lie."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.sharding import first_number, local, shard_group
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A parameter whose part of a direction is kept as a product of thin factors.
+
+    Attributes:
+        position: Its place among the parameters.
+        left: Where its rows, those in this process, lie in the left factors of all matrices.
+        right: Where its columns lie in the right factors.
+        rows: How many rows it has in all processes.
+        first: The first row in this process.
+    """
+
+    position: int
+    left: slice
+    right: slice
+    rows: int
+    first: int
+
+    @property
+    def columns(self) -> int:
+        """How many columns it has."""
+        return int(self.right.stop - self.right.start)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A parameter whose part of a direction is kept as it is, since factors would take as much.
+
+    Attributes:
+        position: Its place among the parameters.
+        place: Where its numbers, those in this process, lie among those of all such parameters.
+        numbers: How many numbers it has in all processes.
+        first: The first number in this process.
+    """
+
+    position: int
+    place: slice
+    numbers: int
+    first: int
+
+
+@dataclass
+class Factors:
+    r"""Something for each of ``q`` directions in factored form: :math:`A_j B_j^\top` per matrix, all numbers of the rest.
+
+    Of directions, the columns of :math:`B_j` have norm one.
+
+    Attributes:
+        left: Shape ``(q * rank, all rows)``, the columns of each :math:`A_j` below each other.
+        right: Shape ``(q * rank, all columns)``.
+        whole: Shape ``(q, numbers of the rest)``.
+    """
+
+    left: Tensor
+    right: Tensor
+    whole: Tensor
+
+    def leading(self, count: int, rank: int) -> "Factors":
+        """Copies of the first ``count``."""
+        return Factors(self.left[: count * rank].clone(), self.right[: count * rank].clone(), self.whole[:count].clone())
+
+    def followed_by(self, others: "Factors") -> "Factors":
+        """These, then ``others``."""
+        parts = zip(self.tensors(), others.tensors(), strict=True)
+        return Factors(*(torch.cat(pair) for pair in parts))
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All there is."""
+        return self.left, self.right, self.whole
+
+
+class Layout:
+    """Which parameters are factored, and how to take their gradients apart.
+
+    A parameter of two or more dimensions is seen as a matrix, a convolution as ``out x (in * height * width)``; one that its
+    factors would not make smaller is kept whole, as vectors are.
+
+    Args:
+        parameters: Tensors that give the shapes, types, devices and placements.
+        rank: Rank of each matrix of a direction.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], rank: int) -> None:
+        self.rank = rank
+        self.dimension = sum(parameter.numel() for parameter in parameters)
+        self.shards = shard_group(parameters)
+        self.matrices: list[Matrix] = []
+        self.wholes: list[Whole] = []
+        self.device = local(parameters[0]).device
+        self.dtype = torch.float32
+        left = right = whole = 0
+        for position, parameter in enumerate(parameters):
+            held = local(parameter)
+            self.dtype = torch.promote_types(self.dtype, held.dtype)
+            first = first_number(parameter)
+            rows = len(parameter) if parameter.dim() else 1
+            columns = parameter.numel() // max(1, rows)
+            if rank * (rows + columns) < parameter.numel():
+                ends = left + len(held), right + columns
+                self.matrices.append(Matrix(position, slice(left, ends[0]), slice(right, ends[1]), rows, first // columns))
+                left, right = ends
+            else:
+                end = whole + held.numel()
+                self.wholes.append(Whole(position, slice(whole, end), parameter.numel(), first))
+                whole = end
+        self.sizes = left, right, whole
+
+    def zeros(self, count: int) -> Factors:
+        """Zeros for ``count`` directions."""
+        left, right, whole = self.sizes
+        rows = count * self.rank
+        return Factors(self.empty(rows, left).zero_(), self.empty(rows, right).zero_(), self.empty(count, whole).zero_())
+
+    def empty(self, *shape: int) -> Tensor:
+        """A tensor in the type and on the device of the factors."""
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def matrix(self, matrix: Matrix, tensors: Sequence[Tensor | None]) -> Tensor | None:
+        """One of ``tensors``, one per parameter, seen as a matrix in its own type: a view unless its layout has none."""
+        tensor = tensors[matrix.position]
+        return None if tensor is None else local(tensor).reshape(-1, matrix.columns)
+
+    def rest(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """Those of ``tensors`` that are kept whole, flattened and concatenated; zeros for missing ones."""
+        numbers = self.empty(self.sizes[2])
+        for whole in self.wholes:
+            tensor = tensors[whole.position]
+            part = numbers[whole.place]
+            if tensor is None:
+                part.zero_()
+            else:
+                part.copy_(local(tensor).reshape(-1))
+        return numbers
+
+    def times_right(self, tensors: Sequence[Tensor | None], right: Tensor) -> Tensor:
+        """Every matrix times its right factors: shape ``(q * rank, all rows)``; zeros for missing ones."""
+        products = self.empty(len(right), self.sizes[0])
+        for matrix in self.matrices:
+            tensor = self.matrix(matrix, tensors)
+            if tensor is None:
+                products[:, matrix.left] = 0
+            else:
+                products[:, matrix.left] = right[:, matrix.right] @ tensor.to(products).t()
+        return products
+
+    def times_left(self, tensors: Sequence[Tensor | None], left: Tensor) -> Tensor:
+        """Every transposed matrix times its left factors, of the rows in this process: shape ``(q * rank, all columns)``."""
+        products = self.empty(len(left), self.sizes[1])
+        for matrix in self.matrices:
+            tensor = self.matrix(matrix, tensors)
+            if tensor is None:
+                products[:, matrix.right] = 0
+            else:
+                products[:, matrix.right] = left[:, matrix.left] @ tensor.to(products)
+        return products
+
+    def square(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """The squared norm of what is there in this process, float64."""
+        parts = [self.empty(1).zero_()[0]]
+        for tensor in tensors:
+            if tensor is not None:
+                flat = local(tensor).reshape(-1).to(parts[0])
+                parts.append(torch.dot(flat, flat))
+        return torch.stack(parts).double().sum()
+
+    def random(self, count: int, generator: torch.Generator) -> Factors:
+        """Random directions, not of unit norm: independent normal factors; a tensor's share is that of its numbers.
+
+        Args:
+            count: How many.
+            generator: CPU generator; every process draws all, and keeps its part.
+
+        Returns:
+            The directions, to be scaled.
+        """
+
+        def normal(rows: int, columns: int) -> Tensor:
+            return torch.randn(rows, columns, generator=generator, dtype=torch.float64, device="cpu")
+
+        factors = self.zeros(count)
+        for matrix in self.matrices:
+            own = slice(matrix.first, matrix.first + matrix.left.stop - matrix.left.start)
+            left = normal(count * self.rank, matrix.rows) * (matrix.columns / self.rank) ** 0.5
+            factors.left[:, matrix.left] = left[:, own].to(factors.left)
+            right = normal(count * self.rank, matrix.columns)
+            factors.right[:, matrix.right] = (right / right.norm(dim=1, keepdim=True)).to(factors.right)
+        for whole in self.wholes:
+            own = slice(whole.first, whole.first + whole.place.stop - whole.place.start)
+            factors.whole[:, whole.place] = normal(count, whole.numbers)[:, own].to(factors.whole)
+        return factors

@@ -1,0 +1,65 @@
+"""What learns probe directions from the gradients that training computes anyway."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.directions.base import ProbeDirections
+
+
+class Learner(ABC):
+    """Learns the directions of one list of parameters, a *pass* over mini-batch gradients at a time.
+
+    A pass lies between two calls of :meth:`directions`. Whatever is fed and drawn is to be the same in every process; then so
+    are the directions, to the bit. Of sharded parameters each process feeds and gets its part.
+
+    Attributes:
+        current: The directions that :meth:`directions` gave last, to correct gradients with and, after a resume, to do so
+            again; None before.
+        shares: Estimate of the share of the gradient noise's variance in the span of the first ``1..q`` of ``current``, shape
+            ``(q,)``, float64, on the CPU; None while there is no estimate.
+    """
+
+    current: ProbeDirections | None
+    shares: Tensor | None
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether enough gradients were seen for directions that are more than random."""
+
+    @abstractmethod
+    def observe(self, gradients: Sequence[Tensor | None]) -> None:
+        """Learn from one mini-batch gradient: uncorrected, averaged over the ranks, not scaled for half precision.
+
+        Args:
+            gradients: Of the parameters' shapes, neither kept nor changed; ``None`` stands for zeros.
+        """
+
+    @abstractmethod
+    def directions(self, count: int, generator: torch.Generator) -> ProbeDirections:
+        """End the pass: turn to the directions learned in it, and learn the next ones from there.
+
+        Args:
+            count: ``q``, at least 1. If it is less than before, the leading directions are given; if more, random ones are
+                added, which the next pass learns.
+            generator: CPU generator, in the same state in every process; read only where random directions are needed.
+
+        Returns:
+            The directions, leading ones first: :attr:`current`.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """All that was learned, also in the middle of a pass: plain types and tensors, of sharded parameters this process's."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on, to the bit, where :meth:`state_dict` was called.
+
+        Args:
+            state: What it returned, for the same parameters.
+        """

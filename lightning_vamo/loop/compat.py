@@ -276,6 +276,7 @@ def continued(trainer: Trainer, restore: Callable[[], None] | None, *, end_batch
     loop = trainer.fit_loop.epoch_loop
     on_run_start, advance = loop.on_run_start, loop.advance
     waiting = {"start": True, "end_batch": end_batch}
+    stepped = loop._batches_that_stepped
 
     def start(fetcher: Any) -> None:
         first, waiting["start"] = waiting["start"], False
@@ -283,6 +284,9 @@ def continued(trainer: Trainer, restore: Callable[[], None] | None, *, end_batch
             iter(fetcher)
         on_run_start(fetcher)
         if first and restore is not None:
+            if not loop.restarted_on_last:
+                # Saved in a batch, whose step Lightning would count twice, and before which it would prepare to validate.
+                loop.restarting, loop._batches_that_stepped, loop.batch_progress.is_last_batch = False, stepped, False
             restore()
 
     def step(fetcher: Any) -> None:
@@ -296,6 +300,13 @@ def continued(trainer: Trainer, restore: Callable[[], None] | None, *, end_batch
         yield
 
 
+def position(trainer: Trainer) -> int | None:
+    """How many batches the epoch has trained on, by the counters that checkpoints hold; None between two epochs."""
+    epoch: Any = trainer.fit_loop.epoch_progress.current
+    batch: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return int(batch.processed) if epoch.started > epoch.processed else None
+
+
 def end_batch_on_resume(checkpoint: dict[str, Any]) -> bool:
     """Mark the last batch of a checkpoint that was saved at its end as complete, so that Lightning does not complete it.
 
@@ -306,12 +317,22 @@ def end_batch_on_resume(checkpoint: dict[str, Any]) -> bool:
         Whether it was saved at a batch's end, so that what follows is to be done: see :func:`continued`.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    total, current = progress["total"], progress["current"]
-    if not total["ready"] == total["started"] == total["processed"] == total["completed"] + 1:
+    current = progress["current"]
+    if current["ready"] != current["processed"]:
         return False
-    total["completed"] += 1
-    current["completed"] += 1
-    return True
+    ends_batch: bool = current["completed"] < current["processed"]
+    # All of them: what an epoch left out, by a batch of None or by -1 from `on_train_batch_start`, is missing for good.
+    for counts in (current, progress["total"]):
+        counts["started"] = counts["processed"] = counts["completed"] = counts["ready"]
+    return ends_batch
+
+
+def in_validation(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint from within an epoch was saved in a validation that had not ended, by an exception for one."""
+    loops = checkpoint["loops"]["fit_loop"]
+    batch, validation = loops["epoch_loop.batch_progress"]["current"], loops["epoch_loop.val_loop.batch_progress"]
+    ended = validation["is_last_batch"] and validation["current"]["completed"] == validation["current"]["ready"]
+    return bool(batch["ready"] == batch["completed"] and not ended)
 
 
 def resume_schedulers(trainer: Trainer) -> None:

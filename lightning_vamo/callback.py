@@ -218,8 +218,6 @@ class VAMOCallback(GradientCallback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether this epoch takes a snapshot, or goes on with the batches of the last one."""
         self._epoch_began = time.perf_counter()
-        if self._resumption is not None:
-            self._resumption.epoch_starts(trainer)
         self._standing.first = self._standing.unused = 0
         if compat.skips_backward(trainer):
             return

@@ -30,7 +30,7 @@ from lightning_vamo.loop.standing import Standing
 # What a rank's state holds: see `_state`.
 _KEYS = {
     *("position", "first", "due", "rows", "withheld", "unused", "moments", "order"),
-    *("plan", "snapshot", "random", "logs", "metrics", "gradients"),
+    *("plan", "reloaded", "snapshot", "random", "logs", "metrics", "gradients"),
 }
 
 
@@ -87,6 +87,7 @@ def _state(trainer: Trainer, standing: Standing, directions: Directions) -> dict
         "moments": standing.moments if within else None,  # else they are an epoch's that has ended, and is not logged again
         "order": torch.tensor(order, dtype=torch.int64, device="cpu"),
         "plan": None if plan is None else plan_state(plan),
+        "reloaded": compat.last_reload(trainer),
         "snapshot": None if taken is None else {"directions": type(directions).__name__, **snapshot_state(taken)},
         "random": random_state(module, _loaders(trainer)),
         "logs": compat.log_state(trainer, within),
@@ -159,8 +160,9 @@ class Resumption:
         standing = self._standing(trainer, self._state, directions, schedule, alpha)
         if self._within:
             compat.resume_schedulers(trainer)
-        restore = functools.partial(self._restore, trainer) if self._within else None
-        with compat.continued(trainer, restore, end_batch=self._ends_batch):
+        compat.set_last_reload(trainer, self._state["reloaded"])
+        restore = functools.partial(self._restore if self._within else self._begin_epoch, trainer)
+        with compat.continued(trainer, restore, within=self._within, end_batch=self._ends_batch):
             yield standing
 
     def _standing(
@@ -199,13 +201,12 @@ class Resumption:
                     local(parameter.grad).copy_(gradient)
         set_random_state(self._state["random"], _loaders(trainer))
 
-    def epoch_starts(self, trainer: Trainer) -> None:
-        """Take up the random states and the metrics with which the interrupted run began the epoch."""
-        if self._state is not None and not self._within:
-            compat.set_log_state(trainer, trainer.lightning_module, self._state["logs"], None)
-            if self._ended_epoch:
-                compat.step_plateau_schedulers(trainer)
-            set_random_state(self._state["random"], _loaders(trainer))
+    def _begin_epoch(self, trainer: Trainer) -> None:
+        assert self._state is not None
+        compat.set_log_state(trainer, trainer.lightning_module, self._state["logs"], None)
+        if self._ended_epoch:
+            compat.step_plateau_schedulers(trainer)
+        set_random_state(self._state["random"], _loaders(trainer))
 
     def validation_starts(self, trainer: Trainer) -> None:
         """Take up the random states from within a validation, which is done anew: its loader has just drawn again."""

@@ -321,9 +321,11 @@ def run_saving(folder, ckpt=None, seed=1, hook=None, batch_idx=None, before=True
     callbacks = [VAMOCallback(probes=2, seed=4, every_n_epochs=2), watch, *options.pop("callbacks", ())]
     if hook:
         callbacks.insert(0 if before else len(callbacks), SavesAt(folder, hook, batch_idx))
-    fit = trainer(folder, callbacks=callbacks, logger=rows, max_epochs=3, **{"enable_checkpointing": False, **options})
-    loader = DataLoader(classification_data(SAMPLES), BATCH, shuffle=True, collate_fn=collate)
-    fit.fit(net := module(), loader, DataLoader(classification_data(20, seed=1), 10), ckpt_path=ckpt, weights_only=bool(ckpt))
+    fit = trainer(folder, callbacks=callbacks, logger=rows, **{"max_epochs": 3, "enable_checkpointing": False, **options})
+    data = L.LightningDataModule()
+    data.train_dataloader = lambda: DataLoader(classification_data(SAMPLES), BATCH, shuffle=True, collate_fn=collate)
+    data.val_dataloader = lambda: DataLoader(classification_data(20, seed=1), 10)
+    fit.fit(net := module(), data, ckpt_path=ckpt, weights_only=True if ckpt else None)
     return fit, net, watch, rows
 
 
@@ -355,6 +357,15 @@ def test_a_checkpoint_that_another_callback_saves(hook, batch_idx, before, tmp_p
     uninterrupted = run_saving(tmp_path, hook=hook, batch_idx=batch_idx, before=before)
     for epoch in range(2):
         assert_same_end(run_saving(tmp_path / "resumed", tmp_path / f"{epoch}.ckpt", seed=99), uninterrupted)
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end"])
+@pytest.mark.parametrize("every", [1, 2])
+def test_loaders_that_are_made_anew(every, hook, tmp_path):
+    options = {"reload_dataloaders_every_n_epochs": every, "max_epochs": 4}
+    uninterrupted = run_saving(tmp_path, hook=hook, batch_idx=6, before=False, **options)
+    for epoch in (1, 2):
+        assert_same_end(run_saving(tmp_path / "resumed", tmp_path / f"{epoch}.ckpt", seed=99, **options), uninterrupted)
 
 
 def nothing_of_some(items):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lightning_vamo.core.adaptive import Coefficient
+from lightning_vamo.loop.plan import Plan
 from lightning_vamo.loop.snapshot import Taken
 
 
@@ -15,7 +16,7 @@ class Standing:
     Attributes:
         taken: The snapshot whose rows the steps use; None if they are plain.
         order: The row of the plan that each step of the epoch takes, shape ``(K,)``.
-        position: How many batches the epoch has trained on; None between two epochs.
+        first: Lightning's index of the plan's first batch; not 0 where the run resumed within the epoch without its plan.
         due: Whether the next batch takes a snapshot.
         rows: The rows of the batches whose gradients are accumulating.
         withheld: Whether this rank has kept its part of one of them out of the correction.
@@ -23,12 +24,13 @@ class Standing:
         coefficient: What changes the effective coefficient from step to step, if anything does.
         steps: How many steps of the epoch have been corrected.
         factors: Sum over them of the mean factor of their rows.
+        plan: The epoch's plan, once the loaders have ceased to record it: after an exception.
         moments: Squared gradient norms and what the corrections removed of them, summed over the epoch's steps, shape ``(2,)``.
     """
 
     taken: Taken | None = None
     order: list[int] = field(default_factory=list)
-    position: int | None = None
+    first: int = 0
     due: bool = True
     rows: list[int] = field(default_factory=list)
     withheld: bool = False
@@ -36,15 +38,13 @@ class Standing:
     coefficient: Coefficient | None = None
     steps: int = 0
     factors: Tensor | float = 0.0
+    plan: Plan | None = None
     moments: Tensor | None = None
 
-    @property
-    def begun(self) -> int:
-        """Position in the epoch of the batch that is being trained on."""
-        assert self.position is not None, "a batch has started"
-        return self.position
+    def row(self, batch_idx: int) -> int:
+        """The row of the plan that belongs to the epoch's batch of that index."""
+        return self.order[batch_idx - self.first]
 
-    @property
-    def progress(self) -> float:
-        """Share of the epoch's batches that has been trained on."""
-        return self.begun / max(1, len(self.order))
+    def progress(self, batch_idx: int) -> float:
+        """Share of the epoch's batches that come before the one of that index."""
+        return (batch_idx - self.first) / max(1, len(self.order))

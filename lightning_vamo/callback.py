@@ -20,11 +20,13 @@ from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.advice import Advice
 from lightning_vamo.loop.driver import GradientCallback
 from lightning_vamo.loop.fingerprint import BatchWatch
+from lightning_vamo.loop.plan import plan_of
 from lightning_vamo.loop.precision import check_float32, check_sweep_precision
 from lightning_vamo.loop.recording import RecordingBatchSampler, recording
 from lightning_vamo.loop.resume import Resumption, check_readable, plan_within, saved
 from lightning_vamo.loop.snapshot import seeded, take_snapshot
 from lightning_vamo.loop.standing import Standing
+from lightning_vamo.loop.warmup import observe, warm_up
 from lightning_vamo.mixin import VAMOMixin
 from lightning_vamo.report import Totals, VAMOReport
 
@@ -233,7 +235,8 @@ class VAMOCallback(GradientCallback):
         standing = self._standing
         # A reloaded loader may hold other data, to which the rows do not belong.
         stale = standing.taken is not None and not standing.taken.plan.belongs_to(compat.train_loader(trainer))
-        standing.due |= stale or trainer.current_epoch % self.every_n_epochs == 0
+        learning = standing.learner is not None and standing.taken is None
+        standing.due |= stale or learning or trainer.current_epoch % self.every_n_epochs == 0
         if not standing.due and standing.taken is not None:
             standing.order = standing.taken.plan.again(seeded(self._seed(f"order of epoch {trainer.current_epoch}")))
 
@@ -261,11 +264,14 @@ class VAMOCallback(GradientCallback):
         if probes == 0:
             return
         self._standing.coefficient = coefficient_of(self.alpha, probes, self._standing.coefficient)
+        if self.directions.learns and not self._learned(trainer, module, probes):
+            return
         taken = take_snapshot(
             trainer,
             module,
             self,
             self.directions,
+            self._standing.learner,
             self._seed(f"snapshot {self._totals.snapshots}"),
             probes=probes,
             mu=self.mu,
@@ -279,6 +285,18 @@ class VAMOCallback(GradientCallback):
         self._standing.order = list(range(taken.plan.length))
         self._totals.add_sweep(taken.sweep)
         self._advice.on_sweep(trainer, taken.sweep, taken.logs["vamo/mu"], self.sweep_precision)
+
+    def _learned(self, trainer: Trainer, module: LightningModule, probes: int) -> bool:
+        """Whether directions have been learned; before the first snapshot, batches that take no step may help."""
+        standing, parameters = self._standing, support.trainable_parameters(trainer.optimizers)
+        if standing.learner is None:
+            standing.learner = self.directions.learner(parameters, probes, seeded(self._seed("learner")))
+        if not standing.learner.ready and self.directions.warmup_batches:
+            with self._watch.looking_away():
+                seen = warm_up(trainer, module, plan_of(trainer), standing.learner, parameters, self.directions.warmup_batches)
+            self._totals.forward_evaluations += seen
+            self._totals.backward_evaluations += seen
+        return standing.learner.ready
 
     def _probes(self, epoch: int) -> int:
         return check_probes(f"{type(self.schedule).__name__}.probes_at({epoch})", self.schedule.probes_at(epoch))
@@ -308,6 +326,8 @@ class VAMOCallback(GradientCallback):
         standing = self._standing
         if first:
             standing.rows = []
+        if last and standing.learner is not None:
+            observe(trainer, standing.learner, support.trainable_parameters(trainer.optimizers))
         if standing.taken is None:
             return
         if not skipped and not (self._watch.differs and trainer.world_size == 1):

@@ -25,13 +25,13 @@ from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.packing import packed, random_state, set_random_state, unpacked
 from lightning_vamo.loop.plan import Plan, plan_of, remaining
 from lightning_vamo.loop.recording import Pass, RecordingBatchSampler
-from lightning_vamo.loop.snapshot import resumed_snapshot, snapshot_state
+from lightning_vamo.loop.snapshot import resumed_snapshot, seeded, snapshot_state
 from lightning_vamo.loop.standing import Standing
 
 # What a rank's state holds: see `_state`.
 _KEYS = {
-    *("position", "first", "due", "rows", "withheld", "unused", "moments", "steps", "factors", "coefficient", "order"),
-    *("plan", "reloaded", "snapshot", "random", "logs", "metrics", "gradients"),
+    *("position", "first", "due", "rows", "withheld", "unused", "moments", "steps", "factors", "coefficient"),
+    *("order", "learner", "plan", "reloaded", "snapshot", "random", "logs", "metrics", "gradients"),
 }
 
 
@@ -89,6 +89,7 @@ def _state(trainer: Trainer, standing: Standing, directions: Directions) -> dict
         "steps": standing.steps if within else 0,
         "factors": standing.factors if within else 0.0,
         "coefficient": standing.coefficient.state_dict() if isinstance(standing.coefficient, Regression) else None,
+        "learner": None if standing.learner is None else standing.learner.state_dict(),
         "order": torch.tensor(order, dtype=torch.int64, device="cpu"),
         "plan": None if plan is None else plan_state(plan),
         "reloaded": compat.last_reload(trainer),
@@ -187,16 +188,19 @@ class Resumption:
             standing.coefficient = Regression.of(state["coefficient"])
         elif state["snapshot"] is not None:
             standing.coefficient = coefficient_of(alpha, state["snapshot"]["probes"], None)
-        snapshot = state["snapshot"]
+        snapshot, parameters = state["snapshot"], support.trainable_parameters(trainer.optimizers)
+        if state["learner"] is not None and directions.learns:
+            standing.learner = directions.learner(parameters, 1, seeded(0))
+            standing.learner.load_state_dict(state["learner"])
         if snapshot is not None:
             _check_fits("the number of batches per epoch", state["plan"]["length"], trainer.num_training_batches)
-            parameters = support.trainable_parameters(trainer.optimizers)
             dimension = sum(parameter.numel() for parameter in parameters)
             _check_fits("the family of directions", snapshot["directions"], type(directions).__name__)
             _check_fits("the number of trainable parameters", snapshot["dimension"], dimension)
             _check_fits("the number of probes", snapshot["probes"], schedule.probes_at(snapshot["epoch"]))
+            plan = resumed_plan(trainer, state["plan"])
             standing.taken = resumed_snapshot(
-                trainer, snapshot, resumed_plan(trainer, state["plan"]), directions, alpha, standing.coefficient
+                trainer, snapshot, plan, directions, standing.learner, alpha, standing.coefficient
             )
         return standing
 

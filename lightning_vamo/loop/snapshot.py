@@ -1,5 +1,6 @@
 """Taking a snapshot: draw directions, sweep the epoch's batches, and make the correction that the epoch's steps apply."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from lightning_vamo.core.adaptive import Coefficient
 from lightning_vamo.core.control_variate import ControlVariate
 from lightning_vamo.core.correction import Correction
 from lightning_vamo.core.directions import Directions, ProbeDirections
+from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.mixing import Alpha, effective_coefficient
 from lightning_vamo.core.probes import Difference, auto_mu
 from lightning_vamo.loop import compat, support
@@ -47,6 +49,7 @@ def take_snapshot(
     module: LightningModule,
     driver: GradientCallback,
     directions: Directions,
+    learner: Learner | None,
     seed: int,
     *,
     probes: int,
@@ -64,6 +67,7 @@ def take_snapshot(
         module: Its module.
         driver: The callback that answers the module's ``training_step``.
         directions: The family of probe directions.
+        learner: What has learned some, if the family learns.
         seed: Seed of the directions.
         probes: ``q``, at least 1.
         mu: Smoothing radius, or ``"auto"``.
@@ -78,7 +82,8 @@ def take_snapshot(
     """
     parameters = support.trainable_parameters(trainer.optimizers)
     plan = plan_of(trainer)
-    drawn = directions.draw(parameters, probes, seeded(seed))
+    draw = functools.partial(directions.draw, parameters) if learner is None else learner.directions
+    drawn = draw(probes, seeded(seed))
     compat.drop_gradients(trainer, module, batch_idx)
     radius = auto_mu(parameters, difference, arithmetic(trainer, sweep_precision)) if mu == "auto" else mu
 
@@ -119,6 +124,7 @@ def resumed_snapshot(
     state: dict[str, Any],
     plan: Plan,
     directions: Directions,
+    learner: Learner | None,
     alpha: Alpha,
     coefficient: Coefficient | None,
 ) -> Taken:
@@ -129,6 +135,7 @@ def resumed_snapshot(
         state: What :func:`snapshot_state` gave.
         plan: The batches that its rows belong to.
         directions: The family of probe directions.
+        learner: What has learned some, as it was when the checkpoint was saved, if the family learns.
         alpha: Mixing coefficient.
         coefficient: What changes it from step to step.
 
@@ -136,7 +143,9 @@ def resumed_snapshot(
         The snapshot as it was.
     """
     parameters = support.trainable_parameters(trainer.optimizers)
-    drawn = directions.draw(parameters, state["probes"], seeded(state["seed"]))
+    drawn = None if learner is None else learner.current
+    if drawn is None:
+        drawn = directions.draw(parameters, state["probes"], seeded(state["seed"]))
     device = trainer.strategy.root_device
     measured: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state["sweep"].items()}
     sweep = Sweep(**measured)
@@ -154,7 +163,8 @@ def _correction(
     # Without a direction left there is nothing to correct, which is what a coefficient of zero says.
     left = sweep.directions_dropped < directions.count
     beta = effective_coefficient(alpha, directions.count, directions.dimension) if left else 0.0
-    control, own = (ControlVariate(deltas, sweep.weights, beta) for deltas in (sweep.deltas, sweep.own))
+    tables = (directions.whiten(deltas) for deltas in (sweep.deltas, sweep.own))
+    control, own = (ControlVariate(table, sweep.weights, beta) for table in tables)
     return Correction(parameters, directions, control, own, coefficient)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lightning_vamo.core.adaptive import Coefficient
+from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.loop.plan import Plan
 from lightning_vamo.loop.snapshot import Taken
 
@@ -21,6 +22,7 @@ class Standing:
         rows: The rows of the batches whose gradients are accumulating.
         withheld: Whether this rank has kept its part of one of them out of the correction.
         unused: How many rows the epoch has not used, since their batches were other ones than the sweep saw.
+        learner: What learns directions from the gradients, if the family does.
         coefficient: What changes the effective coefficient from step to step, if anything does.
         steps: How many steps of the epoch have been corrected.
         factors: Sum over them of the mean factor of their rows.
@@ -35,6 +37,7 @@ class Standing:
     rows: list[int] = field(default_factory=list)
     withheld: bool = False
     unused: int = 0
+    learner: Learner | None = None
     coefficient: Coefficient | None = None
     steps: int = 0
     factors: Tensor | float = 0.0

@@ -134,6 +134,9 @@ class Directions(ABC):
     learns: ClassVar[bool] = False
     """Whether the family learns from gradients, through a :meth:`learner`."""
 
+    warmup_batches: int = 0
+    """Of how many batches a learner sees the gradients before the first snapshot, without a step."""
+
     def draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
         """Draw ``count`` directions for ``parameters``.
 

@@ -30,10 +30,11 @@ class GradientSubspaceDirections(Directions):
     Args:
         rank: Outer products that a matrix of a direction is made of: little memory. None keeps directions as they are, for at
             most ``(2q + 1) * d`` numbers. Factored directions are not quite orthogonal, which coordinates make up for.
-        warmup_batches: How many gradients to learn from before the first snapshot.
+        warmup_batches: How many gradients to learn from before the first snapshot, without taking a step. 0: the first epoch
+            trains plainly, and its steps are learned from.
 
     Raises:
-        InvalidArgumentError: If ``rank`` or ``warmup_batches`` is less than 1.
+        InvalidArgumentError: If ``rank`` is less than 1, or ``warmup_batches`` less than 0.
 
     Example:
         >>> import torch
@@ -51,8 +52,8 @@ class GradientSubspaceDirections(Directions):
     def __init__(self, rank: int | None = 1, warmup_batches: int = 64) -> None:
         if rank is not None and rank < 1:
             raise InvalidArgumentError(f"`rank` must be None or at least 1, got {rank}.")
-        if warmup_batches < 1:
-            raise InvalidArgumentError(f"`warmup_batches` must be at least 1, got {warmup_batches}.")
+        if warmup_batches < 0:
+            raise InvalidArgumentError(f"`warmup_batches` must be at least 0, got {warmup_batches}.")
         self.rank = rank
         self.warmup_batches = warmup_batches
 

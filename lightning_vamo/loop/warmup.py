@@ -1,0 +1,68 @@
+"""Gradients that take no step, for directions to be learned from before the first snapshot."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.core.sharding import local
+from lightning_vamo.loop import compat
+from lightning_vamo.loop.guards import no_trace
+from lightning_vamo.loop.plan import Plan
+
+
+def observe(trainer: Trainer, learner: Learner, parameters: Sequence[Tensor]) -> None:
+    """Show a learner the gradients in ``.grad``, uncorrected and averaged over ranks, as they are without a GradScaler.
+
+    Args:
+        trainer: The trainer.
+        learner: What learns from them.
+        parameters: The parameters that have them.
+    """
+    gradients: list[Tensor | None] = [parameter.grad for parameter in parameters]
+    scale = compat.grad_scale(trainer)
+    if scale is not None:
+        if not all(bool(local(gradient).isfinite().all()) for gradient in gradients if gradient is not None):
+            return  # the optimizer skips the step
+        factor = 1 / scale(torch.ones((), device=parameters[0].device))
+        gradients = [None if gradient is None else gradient * factor for gradient in gradients]
+    learner.observe(gradients)
+
+
+def warm_up(
+    trainer: Trainer, module: LightningModule, plan: Plan, learner: Learner, parameters: Sequence[Tensor], most: int
+) -> int:
+    """Let a learner see the gradients of the plan's first batches, leaving no trace.
+
+    Args:
+        trainer: The trainer, between two training steps, with no gradients that accumulate.
+        module: Its module, whose ``training_step`` is called plainly.
+        plan: The epoch's batches.
+        learner: What learns.
+        parameters: The parameters that it learns directions for.
+        most: How many batches at most.
+
+    Returns:
+        How many batches were evaluated, forward and backward.
+    """
+    reshard = compat.resharding(module)
+    seen = 0
+    with no_trace(trainer, module, parameters) as state, plan.loaded() as batches:
+        for position, loaded in enumerate(itertools.islice(batches, most)):
+            batch = compat.to_device(trainer, compat.before_transfer(trainer, loaded))
+            with torch.enable_grad():
+                output = compat.run_training_step(trainer, batch, position)
+                loss, _ = compat.step_output(output, 1)
+                if loss is not None:
+                    trainer.strategy.backward(loss, None)
+                    seen += 1
+            observe(trainer, learner, parameters)
+            for parameter in parameters:
+                parameter.grad = None
+            reshard()
+            state.restore_tensors()
+            state.restore_attributes()
+    return seen

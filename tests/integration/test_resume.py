@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_vamo import VAMOCallback, VAMOMixin
-from lightning_vamo.core.directions import OrthonormalDirections
+from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections
 from lightning_vamo.core.schedules import LinearProbes
 from lightning_vamo.errors import InvalidArgumentError
 from tests.modules import classification_data, trainer
@@ -156,6 +156,8 @@ CONFIGURATIONS = {
     "probes that change": {"vamo": {"probes": LinearProbes(start=0, end=3, epochs=3)}},
     "a snapshot for two epochs": {"vamo": {"every_n_epochs": 2}},
     "an adaptive coefficient": {"vamo": {"alpha": "adaptive"}},
+    "learned directions": {"vamo": {"alpha": "adaptive", "directions": GradientSubspaceDirections(warmup_batches=4)}},
+    "learned directions, dense": {"vamo": {"directions": GradientSubspaceDirections(rank=None, warmup_batches=0)}},
     "orthonormal, central": {"vamo": {"directions": OrthonormalDirections("seeded"), "difference": "central"}},
     "validation within the epoch": {"val_check_interval": 3},
     "checkpoints at epochs' ends": {"saver": {"every_n_epochs": 1, "save_on_train_epoch_end": True}},

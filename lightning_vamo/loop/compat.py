@@ -292,8 +292,8 @@ def continued(trainer: Trainer, restore: Callable[[], None], *, within: bool, en
             iter(fetcher)
         on_run_start(fetcher)
         if first and within:
-            if not loop.restarted_on_last:
-                # Saved in a batch, whose step Lightning would count twice, and before which it would prepare to validate.
+            if not loop.restarted_on_last or loop.batch_progress.current.ready == 0:
+                # Saved in or before a batch, whose step Lightning would count twice, and before which it would validate.
                 loop.restarting, loop._batches_that_stepped, loop.batch_progress.is_last_batch = False, stepped, False
             restore()
 
@@ -335,12 +335,11 @@ def end_batch_on_resume(checkpoint: dict[str, Any]) -> bool:
     return ends_batch
 
 
-def in_validation(checkpoint: dict[str, Any]) -> bool:
-    """Whether a checkpoint from within an epoch was saved in a validation that had not ended, by an exception for one."""
-    loops = checkpoint["loops"]["fit_loop"]
-    batch, validation = loops["epoch_loop.batch_progress"]["current"], loops["epoch_loop.val_loop.batch_progress"]
-    ended = validation["is_last_batch"] and validation["current"]["completed"] == validation["current"]["ready"]
-    return bool(batch["ready"] == batch["completed"] and not ended)
+def in_validation(trainer: Trainer) -> bool:
+    """Whether a validation has begun that has not ended."""
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    ended = progress.is_last_batch and progress.current.completed == progress.current.ready
+    return trainer.validating and not ended
 
 
 def last_reload(trainer: Trainer) -> float:

@@ -30,8 +30,8 @@ from lightning_vamo.loop.standing import Standing
 
 # What a rank's state holds: see `_state`.
 _KEYS = {
-    *("position", "first", "due", "rows", "withheld", "unused", "moments", "steps", "factors", "coefficient"),
-    *("order", "learner", "plan", "reloaded", "snapshot", "random", "logs", "metrics", "gradients"),
+    *("position", "first", "validating", "due", "rows", "withheld", "unused", "moments", "steps", "factors"),
+    *("coefficient", "order", "learner", "plan", "reloaded", "snapshot", "random", "logs", "metrics", "gradients"),
 }
 
 
@@ -81,6 +81,7 @@ def _state(trainer: Trainer, standing: Standing, directions: Directions) -> dict
     state = {
         "position": None if position is None else position - standing.first,
         "first": standing.first,
+        "validating": compat.in_validation(trainer),
         "due": standing.due,
         "rows": standing.rows,
         "withheld": standing.withheld,
@@ -124,7 +125,7 @@ class Resumption:
         # Between snapshots nothing is missing but the random states, and those of other processes are of no use.
         self._state = ranks[trainer.global_rank] if len(ranks) == trainer.world_size else None
         self._within = within
-        self._in_validation = within and compat.in_validation(checkpoint)
+        self._in_validation = within and ranks[0]["validating"]
         self._ends_batch = within and (compat.end_batch_on_resume(checkpoint) or self._in_validation)
         self._ended_epoch = not within and compat.ended_epoch(checkpoint)
 

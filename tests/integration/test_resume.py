@@ -397,6 +397,11 @@ def test_batches_that_lightning_leaves_out(options, tmp_path):
 class Fails(Module):
     at = None
 
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        if self.trainer.training and self.at == ("transfer", self.current_epoch, self.trainer.fit_loop.batch_idx + 1):
+            raise ArithmeticError
+        return batch
+
     def training_step(self, batch, batch_idx):
         if self.at == ("sweep" if not torch.is_grad_enabled() else "step", self.current_epoch, batch_idx):
             raise ArithmeticError
@@ -412,7 +417,10 @@ class VAMOFails(VAMOMixin, Fails):
     pass
 
 
-@pytest.mark.parametrize("at", [("sweep", 2, 3), ("step", 1, 0), ("step", 1, 3), ("step", 2, 6), ("validation", 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "at", [("sweep", 2, 3), ("step", 1, 0), ("step", 1, 3), ("step", 2, 6), ("validation", 1, 1), ("transfer", 1, 0)], ids=str
+)
+@pytest.mark.filterwarnings("ignore:You have overridden `on_before_batch_transfer`")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_checkpoint_that_an_exception_makes_lightning_save(at, accumulate, tmp_path, monkeypatch):
     options = {"module": VAMOFails, "accumulate_grad_batches": accumulate}

@@ -4,6 +4,7 @@ A point of R^d is one flat vector here: the parameters flattened row by row and 
 the package is where it moves to, `directions.move`, from which `matrix` reads off the directions.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -122,3 +123,33 @@ def fo_svrg(a: np.ndarray, b: Vector, x: Vector, plans: Sequence[Sequence[Sequen
             x = x - rate * (now - then + full)
             trajectory.append(x)
     return np.stack(trajectory)
+
+
+def gradient_noise(gradients: np.ndarray) -> np.ndarray:
+    """Samples of the noise in gradients that follow each other, one per row: (g_t - g_{t-1}) / sqrt(2)."""
+    return np.stack([(now - last) / np.sqrt(2) for last, now in itertools.pairwise(gradients)])
+
+
+def power_iteration(u: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """One step of block power iteration on the covariance of the noise: orthonormal rows, the leading ones first."""
+    product = np.zeros_like(u)
+    for z in noise:
+        product += np.outer(u @ z, z)
+    return np.linalg.svd(product, full_matrices=False)[2]
+
+
+def principal_directions(noise: np.ndarray, count: int) -> np.ndarray:
+    """The directions of the most variance, as orthonormal rows."""
+    return np.linalg.svd(noise, full_matrices=False)[2][:count]
+
+
+def orthonormal_basis(u: np.ndarray) -> np.ndarray:
+    """The rows of (U U^T)^(-1/2) U: of all orthonormal bases of the span, the one that is closest to U."""
+    values, vectors = np.linalg.eigh(u @ u.T)
+    return vectors @ np.diag(values**-0.5) @ vectors.T @ u
+
+
+def share_removed(u: np.ndarray, noise: np.ndarray) -> float:
+    """The share of the noise's variance in the span of the rows of U."""
+    basis = np.linalg.qr(u.T)[0]
+    return float(np.sum((noise @ basis) ** 2) / np.sum(noise**2))

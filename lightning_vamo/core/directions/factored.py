@@ -29,8 +29,10 @@ class FactoredDirections(ProbeDirections):
         self.shards = layout.shards
         self.layout = layout
         self.factors = factors
-        self.whitening = inverse_root(layout.shards.total(grams(layout, factors).sum(dim=0)))
+        shares = grams(layout, factors)
+        self.whitening = inverse_root(layout.shards.total(shares.sum(dim=0)))
         self._on_device = self.whitening.to(layout.device)
+        self._grams = shares[1:].to(layout.device)
 
     def whiten(self, slopes: Tensor) -> Tensor:
         """See :meth:`ProbeDirections.whiten`."""
@@ -52,55 +54,66 @@ class FactoredDirections(ProbeDirections):
 
     def project(self, vectors: Sequence[Tensor | None]) -> Tensor:
         """See :meth:`ProbeDirections.project`."""
-        products = self.layout.times_right(vectors, self.factors.right)
-        return self.whiten(self.shards.total(slopes(self.layout, self.factors, products, self.layout.rest(vectors))))
+        left = torch.zeros_like(self.factors.left)
+        for matrix in self.layout.matrices:
+            tensor = self.layout.matrix(matrix, vectors)
+            if tensor is not None:
+                columns = self.factors.right[:, matrix.right].t()
+                for rows, block in self.layout.blocks(matrix, tensor.to(left)):
+                    left[:, rows] = (block @ columns).t()
+        return self.whiten(self.shards.total(slopes(self.layout, self.factors, left, self.layout.rest(vectors))))
 
     def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
-        """See :meth:`ProbeDirections.subtract_`; the dense step is never made, nor read."""
+        """See :meth:`ProbeDirections.subtract_`; what is subtracted is never made as a whole."""
         layout, factors = self.layout, self.factors
-        weights = (self._on_device @ coefficients.to(self._on_device)).to(layout.dtype)
-        scaled = factors.left * weights.repeat_interleave(layout.rank)[:, None]
-        rest, step = layout.rest(vectors), weights @ factors.whole
+        weights = self._on_device @ coefficients.to(self._on_device)
+        scaled = factors.left * weights.repeat_interleave(layout.rank).to(factors.left)[:, None]
+        rest, step = layout.rest(vectors), weights.to(factors.whole) @ factors.whole
         parts = [torch.dot(rest, rest), torch.dot(rest, step)]
-        norm = torch.zeros((), dtype=torch.float64, device=layout.device)
-        for matrix in layout.matrices:
-            if vectors[matrix.position] is not None:
-                parts += self._subtract(matrix, vectors, scaled)
-                norm += (square(scaled[:, matrix.left]) * square(factors.right[:, matrix.right])).sum()
+        present = [i for i, matrix in enumerate(layout.matrices) if vectors[matrix.position] is not None]
+        for index in present:
+            parts += self._subtract(layout.matrices[index], vectors, scaled)
+        norm = weights @ self._grams[present].sum(dim=0) @ weights
         for whole in layout.wholes:
             vector = vectors[whole.position]
             if vector is not None:
-                local(vector).sub_(step[whole.place].view(vector.shape))
-                norm += step[whole.place].double().square().sum()
-        sums = torch.stack(parts).double().view(-1, 2).sum(dim=0)
-        return torch.cat((sums, norm[None])).to(coefficients.device)
+                taken = step[whole.place]
+                local(vector).sub_(taken.view(local(vector).shape))
+                norm += torch.dot(taken, taken)
+        moments = torch.stack(parts).double().view(-1, 2).sum(dim=0)
+        return torch.cat((moments, norm[None])).to(coefficients.device)
 
     def _subtract(self, matrix: Matrix, vectors: Sequence[Tensor | None], scaled: Tensor) -> list[Tensor]:
-        """Subtract from one matrix; returns its squared norm before, and its inner product with the step."""
+        """Subtract from one matrix; returns summands of its squared norm before, and of its inner product with the step."""
         held = local(vectors[matrix.position])  # type: ignore[arg-type]
-        left, right = scaled[:, matrix.left], self.factors.right[:, matrix.right]
-        wide = held.reshape(-1, matrix.columns).to(left)
-        flat = wide.reshape(-1)
-        moments = [torch.dot(flat, flat), torch.linalg.vecdot(left, right @ wide.t()).sum()]
-        wide.addmm_(left.t(), right, alpha=-1)
+        wide = held.reshape(-1, matrix.columns).to(scaled)
+        right = self.factors.right[:, matrix.right].contiguous()
+        moments: list[Tensor] = []
+        for rows, block in self.layout.blocks(matrix, wide):
+            flat = block.reshape(-1)
+            moments += [torch.dot(flat, flat), torch.dot((scaled[:, rows] @ block).view(-1), right.view(-1))]
+            if isinstance(rows, slice):
+                block.addmm_(scaled[:, rows].t(), right, alpha=-1)
+            else:
+                wide.addmm_(scaled[:, matrix.left].t(), right, alpha=-1)
         if wide.data_ptr() != held.data_ptr():
             held.copy_(wide.view(held.shape))
         return moments
 
 
-def slopes(layout: Layout, factors: Factors, products: Tensor, rest: Tensor) -> Tensor:
+def slopes(layout: Layout, factors: Factors, left: Tensor, rest: Tensor) -> Tensor:
     """Inner products of factored directions with a vector, of this process's part.
 
     Args:
         layout: Which parameters are factored.
         factors: The directions.
-        products: What :meth:`Layout.times_right` gives for the vector and their right factors.
-        rest: What :meth:`Layout.rest` gives for the vector.
+        left: Its matrices times the directions' right factors, shaped as their left factors are.
+        rest: Its numbers in the parameters that are kept whole.
 
     Returns:
         Shape ``(q,)``.
     """
-    matrices: Tensor = torch.linalg.vecdot(factors.left, products).view(-1, layout.rank).sum(dim=1)
+    matrices: Tensor = torch.linalg.vecdot(factors.left, left).view(-1, layout.rank).sum(dim=1)
     return matrices + factors.whole @ rest
 
 
@@ -112,7 +125,7 @@ def grams(layout: Layout, factors: Factors) -> Tensor:
         factors: The directions.
 
     Returns:
-        A summand for each matrix, and one for all parameters that are kept whole.
+        A summand for all parameters that are kept whole, then one for each matrix.
     """
     count = len(factors.whole)
     parts = [square(factors.whole)]

@@ -42,17 +42,19 @@ class FactoredLearner(PowerIteration[Factors]):
     def observe(self, gradients: Sequence[Tensor | None]) -> None:
         """See :meth:`Learner.observe`; a gradient that is not finite is passed over."""
         layout, factors, last = self._layout, self._basis(), self._last
-        left, right = layout.times_right(gradients, factors.right), layout.times_left(gradients, factors.left)
-        now = Factors(left, right, layout.rest(gradients))
-        change, known, finite = self._change(layout.shards.total(slopes(layout, factors, left, now.whole)))
+        now, square = layout.products(gradients, factors)
+        change, known, finite = self._change(layout.shards.total(slopes(layout, factors, now.left, now.whole)))
         for product in now.tensors():
             product.masked_fill_(~finite, 0.0)
         columns = change.repeat_interleave(layout.rank)[:, None]
-        self._sums.left.addcmul_(columns, now.left - last.left)
-        self._sums.right.addcmul_(columns, now.right - last.right)
-        self._sums.whole.addr_(change, now.whole - last.whole)
+        for sums, product, before in zip(self._sums.tensors(), now.tensors(), last.tensors(), strict=True):
+            torch.sub(product, before, out=before)
+            if before is last.whole:
+                sums.addr_(change, before)
+            else:
+                sums.addcmul_(columns, before)
         # The mean gradient is small against the noise: its square may stand for the noise's, which would take the last one.
-        self._squares += torch.where(known, layout.square(gradients), 0.0)
+        self._squares += torch.where(known, square, 0.0)
         self._last = now
 
     def _basis(self) -> Factors:

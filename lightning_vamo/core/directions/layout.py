@@ -1,12 +1,18 @@
 """How factored directions are laid out: which parameters are matrices to factor, and where their factors lie."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_vamo.core.sharding import first_number, local, shard_group
+
+# Numbers of a matrix to treat at a time on a CPU: half of a small second-level cache.
+BLOCK = 2**17
+
+# From so many rows on, it pays on a CPU to look for those that are zero.
+MANY_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -143,36 +149,53 @@ class Layout:
                 part.copy_(local(tensor).reshape(-1))
         return numbers
 
-    def times_right(self, tensors: Sequence[Tensor | None], right: Tensor) -> Tensor:
-        """Every matrix times its right factors: shape ``(q * rank, all rows)``; zeros for missing ones."""
-        products = self.empty(len(right), self.sizes[0])
+    def blocks(self, matrix: Matrix, wide: Tensor) -> Iterator[tuple[slice | Tensor, Tensor]]:
+        """Rows of a matrix, so many at a time that several products of them read them from memory once.
+
+        Args:
+            matrix: Which matrix.
+            wide: Its numbers in this process, in the type of the factors.
+
+        Yields:
+            Where the rows lie in the left factors, and the rows: views, if that is a slice. If it is a tensor, this is all: a
+            copy of the few rows that are not zero, as in the gradient of an embedding.
+        """
+        size = len(wide)
+        # A GPU takes all at once: it has the bandwidth, and would wait for the launch of each block's kernels.
+        if self.device.type == "cpu":
+            if len(wide) >= MANY_ROWS:
+                present = torch.linalg.vector_norm(wide, dim=1).nonzero()[:, 0]
+                if len(present) < len(wide) / 2:
+                    yield present + matrix.left.start, wide[present]
+                    return
+            size = max(1, BLOCK // matrix.columns)
+        for start in range(0, len(wide), max(1, size)):
+            block = wide[start : start + size]
+            yield slice(matrix.left.start + start, matrix.left.start + start + len(block)), block
+
+    def products(self, tensors: Sequence[Tensor | None], factors: Factors) -> tuple[Factors, Tensor]:
+        r"""What a gradient gives with directions: zeros where it is missing.
+
+        Args:
+            tensors: The gradient :math:`G`, or None, of each parameter.
+            factors: The directions :math:`A_j B_j^\top`.
+
+        Returns:
+            :math:`G B_j`, :math:`G^\top A_j`, the latter of the rows in this process, and of the rest the numbers themselves,
+            without a dimension for directions; and the squared norm of what this process holds, float64.
+        """
+        left, right, rest = torch.zeros_like(factors.left), torch.zeros_like(factors.right), self.rest(tensors)
+        squares = [torch.dot(rest, rest)]
         for matrix in self.matrices:
             tensor = self.matrix(matrix, tensors)
-            if tensor is None:
-                products[:, matrix.left] = 0
-            else:
-                products[:, matrix.left] = right[:, matrix.right] @ tensor.to(products).t()
-        return products
-
-    def times_left(self, tensors: Sequence[Tensor | None], left: Tensor) -> Tensor:
-        """Every transposed matrix times its left factors, of the rows in this process: shape ``(q * rank, all columns)``."""
-        products = self.empty(len(left), self.sizes[1])
-        for matrix in self.matrices:
-            tensor = self.matrix(matrix, tensors)
-            if tensor is None:
-                products[:, matrix.right] = 0
-            else:
-                products[:, matrix.right] = left[:, matrix.left] @ tensor.to(products)
-        return products
-
-    def square(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """The squared norm of what is there in this process, float64."""
-        parts = [self.empty(1).zero_()[0]]
-        for tensor in tensors:
             if tensor is not None:
-                flat = local(tensor).reshape(-1).to(parts[0])
-                parts.append(torch.dot(flat, flat))
-        return torch.stack(parts).double().sum()
+                columns = factors.right[:, matrix.right].t()
+                for rows, block in self.blocks(matrix, tensor.to(left)):
+                    left[:, rows] = (block @ columns).t()
+                    right[:, matrix.right].addmm_(factors.left[:, rows], block)
+                    flat = block.reshape(-1)
+                    squares.append(torch.dot(flat, flat))
+        return Factors(left, right, rest), torch.stack(squares).double().sum()
 
     def random(self, count: int, generator: torch.Generator) -> Factors:
         """Random directions, not of unit norm: independent normal factors; a tensor's share is that of its numbers.

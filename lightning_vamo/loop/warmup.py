@@ -49,6 +49,7 @@ def warm_up(
         How many batches were evaluated, forward and backward.
     """
     reshard = compat.resharding(module)
+    reshard()  # as before a sweep: what is kept and put back are the shards
     seen = 0
     with no_trace(trainer, module, parameters) as state, plan.loaded() as batches:
         for position, loaded in enumerate(itertools.islice(batches, most)):

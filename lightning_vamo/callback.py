@@ -3,7 +3,7 @@
 import copy
 import random
 import time
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from lightning_vamo.loop.driver import GradientCallback
 from lightning_vamo.loop.fingerprint import BatchWatch
 from lightning_vamo.loop.precision import check_float32, check_sweep_precision
 from lightning_vamo.loop.recording import RecordingBatchSampler, recording
-from lightning_vamo.loop.resume import Resumption, check_readable, saved
+from lightning_vamo.loop.resume import Resumption, check_readable, plan_within, saved
 from lightning_vamo.loop.snapshot import seeded, take_snapshot
 from lightning_vamo.loop.standing import Standing
 from lightning_vamo.mixin import VAMOMixin
@@ -165,6 +165,8 @@ class VAMOCallback(GradientCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the training steps. Not earlier: the LR finder trains, plainly, before this hook."""
         self._trainer = trainer
+        # From a checkpoint without a plan, such as plain Lightning's, the plan begins with the batch that comes next.
+        self._standing.first = compat.position(trainer) or 0
         if self._resumption is not None:
             self._standing = self._attached.enter_context(
                 self._resumption.taken_up(trainer, self.directions, self.schedule, self.alpha)
@@ -182,6 +184,8 @@ class VAMOCallback(GradientCallback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give everything back as it was, but for what a checkpoint that is saved next needs."""
+        with suppress(UnsupportedError):  # then no checkpoint can hold the epoch, and says so
+            self._standing.plan = plan_within(trainer, self._standing)
         self._detach()
 
     def _detach(self) -> None:
@@ -205,12 +209,16 @@ class VAMOCallback(GradientCallback):
     # ---- epochs and snapshots
 
     @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with a validation that an exception ended."""
+        if self._resumption is not None:
+            self._resumption.validation_starts(trainer)
+
+    @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether this epoch takes a snapshot, or goes on with the batches of the last one."""
         self._epoch_began = time.perf_counter()
-        if self._resumption is not None:
-            self._resumption.epoch_starts(trainer)
-        self._standing.unused = 0
+        self._standing.first = self._standing.unused = 0
         if compat.skips_backward(trainer):
             return
         standing = self._standing
@@ -228,8 +236,6 @@ class VAMOCallback(GradientCallback):
         """
         self._resumption = None
         standing = self._standing
-        if standing.position is None:
-            standing.position = 0
         if compat.skips_backward(trainer):
             return
         if standing.due:
@@ -237,7 +243,7 @@ class VAMOCallback(GradientCallback):
             self._take_snapshot(trainer, pl_module, batch_idx)
             standing.due = False
         taken = standing.taken
-        if taken is not None and self._watch.check(taken.sweep.fingerprints[standing.order[standing.position]]):
+        if taken is not None and self._watch.check(taken.sweep.fingerprints[standing.row(batch_idx)]):
             standing.unused += 1
             self._advice.on_other_batch()
 
@@ -279,7 +285,7 @@ class VAMOCallback(GradientCallback):
         if standing.taken is None or not self._watch.differs or not compat.averages_gradients(trainer):
             return nullcontext()
         standing.withheld = True
-        row = standing.order[standing.begun]
+        row = standing.row(trainer.fit_loop.batch_idx)
         return standing.taken.correction.withheld(row, trainer.accumulate_grad_batches, compat.grad_scale(trainer))
 
     @override
@@ -293,7 +299,7 @@ class VAMOCallback(GradientCallback):
         if standing.taken is None:
             return
         if not skipped and not (self._watch.differs and trainer.world_size == 1):
-            standing.rows.append(standing.order[standing.begun])
+            standing.rows.append(standing.row(trainer.fit_loop.batch_idx))
         if last:
             correction = standing.taken.correction
             moments = correction.apply(standing.rows, trainer.accumulate_grad_batches, compat.grad_scale(trainer))
@@ -303,13 +309,6 @@ class VAMOCallback(GradientCallback):
                 moments = moments * (not standing.withheld)
                 standing.moments = moments if standing.moments is None else standing.moments + moments
             standing.rows, standing.withheld = [], False
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Move on in the plan."""
-        self._standing.position = self._standing.begun + 1
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -327,7 +326,6 @@ class VAMOCallback(GradientCallback):
             **({} if taken is None else {"vamo/rows_unused": self._standing.unused}),
         }
         pl_module.log_dict({name: float(value) for name, value in logs.items()}, sync_dist=True)
-        self._standing.position = None
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._standing.taken = None
 

@@ -261,7 +261,7 @@ def grad_scale(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:
 
 
 @contextmanager
-def continued(trainer: Trainer, restore: Callable[[], None] | None, *, end_batch: bool) -> Iterator[None]:
+def continued(trainer: Trainer, restore: Callable[[], None], *, within: bool, end_batch: bool) -> Iterator[None]:
     """Let the epoch loop, which resumes from a checkpoint, go on exactly where the interrupted run would have.
 
     Lightning makes the loader's iterator before the first epoch of a run, whatever epoch that is, and takes a checkpoint that
@@ -269,20 +269,32 @@ def continued(trainer: Trainer, restore: Callable[[], None] | None, *, end_batch
 
     Args:
         trainer: The trainer, which has read the checkpoint and not yet begun to train.
-        restore: Called once, when the loaders' iterators are made and nothing has been drawn from them. None if an epoch
-            begins: then the iterator is made anew, at its usual point of the random stream.
+        restore: Called once. Within an epoch, when the loaders' iterators are made and nothing has been drawn from them; else
+            before the next epoch, which may reload the loaders, and makes their iterators at its usual point of the random
+            stream.
+        within: Whether the run goes on within an epoch.
         end_batch: Whether what follows a batch is still to be done: validation, if due, and the schedulers that wait for it.
     """
-    loop = trainer.fit_loop.epoch_loop
-    on_run_start, advance = loop.on_run_start, loop.advance
-    waiting = {"start": True, "end_batch": end_batch}
+    fit_loop, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    on_advance_start, on_run_start, advance = fit_loop.on_advance_start, loop.on_run_start, loop.advance
+    waiting = {"epoch": not within, "start": True, "end_batch": end_batch}
+    stepped = loop._batches_that_stepped
+
+    def begin() -> None:
+        if waiting["epoch"]:
+            waiting["epoch"] = False
+            restore()
+        on_advance_start()
 
     def start(fetcher: Any) -> None:
         first, waiting["start"] = waiting["start"], False
-        if first and restore is None:
+        if first and not within:
             iter(fetcher)
         on_run_start(fetcher)
-        if first and restore is not None:
+        if first and within:
+            if not loop.restarted_on_last or loop.batch_progress.current.ready == 0:
+                # Saved in or before a batch, whose step Lightning would count twice, and before which it would validate.
+                loop.restarting, loop._batches_that_stepped, loop.batch_progress.is_last_batch = False, stepped, False
             restore()
 
     def step(fetcher: Any) -> None:
@@ -292,8 +304,15 @@ def continued(trainer: Trainer, restore: Callable[[], None] | None, *, end_batch
             return
         advance(fetcher)
 
-    with replaced(loop, "on_run_start", start), replaced(loop, "advance", step):
+    with replaced(fit_loop, "on_advance_start", begin), replaced(loop, "on_run_start", start), replaced(loop, "advance", step):
         yield
+
+
+def position(trainer: Trainer) -> int | None:
+    """How many batches the epoch has trained on, by the counters that checkpoints hold; None between two epochs."""
+    epoch: Any = trainer.fit_loop.epoch_progress.current
+    batch: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return int(batch.processed) if epoch.started > epoch.processed else None
 
 
 def end_batch_on_resume(checkpoint: dict[str, Any]) -> bool:
@@ -306,12 +325,31 @@ def end_batch_on_resume(checkpoint: dict[str, Any]) -> bool:
         Whether it was saved at a batch's end, so that what follows is to be done: see :func:`continued`.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    total, current = progress["total"], progress["current"]
-    if not total["ready"] == total["started"] == total["processed"] == total["completed"] + 1:
+    current = progress["current"]
+    if current["ready"] != current["processed"]:
         return False
-    total["completed"] += 1
-    current["completed"] += 1
-    return True
+    ends_batch: bool = current["completed"] < current["processed"]
+    # All of them: what an epoch left out, by a batch of None or by -1 from `on_train_batch_start`, is missing for good.
+    for counts in (current, progress["total"]):
+        counts["started"] = counts["processed"] = counts["completed"] = counts["ready"]
+    return ends_batch
+
+
+def in_validation(trainer: Trainer) -> bool:
+    """Whether a validation has begun that has not ended."""
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    ended = progress.is_last_batch and progress.current.completed == progress.current.ready
+    return trainer.validating and not ended
+
+
+def last_reload(trainer: Trainer) -> float:
+    """The epoch in which the training loaders were made last; Lightning's checkpoints do not hold it."""
+    return float(trainer.fit_loop._last_train_dl_reload_epoch)
+
+
+def set_last_reload(trainer: Trainer, epoch: float) -> None:
+    """Count the epochs to the next reloading of the training loaders from that epoch."""
+    trainer.fit_loop._last_train_dl_reload_epoch = epoch
 
 
 def resume_schedulers(trainer: Trainer) -> None:

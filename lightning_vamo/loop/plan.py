@@ -153,7 +153,8 @@ def plan_of(trainer: Trainer) -> Plan:
 
 def _recorder(loader: Any) -> RecordingBatchSampler:
     recorder = loader.batch_sampler
-    assert isinstance(recorder, RecordingBatchSampler)
+    if not isinstance(recorder, RecordingBatchSampler):
+        raise UnsupportedError("The training DataLoader has ceased to record its batches.")
     return recorder
 
 

@@ -29,8 +29,8 @@ from lightning_vamo.loop.standing import Standing
 
 # What a rank's state holds: see `_state`.
 _KEYS = {
-    *("position", "due", "rows", "withheld", "unused", "moments", "order"),
-    *("plan", "snapshot", "random", "logs", "metrics", "gradients"),
+    *("position", "first", "validating", "due", "rows", "withheld", "unused", "moments", "order"),
+    *("plan", "reloaded", "snapshot", "random", "logs", "metrics", "gradients"),
 }
 
 
@@ -59,21 +59,36 @@ def saved(trainer: Trainer, standing: Standing, directions: Directions) -> list[
     return [] if None in states else states  # type: ignore[return-value]  # None has been ruled out
 
 
+def plan_within(trainer: Trainer, standing: Standing) -> Plan | None:
+    """The plan that the run is in, or that it keeps for the epochs to come."""
+    if standing.taken is not None and not standing.due:
+        return standing.taken.plan
+    return standing.plan or (None if compat.position(trainer) is None else plan_of(trainer))
+
+
 def _state(trainer: Trainer, standing: Standing, directions: Directions) -> dict[str, Any]:
-    module, taken, within = trainer.lightning_module, standing.taken, standing.position is not None
-    plan = taken.plan if taken is not None else plan_of(trainer) if within else None
+    module, position = trainer.lightning_module, compat.position(trainer)
+    within = position is not None
+    taken = None if standing.due else standing.taken
+    plan = plan_within(trainer, standing)
     order = standing.order if taken is not None else range(plan.length) if plan is not None else []
-    accumulating = within and compat.accumulates(trainer)
+    # Not `compat.accumulates`, which tells of the batch that has begun.
+    accumulating = (
+        position is not None and position % trainer.accumulate_grad_batches > 0 and position < trainer.num_training_batches
+    )
     parameters = support.trainable_parameters(trainer.optimizers) if accumulating else []
     state = {
-        "position": standing.position,
+        "position": None if position is None else position - standing.first,
+        "first": standing.first,
+        "validating": compat.in_validation(trainer),
         "due": standing.due,
         "rows": standing.rows,
         "withheld": standing.withheld,
         "unused": standing.unused,
-        "moments": standing.moments,
+        "moments": standing.moments if within else None,  # else they are an epoch's that has ended, and is not logged again
         "order": torch.tensor(order, dtype=torch.int64, device="cpu"),
         "plan": None if plan is None else plan_state(plan),
+        "reloaded": compat.last_reload(trainer),
         "snapshot": None if taken is None else {"directions": type(directions).__name__, **snapshot_state(taken)},
         "random": random_state(module, _loaders(trainer)),
         "logs": compat.log_state(trainer, within),
@@ -105,7 +120,8 @@ class Resumption:
         # Between snapshots nothing is missing but the random states, and those of other processes are of no use.
         self._state = ranks[trainer.global_rank] if len(ranks) == trainer.world_size else None
         self._within = within
-        self._ends_batch = within and compat.end_batch_on_resume(checkpoint)
+        self._in_validation = within and ranks[0]["validating"]
+        self._ends_batch = within and (compat.end_batch_on_resume(checkpoint) or self._in_validation)
         self._ended_epoch = not within and compat.ended_epoch(checkpoint)
 
     def replay(self, recorder: RecordingBatchSampler, index: int) -> None:
@@ -145,8 +161,9 @@ class Resumption:
         standing = self._standing(trainer, self._state, directions, schedule, alpha)
         if self._within:
             compat.resume_schedulers(trainer)
-        restore = functools.partial(self._restore, trainer) if self._within else None
-        with compat.continued(trainer, restore, end_batch=self._ends_batch):
+        compat.set_last_reload(trainer, self._state["reloaded"])
+        restore = functools.partial(self._restore if self._within else self._begin_epoch, trainer)
+        with compat.continued(trainer, restore, within=self._within, end_batch=self._ends_batch):
             yield standing
 
     def _standing(
@@ -154,17 +171,16 @@ class Resumption:
     ) -> Standing:
         standing = Standing(
             order=state["order"].tolist(),
-            position=state["position"],
+            first=state["first"],
             due=state["due"],
             rows=state["rows"],
             withheld=state["withheld"],
             unused=state["unused"],
             moments=None if state["moments"] is None else state["moments"].to(trainer.strategy.root_device),
         )
-        if state["plan"] is not None:
-            _check_fits("the number of batches per epoch", state["plan"]["length"], trainer.num_training_batches)
         snapshot = state["snapshot"]
         if snapshot is not None:
+            _check_fits("the number of batches per epoch", state["plan"]["length"], trainer.num_training_batches)
             parameters = support.trainable_parameters(trainer.optimizers)
             dimension = sum(parameter.numel() for parameter in parameters)
             _check_fits("the family of directions", snapshot["directions"], type(directions).__name__)
@@ -186,12 +202,16 @@ class Resumption:
                     local(parameter.grad).copy_(gradient)
         set_random_state(self._state["random"], _loaders(trainer))
 
-    def epoch_starts(self, trainer: Trainer) -> None:
-        """Take up the random states and the metrics with which the interrupted run began the epoch."""
-        if self._state is not None and not self._within:
-            compat.set_log_state(trainer, trainer.lightning_module, self._state["logs"], None)
-            if self._ended_epoch:
-                compat.step_plateau_schedulers(trainer)
+    def _begin_epoch(self, trainer: Trainer) -> None:
+        assert self._state is not None
+        compat.set_log_state(trainer, trainer.lightning_module, self._state["logs"], None)
+        if self._ended_epoch:
+            compat.step_plateau_schedulers(trainer)
+        set_random_state(self._state["random"], _loaders(trainer))
+
+    def validation_starts(self, trainer: Trainer) -> None:
+        """Take up the random states from within a validation, which is done anew: its loader has just drawn again."""
+        if self._state is not None and self._in_validation:
             set_random_state(self._state["random"], _loaders(trainer))
 
 

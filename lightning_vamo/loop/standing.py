@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from lightning_vamo.loop.plan import Plan
 from lightning_vamo.loop.snapshot import Taken
 
 
@@ -14,25 +15,25 @@ class Standing:
     Attributes:
         taken: The snapshot whose rows the steps use; None if they are plain.
         order: The row of the plan that each step of the epoch takes, shape ``(K,)``.
-        position: How many batches the epoch has trained on; None between two epochs.
+        first: Lightning's index of the plan's first batch; not 0 where the run resumed within the epoch without its plan.
         due: Whether the next batch takes a snapshot.
         rows: The rows of the batches whose gradients are accumulating.
         withheld: Whether this rank has kept its part of one of them out of the correction.
         unused: How many rows the epoch has not used, since their batches were other ones than the sweep saw.
+        plan: The epoch's plan, once the loaders have ceased to record it: after an exception.
         moments: Squared gradient norms and what the corrections removed of them, summed over the epoch's steps, shape ``(2,)``.
     """
 
     taken: Taken | None = None
     order: list[int] = field(default_factory=list)
-    position: int | None = None
+    first: int = 0
     due: bool = True
     rows: list[int] = field(default_factory=list)
     withheld: bool = False
     unused: int = 0
+    plan: Plan | None = None
     moments: Tensor | None = None
 
-    @property
-    def begun(self) -> int:
-        """Position in the epoch of the batch that is being trained on."""
-        assert self.position is not None, "a batch has started"
-        return self.position
+    def row(self, batch_idx: int) -> int:
+        """The row of the plan that belongs to the epoch's batch of that index."""
+        return self.order[batch_idx - self.first]

@@ -300,6 +300,136 @@ def test_a_checkpoint_that_sigterm_makes_lightning_save(tmp_path):
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
 
 
+class SavesAt(L.Callback):
+    """Saves a checkpoint in a hook of every epoch's batch, standing before or behind the VAMOCallback."""
+
+    def __init__(self, folder, hook, batch_idx):
+        self.folder = folder
+
+        def save(fit, *arguments):
+            if fit.fit_loop.batch_idx == batch_idx and not fit.sanity_checking:
+                fit.save_checkpoint(folder / f"{fit.current_epoch}.ckpt")
+
+        setattr(self, hook, save)
+
+
+def run_saving(folder, ckpt=None, seed=1, hook=None, batch_idx=None, before=True, module=VAMOModule, collate=None, **options):
+    folder.mkdir(exist_ok=True)
+    L.seed_everything(seed, verbose=False)
+    torch.manual_seed(seed)
+    watch, rows = Watch(), Rows()
+    callbacks = [VAMOCallback(probes=2, seed=4, every_n_epochs=2), watch, *options.pop("callbacks", ())]
+    if hook:
+        callbacks.insert(0 if before else len(callbacks), SavesAt(folder, hook, batch_idx))
+    fit = trainer(folder, callbacks=callbacks, logger=rows, **{"max_epochs": 3, "enable_checkpointing": False, **options})
+    data = L.LightningDataModule()
+    data.train_dataloader = lambda: DataLoader(classification_data(SAMPLES), BATCH, shuffle=True, collate_fn=collate)
+    data.val_dataloader = lambda: DataLoader(classification_data(20, seed=1), 10)
+    fit.fit(net := module(), data, ckpt_path=ckpt, weights_only=True if ckpt else None)
+    return fit, net, watch, rows
+
+
+def assert_same_end(resumed, uninterrupted):
+    fit, module, watch, rows = resumed
+    whole_fit, whole_module, whole_watch, whole_rows = uninterrupted
+    assert (fit.global_step, fit.current_epoch) == (whole_fit.global_step, whole_fit.current_epoch)
+    state = whole_module.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    assert watch.batches
+    assert watch.batches == whole_watch.batches[-len(watch.batches) :]
+    assert rows.rows == whole_rows.rows[-len(rows.rows) :]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "behind"])
+@pytest.mark.parametrize(
+    ("hook", "batch_idx"),
+    [
+        ("on_train_batch_start", 0),
+        ("on_train_batch_start", 3),
+        ("on_train_batch_start", 6),
+        ("on_train_batch_end", 3),
+        ("on_validation_start", 6),
+        ("on_train_epoch_end", 6),
+    ],
+)
+def test_a_checkpoint_that_another_callback_saves(hook, batch_idx, before, tmp_path):
+    """Wherever it stands in the list, and in whichever hook outside a step it saves."""
+    uninterrupted = run_saving(tmp_path, hook=hook, batch_idx=batch_idx, before=before)
+    for epoch in range(2):
+        assert_same_end(run_saving(tmp_path / "resumed", tmp_path / f"{epoch}.ckpt", seed=99), uninterrupted)
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end"])
+@pytest.mark.parametrize("every", [1, 2])
+def test_loaders_that_are_made_anew(every, hook, tmp_path):
+    options = {"reload_dataloaders_every_n_epochs": every, "max_epochs": 4}
+    uninterrupted = run_saving(tmp_path, hook=hook, batch_idx=6, before=False, **options)
+    for epoch in (1, 2):
+        assert_same_end(run_saving(tmp_path / "resumed", tmp_path / f"{epoch}.ckpt", seed=99, **options), uninterrupted)
+
+
+def nothing_of_some(items):
+    inputs, labels = zip(*items, strict=True)
+    return None if inputs[0][0] > 0.9 else [torch.stack(inputs), torch.stack(labels)]
+
+
+class EndsEarly(Module):
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if (self.current_epoch, batch_idx) == (1, 4) else None
+
+
+class VAMOEndsEarly(VAMOMixin, EndsEarly):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:train_dataloader yielded None")
+@pytest.mark.parametrize("options", [{"collate": nothing_of_some}, {"module": VAMOEndsEarly}], ids=["None", "-1"])
+def test_batches_that_lightning_leaves_out(options, tmp_path):
+    """A loader may give None for a batch, and `on_train_batch_start` may return -1 to end an epoch."""
+    uninterrupted = run_saving(tmp_path, hook="on_train_batch_end", batch_idx=5, before=False, **options)
+    checkpoint = max(tmp_path.glob("*.ckpt"))
+    assert_same_end(run_saving(tmp_path / "resumed", checkpoint, seed=99, **options), uninterrupted)
+
+
+class Fails(Module):
+    at = None
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        if self.trainer.training and self.at == ("transfer", self.current_epoch, self.trainer.fit_loop.batch_idx + 1):
+            raise ArithmeticError
+        return batch
+
+    def training_step(self, batch, batch_idx):
+        if self.at == ("sweep" if not torch.is_grad_enabled() else "step", self.current_epoch, batch_idx):
+            raise ArithmeticError
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        if self.at == ("validation", self.current_epoch, batch_idx):
+            raise ArithmeticError
+        return super().validation_step(batch, batch_idx)
+
+
+class VAMOFails(VAMOMixin, Fails):
+    pass
+
+
+@pytest.mark.parametrize(
+    "at", [("sweep", 2, 3), ("step", 1, 0), ("step", 1, 3), ("step", 2, 6), ("validation", 1, 1), ("transfer", 1, 0)], ids=str
+)
+@pytest.mark.filterwarnings("ignore:You have overridden `on_before_batch_transfer`")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_checkpoint_that_an_exception_makes_lightning_save(at, accumulate, tmp_path, monkeypatch):
+    options = {"module": VAMOFails, "accumulate_grad_batches": accumulate}
+    uninterrupted = run_saving(tmp_path, **options)
+    saver = ModelCheckpoint(tmp_path, every_n_train_steps=100, save_on_exception=True)
+    monkeypatch.setattr(Fails, "at", at)
+    with pytest.raises(ArithmeticError):
+        run_saving(tmp_path, callbacks=[saver], enable_checkpointing=True, **options)
+    monkeypatch.setattr(Fails, "at", None)
+    assert_same_end(run_saving(tmp_path, last_checkpoint(tmp_path), seed=99, **options), uninterrupted)
+
+
 class Ranks(L.Callback):
     """Keeps each rank's end result and the batches that it saw."""
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_vamo import VAMOCallback, with_vamo
-from lightning_vamo.core.directions import OrthonormalDirections, SphereDirections
+from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections, SphereDirections
 
 
 class Regression(L.LightningModule):
@@ -133,6 +133,9 @@ def methods(problem: Diabetes | DigitsProblem) -> dict[str, tuple[int, dict]]:
     for family in (SphereDirections, OrthonormalDirections):
         for probes in problem.probes:
             runs[f"VAMO, {family.__name__}, q = {probes}"] = (problem.epochs, {"probes": probes, "directions": family()})
+    for probes in problem.probes:
+        learned = {"probes": probes, "directions": GradientSubspaceDirections(), "alpha": "adaptive"}
+        runs[f"VAMO, learned, adaptive, q = {probes}"] = (problem.epochs, learned)
     runs["SGD, for the work of the largest q"] = (round(problem.epochs * cost), {"probes": 0})
     return runs
 

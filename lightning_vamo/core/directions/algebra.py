@@ -32,6 +32,27 @@ def inverse_root(gram: Tensor, cutoff: float = 1e-10) -> Tensor:
     return result
 
 
+def deflation(gram: Tensor, cutoff: float = 1e-10) -> Tensor:
+    """How to take from each vector what the ones before it span, and scale the rest to norm one.
+
+    Args:
+        gram: Inner products of the vectors, shape ``(q, q)``.
+        cutoff: A rest whose squared norm is at most this share of the largest vector's is left unscaled.
+
+    Returns:
+        Lower triangular, shape ``(q, q)``.
+    """
+    result = torch.zeros_like(gram)
+    for index in range(len(gram)):
+        row = torch.zeros_like(gram[0])
+        row[index] = 1
+        for _ in range(2):
+            row = row - (result @ gram @ row) @ result
+        norm = row @ gram @ row
+        result[index] = row / norm.sqrt() if norm > cutoff * gram.diagonal().max() else 0.0
+    return result
+
+
 def _roots(values: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
     """Square roots of ascending eigenvalues, and their inverses; zeros for those that count as zero."""
     counted = values > cutoff * values[..., -1:].clamp(min=0)
@@ -55,7 +76,9 @@ def leading(gram: Tensor, cutoff: float = 1e-12) -> tuple[Tensor, Tensor]:
 
 
 def damped_inverse(cross: Tensor, scale: Tensor, damping: float) -> Tensor:
-    r"""An inverse that trusts a sketch the less, the less it saw of the matrix: :math:`c / (c^2 + \tau^2 s)` for numbers.
+    r"""An inverse that trusts a sketch the less, the less it saw of the matrix.
+
+    .. math:: c^{+} = \frac{(1 + \tau^2)\, c}{c^2 + \tau^2 s} \quad\text{for numbers, which is } 1/c \text{ where } s = c^2
 
     Args:
         cross: :math:`c`, shape ``(..., r, r)``.
@@ -67,7 +90,7 @@ def damped_inverse(cross: Tensor, scale: Tensor, damping: float) -> Tensor:
     """
     units = torch.where(scale > 0, scale, torch.inf) ** -0.25
     u, s, vh = torch.linalg.svd(cross * units[..., None] * units[..., None, :])
-    inverse = torch.where(s > 0, s / (s**2 + damping**2), 0.0)
+    inverse = torch.where(s > 0, (1 + damping**2) * s / (s**2 + damping**2), 0.0)
     result: Tensor = (vh.mT * inverse.unsqueeze(-2)) @ u.mT * units[..., None] * units[..., None, :]
     return result
 

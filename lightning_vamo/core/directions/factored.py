@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_vamo.core.directions.algebra import inverse_root, square
+from lightning_vamo.core.directions.algebra import deflation, inverse_root, square
 from lightning_vamo.core.directions.base import ProbeDirections
 from lightning_vamo.core.directions.layout import Factors, Layout, Matrix
 from lightning_vamo.core.sharding import local
@@ -30,7 +30,9 @@ class FactoredDirections(ProbeDirections):
         self.layout = layout
         self.factors = factors
         shares = grams(layout, factors)
-        self.whitening = inverse_root(layout.shards.total(shares.sum(dim=0)))
+        gram = layout.shards.total(shares.sum(dim=0))
+        self.whitening = inverse_root(gram)
+        self.deflation = deflation(gram).to(layout.device)
         self._on_device = self.whitening.to(layout.device)
         self._grams = shares[1:].to(layout.device)
 

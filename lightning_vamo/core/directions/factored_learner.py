@@ -46,6 +46,7 @@ class FactoredLearner(PowerIteration[Factors]):
         change, known, finite = self._change(layout.shards.total(slopes(layout, factors, now.left, now.whole)))
         for product in now.tensors():
             product.masked_fill_(~finite, 0.0)
+        change = (self._directions.deflation @ change.double()).to(change)
         columns = change.repeat_interleave(layout.rank)[:, None]
         for sums, product, before in zip(self._sums.tensors(), now.tensors(), last.tensors(), strict=True):
             torch.sub(product, before, out=before)
@@ -57,12 +58,15 @@ class FactoredLearner(PowerIteration[Factors]):
         self._squares += torch.where(known, square, 0.0)
         self._last = now
 
+    @property
+    def _directions(self) -> FactoredDirections:
+        return self._following  # type: ignore[return-value]
+
     def _basis(self) -> Factors:
-        following: FactoredDirections = self._following  # type: ignore[assignment]
-        return following.factors
+        return self._directions.factors
 
     def _power_iterated(self) -> tuple[Factors, Tensor] | None:
-        turn = power_iterated(self._layout, self._following, self._sums)  # type: ignore[arg-type]
+        turn = power_iterated(self._layout, self._directions, self._sums)
         return None if turn is None else (normalised(self._layout, turn[0]), turn[1])
 
     def _follow(self, basis: Factors, count: int, generator: torch.Generator) -> FactoredDirections:

@@ -48,10 +48,9 @@ def power_iterated(layout: Layout, old: FactoredDirections, sums: Factors) -> tu
         scale = (_diagonal(left)[:, block] * _diagonal(right)[:, block]).sqrt() * lengths[:, block]
         middle[:, block, block] = damped_inverse(cross[:, block, block], scale, DAMPING)
     gram = (middle.mT @ left @ middle * right).sum(dim=0).view(count, rank, count, rank).sum(dim=(1, 3)) + rest
-    mixing, spectrum = leading(old.whitening @ gram @ old.whitening)
+    mixing, spectrum = leading(gram)
     if mixing.shape[1] == 0:
         return None
-    mixing = old.whitening @ mixing
     core = middle[:, None] * mixing.t().repeat_interleave(rank, dim=1)[:, None, :]
     x, sizes, y = truncated(left, core, right, rank)
     x, y = (part.transpose(1, 2).flatten(2) for part in (x * sizes[:, :, None, :], y))

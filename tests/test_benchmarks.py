@@ -45,3 +45,24 @@ def test_memory(monkeypatch):
     memory = peak_memory(partial(load, "mlp", batch_size=2), Method(1), torch.device("cpu"), threads=1, epochs=1)
     # Weights, gradients, and a direction.
     assert 3 * memory.parameters < memory.training < 6 * memory.parameters
+
+
+def test_learned_directions(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "subspace.py"), "--epochs", "2", "--seeds", "1", "--probes", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command += ["--json", str(tmp_path / "shares.json")]
+    table = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=environment).stdout
+    [shares] = json.loads((tmp_path / "shares.json").read_text())
+    assert set(shares) == {"exact", "random", "rank 1", "rank 2", "dense"}
+    assert all(len(values) == 2 for values in shares.values())
+    assert shares["random"][1] < 0.05 < shares["rank 1"][1] < 1
+    assert table.splitlines()[-1].startswith("| 2 |")
+
+
+def test_the_cost_of_learning_directions(tmp_path):
+    file = tmp_path / "cost.json"
+    command = [sys.executable, str(BENCHMARKS / "subspace.py"), "--cost", "resnet", "--steps", "2", "--json", str(file)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    figures = json.loads(file.read_text())
+    assert all(figures[name] > 0 for name in ("step", "observe", "subtract"))
+    assert 0 < figures["bytes"] < 8 * figures["weights"]

@@ -60,9 +60,8 @@ class FactoredDirections(ProbeDirections):
         for matrix in self.layout.matrices:
             tensor = self.layout.matrix(matrix, vectors)
             if tensor is not None:
-                columns = self.factors.right[:, matrix.right].t()
-                for rows, block in self.layout.blocks(matrix, tensor.to(left)):
-                    left[:, rows] = (block @ columns).t()
+                places, rows = self.layout.rows(matrix, tensor.to(left))
+                left[:, places] = (rows @ self.factors.right[:, matrix.right].t()).t()
         return self.whiten(self.shards.total(slopes(self.layout, self.factors, left, self.layout.rest(vectors))))
 
     def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
@@ -90,14 +89,16 @@ class FactoredDirections(ProbeDirections):
         held = local(vectors[matrix.position])  # type: ignore[arg-type]
         wide = held.reshape(-1, matrix.columns).to(scaled)
         right = self.factors.right[:, matrix.right].contiguous()
-        moments: list[Tensor] = []
-        for rows, block in self.layout.blocks(matrix, wide):
-            flat = block.reshape(-1)
-            moments += [torch.dot(flat, flat), torch.dot((scaled[:, rows] @ block).view(-1), right.view(-1))]
-            if isinstance(rows, slice):
-                block.addmm_(scaled[:, rows].t(), right, alpha=-1)
-            else:
-                wide.addmm_(scaled[:, matrix.left].t(), right, alpha=-1)
+        places, rows = self.layout.rows(matrix, wide)
+        flat = rows.reshape(-1)
+        moments = [torch.dot(flat, flat), torch.dot((scaled[:, places] @ rows).view(-1), right.view(-1))]
+        left = scaled[:, matrix.left]
+        if rows is wide:
+            wide.addmm_(left.t(), right, alpha=-1)
+        else:
+            # The directions too are zero in rows whose gradients were while they were learned.
+            touched = left.any(dim=0).nonzero()[:, 0]
+            wide.index_add_(0, touched, left[:, touched].t() @ right, alpha=-1)
         if wide.data_ptr() != held.data_ptr():
             held.copy_(wide.view(held.shape))
         return moments

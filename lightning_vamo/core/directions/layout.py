@@ -1,15 +1,12 @@
 """How factored directions are laid out: which parameters are matrices to factor, and where their factors lie."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_vamo.core.sharding import first_number, local, shard_group
-
-# Numbers of a matrix to treat at a time on a CPU: half of a small second-level cache.
-BLOCK = 2**17
 
 # From so many rows on, it pays on a CPU to look for those that are zero.
 MANY_ROWS = 4096
@@ -149,29 +146,22 @@ class Layout:
                 part.copy_(local(tensor).reshape(-1))
         return numbers
 
-    def blocks(self, matrix: Matrix, wide: Tensor) -> Iterator[tuple[slice | Tensor, Tensor]]:
-        """Rows of a matrix, so many at a time that several products of them read them from memory once.
+    def rows(self, matrix: Matrix, wide: Tensor) -> tuple[slice | Tensor, Tensor]:
+        """The rows of a matrix, without those that are zero where they are most, as in the gradient of an embedding.
 
         Args:
             matrix: Which matrix.
             wide: Its numbers in this process, in the type of the factors.
 
-        Yields:
-            Where the rows lie in the left factors, and the rows: views, if that is a slice. If it is a tensor, this is all: a
-            copy of the few rows that are not zero, as in the gradient of an embedding.
+        Returns:
+            Where the rows lie in the left factors, and the rows.
         """
-        size = len(wide)
-        # A GPU takes all at once: it has the bandwidth, and would wait for the launch of each block's kernels.
-        if self.device.type == "cpu":
-            if len(wide) >= MANY_ROWS:
-                present = torch.linalg.vector_norm(wide, dim=1).nonzero()[:, 0]
-                if len(present) < len(wide) / 2:
-                    yield present + matrix.left.start, wide[present]
-                    return
-            size = max(1, BLOCK // matrix.columns)
-        for start in range(0, len(wide), max(1, size)):
-            block = wide[start : start + size]
-            yield slice(matrix.left.start + start, matrix.left.start + start + len(block)), block
+        # A GPU has the bandwidth, and would have to be waited for.
+        if self.device.type == "cpu" and len(wide) >= MANY_ROWS:
+            present = torch.linalg.vector_norm(wide, dim=1).nonzero()[:, 0]
+            if len(present) < len(wide) / 2:
+                return present + matrix.left.start, wide[present]
+        return matrix.left, wide
 
     def products(self, tensors: Sequence[Tensor | None], factors: Factors) -> tuple[Factors, Tensor]:
         r"""What a gradient gives with directions: zeros where it is missing.
@@ -189,12 +179,12 @@ class Layout:
         for matrix in self.matrices:
             tensor = self.matrix(matrix, tensors)
             if tensor is not None:
-                columns = factors.right[:, matrix.right].t()
-                for rows, block in self.blocks(matrix, tensor.to(left)):
-                    left[:, rows] = (block @ columns).t()
-                    right[:, matrix.right].addmm_(factors.left[:, rows], block)
-                    flat = block.reshape(-1)
-                    squares.append(torch.dot(flat, flat))
+                # All that is read of a matrix is read before the next one: they fit a processor's cache one by one.
+                places, rows = self.rows(matrix, tensor.to(left))
+                left[:, places] = (rows @ factors.right[:, matrix.right].t()).t()
+                right[:, matrix.right] = factors.left[:, places] @ rows
+                flat = rows.reshape(-1)
+                squares.append(torch.dot(flat, flat))
         return Factors(left, right, rest), torch.stack(squares).double().sum()
 
     def random(self, count: int, generator: torch.Generator) -> Factors:

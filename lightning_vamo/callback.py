@@ -288,12 +288,15 @@ class VAMOCallback(GradientCallback):
 
     def _learned(self, trainer: Trainer, module: LightningModule, probes: int) -> bool:
         """Whether directions have been learned; before the first snapshot, batches that take no step may help."""
-        standing, parameters = self._standing, support.trainable_parameters(trainer.optimizers)
+        standing = self._standing
         if standing.learner is None:
-            standing.learner = self.directions.learner(parameters, probes, seeded(self._seed("learner")))
+            standing.parameters = support.trainable_parameters(trainer.optimizers)
+            standing.learner = self.directions.learner(standing.parameters, probes, seeded(self._seed("learner")))
         if not standing.learner.ready and self.directions.warmup_batches:
             with self._watch.looking_away():
-                seen = warm_up(trainer, module, plan_of(trainer), standing.learner, parameters, self.directions.warmup_batches)
+                seen = warm_up(
+                    trainer, module, plan_of(trainer), standing.learner, standing.parameters, self.directions.warmup_batches
+                )
             self._totals.forward_evaluations += seen
             self._totals.backward_evaluations += seen
         return standing.learner.ready
@@ -327,7 +330,7 @@ class VAMOCallback(GradientCallback):
         if first:
             standing.rows = []
         if last and standing.learner is not None:
-            observe(trainer, standing.learner, support.trainable_parameters(trainer.optimizers))
+            observe(trainer, standing.learner, standing.parameters)
         if standing.taken is None:
             return
         if not skipped and not (self._watch.differs and trainer.world_size == 1):

@@ -193,6 +193,7 @@ class Resumption:
         if state["learner"] is not None and directions.learns:
             standing.learner = directions.learner(parameters, 1, seeded(0))
             standing.learner.load_state_dict(state["learner"])
+            standing.parameters = parameters
         if snapshot is not None:
             _check_fits("the number of batches per epoch", state["plan"]["length"], trainer.num_training_batches)
             dimension = sum(parameter.numel() for parameter in parameters)

@@ -1,5 +1,6 @@
 """Where a run stands: its snapshot, and how far the epoch has come in the snapshot's batches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -23,6 +24,7 @@ class Standing:
         withheld: Whether this rank has kept its part of one of them out of the correction.
         unused: How many rows the epoch has not used, since their batches were other ones than the sweep saw.
         learner: What learns directions from the gradients, if the family does.
+        parameters: Those whose gradients it sees, as they were when it began: a step may freeze some for a while.
         coefficient: What changes the effective coefficient from step to step, if anything does.
         steps: How many steps of the epoch have been corrected.
         factors: Sum over them of the mean factor of their rows.
@@ -38,6 +40,7 @@ class Standing:
     withheld: bool = False
     unused: int = 0
     learner: Learner | None = None
+    parameters: Sequence[Tensor] = ()
     coefficient: Coefficient | None = None
     steps: int = 0
     factors: Tensor | float = 0.0

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.sharding import local
+from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.guards import no_trace
 from lightning_vamo.loop.plan import Plan
@@ -21,8 +23,15 @@ def observe(trainer: Trainer, learner: Learner, parameters: Sequence[Tensor]) ->
         trainer: The trainer.
         learner: What learns from them.
         parameters: The parameters that have them.
+
+    Raises:
+        UnsupportedError: If a gradient is sparse.
     """
     gradients: list[Tensor | None] = [parameter.grad for parameter in parameters]
+    if any(gradient is not None and gradient.is_sparse for gradient in gradients):
+        raise UnsupportedError(
+            "A parameter has a sparse gradient, from which directions cannot be learned: set `sparse=False`."
+        )
     scale = compat.grad_scale(trainer)
     if scale is not None:
         if not all(bool(local(gradient).isfinite().all()) for gradient in gradients if gradient is not None):
@@ -54,16 +63,22 @@ def warm_up(
     with no_trace(trainer, module, parameters) as state, plan.loaded() as batches:
         for position, loaded in enumerate(itertools.islice(batches, most)):
             batch = compat.to_device(trainer, compat.before_transfer(trainer, loaded))
-            with torch.enable_grad():
-                output = compat.run_training_step(trainer, batch, position)
-                loss, _ = compat.step_output(output, 1)
-                if loss is not None:
-                    trainer.strategy.backward(loss, None)
-                    seen += 1
-            observe(trainer, learner, parameters)
+            if batch is not None and _backward(trainer, batch, position):
+                observe(trainer, learner, parameters)
+                seen += 1
             for parameter in parameters:
                 parameter.grad = None
             reshard()
             state.restore_tensors()
             state.restore_attributes()
     return seen
+
+
+def _backward(trainer: Trainer, batch: Any, position: int) -> bool:
+    """Differentiate the loss of a batch; False where there is none, or none that depends on a parameter."""
+    with torch.enable_grad():
+        loss, _ = compat.step_output(compat.run_training_step(trainer, batch, position), 1)
+        if loss is None or not loss.requires_grad:
+            return False
+        trainer.strategy.backward(loss, None)
+    return True

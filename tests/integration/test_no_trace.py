@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_vamo import NonFiniteLossError, VAMOCallback, VAMOMixin
+from lightning_vamo.core.directions import GradientSubspaceDirections
 from lightning_vamo.loop.guards import ModuleState
 from tests.modules import Everything, MemoryLogger, VAMOEverything, WatchedSweeps, loaders, trainer
 
@@ -152,8 +153,8 @@ def test_state_before_and_after_the_sweep(cls, difference, precision):
     assert callback.compared == 3
 
 
-@pytest.mark.parametrize("alpha", [0.0])
-def test_a_meddling_module_trains_as_without_the_sweep(alpha):
+@pytest.mark.parametrize("directions", [None, GradientSubspaceDirections(), GradientSubspaceDirections(None)])
+def test_a_meddling_module_trains_as_without_the_sweep(directions):
     def run(cls, callbacks):
         L.seed_everything(0, verbose=False)
         module, logger = cls(), MemoryLogger("somewhere")
@@ -163,7 +164,7 @@ def test_a_meddling_module_trains_as_without_the_sweep(alpha):
             for v in (dict(module.state_dict()), module.history, module.average, module.moving, module.tree["visits"])
         ], logger.rows
 
-    assert run(Meddling, []) == run(VAMOMeddling, [VAMOCallback(probes=2, alpha=alpha)])
+    assert run(Meddling, []) == run(VAMOMeddling, [VAMOCallback(probes=2, directions=directions, alpha=0.0)])
 
 
 class Fields:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_vamo import InvalidArgumentError, UnsupportedError, VAMOCallback, VAMOMixin, with_vamo
-from lightning_vamo.core.directions import CoordinateDirections, OrthonormalDirections
+from lightning_vamo.core.directions import CoordinateDirections, GradientSubspaceDirections, OrthonormalDirections
 from lightning_vamo.loop.support import check_strategy
 from tests.modules import Everything, Indexed, VAMOEverything, loaders, trainer
 
@@ -230,7 +230,8 @@ def test_lazy_parameters():
     trainer(callbacks=[VAMOCallback(probes=0)], max_epochs=1).fit(Lazy(), DataLoader(Indexed(4)))
 
 
-def test_sparse_gradients():
+@pytest.mark.parametrize("directions", [None, GradientSubspaceDirections()])
+def test_sparse_gradients(directions):
     class Sparse(Vamo):
         def __init__(self):
             super().__init__()
@@ -240,7 +241,7 @@ def test_sparse_gradients():
             return self.net(batch.long()).sum()
 
     with pytest.raises(UnsupportedError, match="sparse=False"):
-        fit(Sparse())
+        fit(Sparse(), callback=VAMOCallback(probes=1, directions=directions))
 
 
 def test_complex_parameters():

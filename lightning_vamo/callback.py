@@ -288,9 +288,10 @@ class VAMOCallback(GradientCallback):
 
     def _learned(self, trainer: Trainer, module: LightningModule, probes: int) -> bool:
         """Whether directions have been learned; before the first snapshot, batches that take no step may help."""
-        standing = self._standing
-        if standing.learner is None:
-            standing.parameters = support.trainable_parameters(trainer.optimizers)
+        standing, parameters = self._standing, support.trainable_parameters(trainer.optimizers)
+        # Other parameters, since some were frozen or thawed, span another space.
+        if standing.learner is None or list(map(id, parameters)) != list(map(id, standing.parameters)):
+            standing.parameters = parameters
             standing.learner = self.directions.learner(standing.parameters, probes, seeded(self._seed("learner")))
         if not standing.learner.ready and self.directions.warmup_batches:
             with self._watch.looking_away():

@@ -24,7 +24,7 @@ class Standing:
         withheld: Whether this rank has kept its part of one of them out of the correction.
         unused: How many rows the epoch has not used, since their batches were other ones than the sweep saw.
         learner: What learns directions from the gradients, if the family does.
-        parameters: Those whose gradients it sees, as they were when it began: a step may freeze some for a while.
+        parameters: Those whose gradients it sees, which are those of the last snapshot.
         coefficient: What changes the effective coefficient from step to step, if anything does.
         steps: How many steps of the epoch have been corrected.
         factors: Sum over them of the mean factor of their rows.

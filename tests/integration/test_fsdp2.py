@@ -218,7 +218,7 @@ class Stored(L.Callback):
 
     def on_train_batch_end(self, fit, *arguments):
         [callback] = [callback for callback in fit.callbacks if isinstance(callback, VAMOCallback)]
-        self.numbers = sum(rows.numel() for rows in callback._standing.taken.correction.directions._rows)
+        self.numbers = sum(rows.numel() for rows in callback._standing.taken.correction.directions.rows)
 
 
 def what_it_costs(folder, **options):

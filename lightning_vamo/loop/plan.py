@@ -87,7 +87,7 @@ class Plan:
         order = None if self.keeps_order else torch.randperm(self.length, generator=generator, device="cpu").tolist()
         for recorder, passes in zip(self._recorders, self.batches(), strict=True):
             recorder.replay(remaining(passes, 0, order))
-        return order or list(range(self.length))
+        return list(range(self.length)) if order is None else order
 
     def batches(self) -> list[list[list[Any]]]:
         """The batches of each pass over each loader."""

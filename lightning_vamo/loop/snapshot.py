@@ -85,7 +85,9 @@ def take_snapshot(
     draw = functools.partial(directions.draw, parameters) if learner is None else learner.directions
     drawn = draw(probes, seeded(seed))
     compat.drop_gradients(trainer, module, batch_idx)
-    radius = auto_mu(parameters, difference, arithmetic(trainer, sweep_precision)) if mu == "auto" else mu
+    radius = mu
+    if radius == "auto":
+        radius = auto_mu(parameters, difference, arithmetic(trainer, sweep_precision), steep=directions.learns)
 
     def evaluate(batch: Any, position: int) -> Any:
         driver.probed_position = position

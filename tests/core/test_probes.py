@@ -288,6 +288,8 @@ def test_the_automatic_radius_follows_its_rule(difference, exponent):
     points = [torch.full((3, 4), 2.0), torch.tensor(1.0), torch.zeros(0)]
     assert auto_mu(points, difference) == pytest.approx(2 ** (-23 * exponent) * 8, rel=1e-12)  # 1 + the root of 49
     assert auto_mu([point.double() for point in points], difference) == pytest.approx(2 ** (-52 * exponent) * 8, rel=1e-12)
+    steep = {"forward": 1 / 2, "central": exponent}[difference]
+    assert auto_mu(points, difference, steep=True) == pytest.approx(2 ** (-23 * steep) * 8, rel=1e-12)
 
 
 @pytest.mark.parametrize("difference", SCHEMES)

@@ -5,6 +5,7 @@ Checked against Lightning 2.6.0 and 2.6.6. Each function says what it reaches fo
 
 import builtins
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -277,6 +278,7 @@ def continued(trainer: Trainer, restore: Callable[[], None], *, within: bool, en
     """
     fit_loop, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
     on_advance_start, on_run_start, advance = fit_loop.on_advance_start, loop.on_run_start, loop.advance
+    original_reset = loop.reset
     waiting = {"epoch": not within, "start": True, "end_batch": end_batch}
     stepped = loop._batches_that_stepped
 
@@ -304,7 +306,17 @@ def continued(trainer: Trainer, restore: Callable[[], None], *, within: bool, en
             return
         advance(fetcher)
 
-    with replaced(fit_loop, "on_advance_start", begin), replaced(loop, "on_run_start", start), replaced(loop, "advance", step):
+    def reset() -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*your dataloader is not resumable")  # here it is
+            original_reset()
+
+    with (
+        replaced(fit_loop, "on_advance_start", begin),
+        replaced(loop, "reset", reset),
+        replaced(loop, "on_run_start", start),
+        replaced(loop, "advance", step),
+    ):
         yield
 
 

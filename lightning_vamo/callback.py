@@ -257,8 +257,9 @@ class VAMOCallback(GradientCallback):
             standing.due = False
         taken = standing.taken
         if taken is not None and self._watch.check(taken.sweep.fingerprints[standing.row(batch_idx)]):
-            standing.unused += 1
-            self._advice.on_other_batch()
+            left_out = trainer.world_size == 1 or compat.averages_gradients(trainer)
+            standing.unused += left_out
+            self._advice.on_other_batch(left_out)
 
     def _take_snapshot(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
         probes = self._probes(trainer.current_epoch)

@@ -49,12 +49,20 @@ class Advice:
                 f" improve it, {remedy}.",
             )
 
-    def on_other_batch(self) -> None:
-        """Warn of a dataset that does not give the same batch twice."""
+    def on_other_batch(self, left_out: bool) -> None:
+        """Warn of a dataset that does not give the same batch twice.
+
+        Args:
+            left_out: Whether its row is left out. Over shards that would take a message to the other ranks in each step.
+        """
+        what = (
+            "so its probe differences are not used; the number of such batches is logged as vamo/rows_unused"
+            if left_out
+            else "but its probe differences are used, which adds noise, and no bias: sharded ranks cannot leave out one's part"
+        )
         self._once(
             "other batch",
-            "A training batch differs from the one that the sweep saw in its place, so its probe differences are not used; the"
-            " number of such batches is logged as vamo/rows_unused. The dataset gives other samples for the same indices:"
-            " random augmentation, or data that changes. Let an augmentation depend on the index only, or train with"
-            " probes=0.",
+            f"A training batch differs from the one that the sweep saw in its place, {what}. The dataset gives other samples"
+            " for the same indices: random augmentation, or data that changes. Let an augmentation depend on the index only, or"
+            " train with probes=0.",
         )

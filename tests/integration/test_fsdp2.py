@@ -303,3 +303,35 @@ def killed_and_resumed(folder):
 def test_a_run_that_dies_resumes_with_its_shards(tmp_path):
     for whole_run, resumed in in_processes(killed_and_resumed, tmp_path):
         assert all(torch.equal(resumed[name], weight) for name, weight in whole_run.items())
+
+
+def with_other_batches(folder):
+    class Noisy(Batches):
+        """Its samples are new each time."""
+
+        def train_dataloader(self):
+            loader = super().train_dataloader()
+            collate = loader.collate_fn
+            loader.collate_fn = lambda samples: [
+                part + torch.rand(()) if part.is_floating_point() else part for part in collate(samples)
+            ]
+            return loader
+
+    with warnings.catch_warnings(record=True) as caught, patch("tests.integration.test_fsdp2.Batches", Noisy):
+        warnings.simplefilter("always")
+        figures = Figures()
+        weights = train(VAMO, [probing(OrthonormalDirections()), figures])
+    return {"weights": weights, "unused": figures.unused, "warnings": [str(warning.message) for warning in caught]}
+
+
+class Figures(L.Callback):
+    def on_train_end(self, fit, module):
+        self.unused = float(fit.callback_metrics["vamo/rows_unused"])
+
+
+def test_rows_of_other_batches_are_used_and_warned_of(tmp_path):
+    """To leave out one rank's part, the others would have to be told in each step; ranks are not to differ."""
+    first, second = in_processes(with_other_batches, tmp_path)
+    assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
+    assert first["unused"] == second["unused"] == 0
+    assert sum("but its probe differences are used" in message for message in first["warnings"]) == 1

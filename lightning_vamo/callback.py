@@ -320,9 +320,13 @@ class VAMOCallback(GradientCallback):
         if standing.taken is None or not self._watch.differs or not compat.averages_gradients(trainer):
             return nullcontext()
         standing.withheld = True
+        row, accumulated = standing.row(trainer.fit_loop.batch_idx), trainer.accumulate_grad_batches
+        return standing.taken.correction.withheld(row, accumulated, compat.grad_scale(trainer), self._progress(trainer))
+
+    def _progress(self, trainer: Trainer) -> float:
+        """Share of the epoch's batches before the step: the same for all whose gradients accumulate in it."""
         batch_idx = trainer.fit_loop.batch_idx
-        scale, progress = compat.grad_scale(trainer), standing.progress(batch_idx)
-        return standing.taken.correction.withheld(standing.row(batch_idx), trainer.accumulate_grad_batches, scale, progress)
+        return self._standing.progress(batch_idx - batch_idx % trainer.accumulate_grad_batches)
 
     @override
     def after_backward(self, trainer: Trainer, module: LightningModule, *, first: bool, last: bool, skipped: bool) -> None:
@@ -340,8 +344,8 @@ class VAMOCallback(GradientCallback):
             standing.rows.append(standing.row(trainer.fit_loop.batch_idx))
         if last:
             correction = standing.taken.correction
-            scale, progress = compat.grad_scale(trainer), standing.progress(trainer.fit_loop.batch_idx)
-            moments = correction.apply(standing.rows, trainer.accumulate_grad_batches, scale, progress)
+            scale, accumulated = compat.grad_scale(trainer), trainer.accumulate_grad_batches
+            moments = correction.apply(standing.rows, accumulated, scale, self._progress(trainer))
             if moments is not None:
                 self._totals.steps += 1
                 standing.steps += 1

@@ -63,7 +63,7 @@ class Correction:
         Yields:
             Nothing.
         """
-        coefficients = self.own.correction(row) * self.coefficient.factors(progress) / accumulated
+        coefficients, _ = self._weighted(self.own.correction(row) / accumulated, progress)
         share = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.directions.subtract_(share, -coefficients if scale is None else -scale(coefficients))
         # Hooks, rather than an addition to `.grad`: a parameter without a gradient on the other ranks must not get one here.
@@ -104,11 +104,9 @@ class Correction:
         gradients = [parameter.grad for parameter in self.parameters]
         if not rows or self.control.beta == 0 or all(gradient is None for gradient in gradients):
             return None
-        if any(gradient is not None and gradient.is_sparse for gradient in gradients):
-            raise UnsupportedError("A parameter has a sparse gradient, which VAMO cannot correct: set `sparse=False`.")
+        check_dense(gradients)
         row = torch.stack([self.control.correction(row) for row in rows]).sum(dim=0) / accumulated
-        factors = self.coefficient.factors(progress)
-        coefficients = (row * factors).to(row.dtype)
+        coefficients, self.mean_factor = self._weighted(row, progress)
         unit = torch.ones((), device=coefficients.device)
         if scale is not None:
             coefficients, unit = scale(coefficients), scale(unit)
@@ -116,9 +114,15 @@ class Correction:
             # Of what the gradient is before its correction; it changes the factors of later steps only.
             self.coefficient.observe(self.directions.project(gradients) / unit, row)
         square, product, step = self.directions.subtract_(gradients, coefficients)
-        self.mean_factor = factors.mean() if isinstance(factors, Tensor) else factors
         moments = torch.stack((square, 2 * product - step)) / unit.double() ** 2
         return torch.where(moments.isfinite().all(), moments, 0.0)
+
+    def _weighted(self, row: Tensor, progress: float) -> tuple[Tensor, Tensor | float]:
+        """A row with the factors of the coming step, and their mean."""
+        factors = self.coefficient.factors(progress)
+        if isinstance(factors, Tensor):
+            return (row * factors.to(row.device)).to(row.dtype), factors.mean()
+        return row * factors, factors
 
     def total(self, moments: Tensor) -> Tensor:
         """Add up over all shards what :meth:`apply` returned; every process must call it.
@@ -130,6 +134,19 @@ class Correction:
             Shape ``(2,)``; what was given where gradients are not sharded.
         """
         return self.directions.shards.total(moments)
+
+
+def check_dense(gradients: Sequence[Tensor | None]) -> None:
+    """Refuse gradients that have no numbers to project on directions.
+
+    Args:
+        gradients: The gradients.
+
+    Raises:
+        UnsupportedError: If one is sparse.
+    """
+    if any(gradient is not None and gradient.is_sparse for gradient in gradients):
+        raise UnsupportedError("A parameter has a sparse gradient, which VAMO cannot correct: set `sparse=False`.")
 
 
 def _added_once(part: Tensor) -> Callable[[Tensor], Tensor | None]:

@@ -168,8 +168,9 @@ def check_probes_fit(optimizers: Sequence[Any], directions: Directions, probes: 
     dimension = sum(parameter.numel() for parameter in parameters)
     directions.check_count(probes, dimension)
     beta = effective_coefficient(alpha, probes, dimension)
-    # Twice the best coefficient adds as much noise as it removes. Independent directions overlap, so their best is lower.
-    best = 1.0 if directions.orthonormal else dimension / (dimension + probes - 1)
+    # Twice the best coefficient adds as much noise as it removes. Independent directions overlap, so their best is lower;
+    # learned ones are used in coordinates of an orthonormal basis.
+    best = 1.0 if directions.orthonormal or directions.learns else dimension / (dimension + probes - 1)
     if beta > 2 * best:
         rank_zero_warn(
             f"`alpha={alpha!r}` adds more variance than it removes with {probes} probes along {type(directions).__name__} and"

@@ -8,9 +8,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_vamo.core.correction import check_dense
 from lightning_vamo.core.directions.learner import Learner
-from lightning_vamo.core.sharding import local
-from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.guards import no_trace
 from lightning_vamo.loop.plan import Plan
@@ -18,6 +17,8 @@ from lightning_vamo.loop.plan import Plan
 
 def observe(trainer: Trainer, learner: Learner, parameters: Sequence[Tensor]) -> None:
     """Show a learner the gradients in ``.grad``, uncorrected and averaged over ranks, as they are without a GradScaler.
+
+    It passes over gradients that are not finite, with which the optimizer skips the step.
 
     Args:
         trainer: The trainer.
@@ -28,14 +29,9 @@ def observe(trainer: Trainer, learner: Learner, parameters: Sequence[Tensor]) ->
         UnsupportedError: If a gradient is sparse.
     """
     gradients: list[Tensor | None] = [parameter.grad for parameter in parameters]
-    if any(gradient is not None and gradient.is_sparse for gradient in gradients):
-        raise UnsupportedError(
-            "A parameter has a sparse gradient, from which directions cannot be learned: set `sparse=False`."
-        )
+    check_dense(gradients)
     scale = compat.grad_scale(trainer)
     if scale is not None:
-        if not all(bool(local(gradient).isfinite().all()) for gradient in gradients if gradient is not None):
-            return  # the optimizer skips the step
         factor = 1 / scale(torch.ones((), device=parameters[0].device))
         gradients = [None if gradient is None else gradient * factor for gradient in gradients]
     learner.observe(gradients)

@@ -82,6 +82,11 @@ def test_a_linear_decay_is_logged_as_its_mean():
     assert metrics["vamo/alpha"] == pytest.approx(sum(1 - k / 40 for k in range(40)) / 40)
 
 
+def test_the_batches_of_a_step_share_its_factors():
+    _, _, metrics = fit(VAMOLinear, probing("linear-decay"), epochs=1, accumulate_grad_batches=2)
+    assert metrics["vamo/alpha"] == pytest.approx(sum(1 - 2 * step / 40 for step in range(20)) / 20)
+
+
 def test_accumulated_steps_regress_on_the_mean_of_their_rows():
     _, _, metrics = fit(VAMOLinear, probing("adaptive"), accumulate_grad_batches=2)
     assert metrics["vamo/alpha"] > 0.9

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from lightning_vamo import VAMOCallback, VAMOMixin
-from lightning_vamo.core.directions import OrthonormalDirections
+from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections
 from tests.modules import Everything, VAMOEverything, loaders, trainer
 
 
@@ -61,6 +61,22 @@ def test_overflowing_steps_are_skipped():
     assert scale < 2.0**10
     assert fit.callback_metrics["vamo/variance_removed"] == 0
     assert all(torch.equal(state[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("rank", [1, None])
+def test_steps_that_overflow_are_not_learned_from(rank):
+    class Overflow(VAMOEverything):
+        """Some of its gradients overflow whatever the scale."""
+
+        def on_after_backward(self):
+            if self.trainer.fit_loop.batch_idx % 4 == 2:
+                self.net[0].weight.grad.fill_(float("inf"))
+
+    directions = GradientSubspaceDirections(rank, warmup_batches=0)
+    state, scale, fit = run(2.0**10, Overflow, callbacks=[VAMOCallback(probes=2, directions=directions, seed=1)])
+    assert scale < 2.0**10
+    assert fit.callback_metrics["vamo/probes"] == 2
+    assert all(value.isfinite().all() for value in state.values())
 
 
 @pytest.mark.filterwarnings("ignore:.training_step. returned")

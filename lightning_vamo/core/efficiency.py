@@ -1,0 +1,60 @@
+r"""What probes are worth: the gradient noise that they remove, against the work that they add.
+
+Without probes, noise is bought down with larger batches: ``m`` times the samples, and the work, divide its variance by ``m``.
+Probes that remove a share ``R`` of it are worth a batch :math:`1/(1-R)` times as large. They pay if they add less work than
+such a batch would.
+"""
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.probes import Difference
+
+
+def batch_factor(removed: Tensor) -> Tensor:
+    """How many times larger a batch would have as little noise.
+
+    Args:
+        removed: Shares of the noise's variance that are removed, below 1.
+
+    Returns:
+        :math:`1/(1-R)`, of the same shape.
+    """
+    return 1 / (1 - removed)
+
+
+def work_factor(maximum: int, forward: float, difference: Difference = "forward", sweeps: float = 1.0) -> Tensor:
+    """How many times the work of training without probes.
+
+    Args:
+        maximum: The largest number of probes to look at.
+        forward: Time of a sweep's forward pass, relative to that of a training step on the same batch.
+        difference: ``"forward"``, ``1 + q`` forward passes per batch and sweep, or ``"central"``, ``1 + 2q``.
+        sweeps: Sweeps per epoch, on average.
+
+    Returns:
+        Shape ``(maximum + 1,)``, float64: for no probe, which is 1, and for ``1..maximum``.
+    """
+    counts = torch.arange(maximum + 1, dtype=torch.float64, device="cpu")
+    passes = 1 + counts * (2 if difference == "central" else 1)
+    return torch.where(counts > 0, 1 + sweeps * forward * passes, 1.0)
+
+
+def efficiency(removed: Tensor, forward: float, difference: Difference = "forward", sweeps: float = 1.0) -> Tensor:
+    r"""Noise removed per work: by which factor probes need less work than larger batches for the same noise.
+
+    .. math:: e_q = \frac{1}{(1 - R_q)\,(1 + s f (1 + q))}
+
+    Above 1 probes pay.
+
+    Args:
+        removed: :math:`R_1 \ldots R_q`, the share of the noise's variance that the first ``1..q`` probes remove, shape ``(q,)``.
+        forward: :math:`f`; see :func:`work_factor`.
+        difference: See :func:`work_factor`.
+        sweeps: :math:`s`; see :func:`work_factor`.
+
+    Returns:
+        Shape ``(q + 1,)``, float64: for no probe, which is 1, and for ``1..q``.
+    """
+    worth = torch.cat((removed.new_zeros(1, dtype=torch.float64), removed.double()))
+    return batch_factor(worth) / work_factor(len(removed), forward, difference, sweeps)

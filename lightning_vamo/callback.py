@@ -12,13 +12,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_vamo.core.directions import Directions, SphereDirections
+from lightning_vamo.core.directions import Directions, ProbeDirections, SphereDirections
 from lightning_vamo.core.mixing import Alpha, check_alpha, coefficient_of
 from lightning_vamo.core.probes import Difference, check_difference, check_mu
-from lightning_vamo.core.schedules import ConstantProbes, ProbeSchedule, as_schedule, check_probes
+from lightning_vamo.core.schedules import ConstantProbes, EfficientProbes, ProbeSchedule, as_schedule, check_probes
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.advice import Advice
+from lightning_vamo.loop.choice import ProbeChoice
 from lightning_vamo.loop.driver import GradientCallback
 from lightning_vamo.loop.fingerprint import BatchWatch
 from lightning_vamo.loop.plan import plan_of
@@ -106,6 +107,9 @@ class VAMOCallback(GradientCallback):
         self.every_n_epochs = every_n_epochs
         self.seed = seed
         self.sweep_precision = sweep_precision
+        if isinstance(self.schedule, EfficientProbes) and alpha != "adaptive":
+            raise InvalidArgumentError(f'`alpha` must be "adaptive", whose factors EfficientProbes goes by, got {alpha!r}.')
+        self._choice = self._begin_choice()
         self._advice = Advice()
         self._watch = BatchWatch()
         self._attached = ExitStack()
@@ -146,6 +150,7 @@ class VAMOCallback(GradientCallback):
         support.check_module(pl_module, VAMOMixin)
         self._totals = Totals()
         self._standing = Standing()
+        self._choice = self._begin_choice()
         self._resumption = None
         self._advice = Advice()
         self._attached.enter_context(support.one_optimizer(trainer.strategy))
@@ -157,9 +162,9 @@ class VAMOCallback(GradientCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse optimizers, and numbers of probes, that do not fit."""
         support.check_optimizer(trainer.optimizers)
-        probes = self._probes(trainer.current_epoch)
-        if probes:
-            support.check_probes_fit(trainer.optimizers, self.directions, probes, self.alpha)
+        most = self._most(trainer.current_epoch)
+        if most:
+            support.check_probes_fit(trainer.optimizers, self.directions, most, self.alpha)
         if self.sweep_precision is not None:
             check_float32(trainer, support.trainable_parameters(trainer.optimizers))
         self._totals.seed = self._totals.seed if self.seed is None else self.seed
@@ -173,8 +178,9 @@ class VAMOCallback(GradientCallback):
         # From a checkpoint without a plan, such as plain Lightning's, the plan begins with the batch that comes next.
         self._standing.first = compat.position(trainer) or 0
         if self._resumption is not None:
+            schedule = self.schedule if self._choice is None else self._choice.schedule
             self._standing = self._attached.enter_context(
-                self._resumption.taken_up(trainer, self.directions, self.schedule, self.alpha)
+                self._resumption.taken_up(trainer, self.directions, schedule, self.alpha)
             )
         self._attached.enter_context(compat.manual_steps(trainer, pl_module, self.stepping))
         self._epoch_began = time.perf_counter()
@@ -211,18 +217,24 @@ class VAMOCallback(GradientCallback):
         self._totals.add_moments(before, removed)
         return {"vamo/variance_removed": removed / before if before else 0.0}
 
-    def _count_factors(self) -> dict[str, float]:
+    def _count_factors(self, trainer: Trainer) -> dict[str, float]:
         """The mean effective coefficient of the epoch's steps, where it changes from step to step."""
         standing = self._standing
         steps, factors = standing.steps, standing.factors
         standing.steps, standing.factors = 0, 0.0
-        return {"vamo/alpha": float(factors) / steps} if steps and standing.coefficient is not None else {}
+        if self._choice is not None:
+            self._choice.epoch_ends(trainer, None if standing.taken is None else standing.taken.sweep, factors, steps)
+        if not steps or standing.coefficient is None:
+            return {}
+        return {"vamo/alpha": float(torch.as_tensor(factors).mean()) / steps}
 
     # ---- epochs and snapshots
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with a validation that an exception ended."""
+        """Stop the clock of the steps, and go on with a validation that an exception ended."""
+        if self._choice is not None:
+            self._choice.clock.stop(trainer.strategy.root_device)
         if self._resumption is not None:
             self._resumption.validation_starts(trainer)
 
@@ -260,33 +272,51 @@ class VAMOCallback(GradientCallback):
             left_out = trainer.world_size == 1 or compat.averages_gradients(trainer)
             standing.unused += left_out
             self._advice.on_other_batch(left_out)
+        if self._choice is not None:
+            self._choice.clock.batch_starts()
 
     def _take_snapshot(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
-        probes = self._probes(trainer.current_epoch)
-        if probes == 0:
+        standing, seed = self._standing, self._seed(f"snapshot {self._totals.snapshots}")
+        drawn = self._draw(trainer, module, seed)
+        if drawn is None:
             return
-        self._standing.coefficient = coefficient_of(self.alpha, probes, self._standing.coefficient)
-        if self.directions.learns and not self._learned(trainer, module, probes):
-            return
+        standing.coefficient = coefficient_of(self.alpha, drawn.count, standing.coefficient)
         taken = take_snapshot(
             trainer,
             module,
             self,
-            self.directions,
-            self._standing.learner,
-            self._seed(f"snapshot {self._totals.snapshots}"),
-            probes=probes,
+            drawn,
+            seed,
             mu=self.mu,
+            steep=self.directions.learns,
             alpha=self.alpha,
-            coefficient=self._standing.coefficient,
+            coefficient=standing.coefficient,
             difference=self.difference,
             sweep_precision=self.sweep_precision,
             batch_idx=batch_idx,
         )
-        self._standing.taken = taken
-        self._standing.order = list(range(taken.plan.length))
+        standing.taken = taken
+        standing.order = list(range(taken.plan.length))
         self._totals.add_sweep(taken.sweep)
         self._advice.on_sweep(trainer, taken.sweep, taken.logs["vamo/mu"], self.sweep_precision)
+
+    def _draw(self, trainer: Trainer, module: LightningModule, seed: int) -> ProbeDirections | None:
+        """The directions of a snapshot; None if there is to be none."""
+        probes = self._most(trainer.current_epoch)
+        if probes == 0 or (self.directions.learns and not self._learned(trainer, module, probes)):
+            return None
+        parameters, learner = support.trainable_parameters(trainer.optimizers), self._standing.learner
+        if learner is not None:
+            learner.directions(probes, seeded(seed))
+        if self._choice is not None:
+            dimension = sum(parameter.numel() for parameter in parameters)
+            decision = self._choice.decide(trainer, learner, dimension, self.difference, 1 / self.every_n_epochs)
+            probes = decision.probes
+            if decision.afresh:
+                self._standing.coefficient = None
+        if probes == 0:
+            return None
+        return self.directions.draw(parameters, probes, seeded(seed)) if learner is None else learner.leading(probes)
 
     def _learned(self, trainer: Trainer, module: LightningModule, probes: int) -> bool:
         """Whether directions have been learned; before the first snapshot, batches that take no step may help."""
@@ -304,7 +334,14 @@ class VAMOCallback(GradientCallback):
             self._totals.backward_evaluations += seen
         return standing.learner.ready
 
-    def _probes(self, epoch: int) -> int:
+    def _begin_choice(self) -> ProbeChoice | None:
+        # A copy, which takes what is measured in one fit: the next one begins anew.
+        return ProbeChoice(copy.copy(self.schedule)) if isinstance(self.schedule, EfficientProbes) else None
+
+    def _most(self, epoch: int) -> int:
+        """The number of probes of an epoch; the largest, where the number is chosen by measurement."""
+        if isinstance(self.schedule, EfficientProbes):
+            return self.schedule.maximum
         return check_probes(f"{type(self.schedule).__name__}.probes_at({epoch})", self.schedule.probes_at(epoch))
 
     def _seed(self, purpose: str) -> int:
@@ -349,7 +386,7 @@ class VAMOCallback(GradientCallback):
             if moments is not None:
                 self._totals.steps += 1
                 standing.steps += 1
-                standing.factors = standing.factors + correction.mean_factor
+                standing.factors = standing.factors + correction.factors
                 # What was added to this rank's gradient only to be taken out again is nothing that was removed.
                 moments = moments * (not standing.withheld)
                 standing.moments = moments if standing.moments is None else standing.moments + moments
@@ -364,7 +401,8 @@ class VAMOCallback(GradientCallback):
             self._standing.moments = taken.correction.total(moments)
         logs = {
             **({} if taken is None else taken.logs),
-            **self._count_factors(),
+            **self._count_factors(trainer),
+            **({} if self._choice is None else self._choice.figures),
             **self._count_moments(),
             "vamo/probes": 0 if taken is None else taken.correction.directions.count,
             "vamo/forward_evaluations": self._totals.forward_evaluations,
@@ -384,7 +422,8 @@ class VAMOCallback(GradientCallback):
         # Before and after the training, and where nothing is ever probed, a checkpoint is plain Lightning's.
         if self._trainer is not None and not self._never_probes:
             ranks = saved(self._trainer, self._standing, self.directions)
-        return {"totals": self._totals.state_dict(), "ranks": ranks}
+        choice = None if self._choice is None else self._choice.state_dict()
+        return {"totals": self._totals.state_dict(), "choice": choice, "ranks": ranks}
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -396,8 +435,12 @@ class VAMOCallback(GradientCallback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting, and drawing directions, from a checkpoint."""
-        check_readable(state_dict.keys() == {"totals", "ranks"} and state_dict["totals"].keys() == asdict(Totals()).keys())
+        check_readable(
+            state_dict.keys() == {"totals", "choice", "ranks"} and state_dict["totals"].keys() == asdict(Totals()).keys()
+        )
         self._totals.load_state_dict(state_dict["totals"])
+        if self._choice is not None and state_dict["choice"] is not None:
+            self._choice.load_state_dict(state_dict["choice"])
 
     def _replay(self, recorder: RecordingBatchSampler, index: int) -> None:
         """Let a loader that has just been set up begin with the batches that a checkpoint says are left."""

@@ -6,6 +6,15 @@ from typing import Any
 from lightning_vamo.loop.sweep import Sweep
 
 
+# By whether they paid in evaluations, and by the clock.
+_VERDICTS = {
+    (True, True): "The probes paid for themselves on this run.",
+    (True, False): "In evaluations the probes paid for themselves on this run; by the clock of this machine they did not.",
+    (False, True): "In evaluations the probes did not pay on this run; by the clock of this machine they did.",
+    (False, False): "The probes did not pay on this run: a larger batch, or probes=0, uses the work better.",
+}
+
+
 @dataclass(frozen=True)
 class VAMOReport:
     """Totals over a training run, per rank.
@@ -36,6 +45,12 @@ class VAMOReport:
         return (self.forward_evaluations + 2 * self.backward_evaluations) / plain if plain else 1.0
 
     @property
+    def relative_time(self) -> float:
+        """Wall-clock time of the training epochs relative to that without the sweeps."""
+        rest = self.training_seconds - self.sweep_seconds
+        return self.training_seconds / rest if rest > 0 else 1.0
+
+    @property
     def worth_of_equal_batch(self) -> float:
         """Share of the second moment that a larger batch could remove at most, for the same work."""
         return 1 - 1 / self.relative_cost
@@ -45,21 +60,18 @@ class VAMOReport:
         if self.variance_removed is None:
             return "VAMO: no step has been corrected."
         pays = self.variance_removed > self.worth_of_equal_batch
-        verdict = (
-            "The probes paid for themselves on this run."
-            if pays
-            else "The probes did not pay on this run: a larger batch, or probes=0, uses the work better."
-        )
+        pays_by_clock = self.variance_removed > 1 - 1 / self.relative_time
         return "\n".join(
             (
                 f"VAMO: {self.snapshots} sweeps, {self.steps} corrected steps.",
                 f"  cost     {self.forward_evaluations} forward and {self.backward_evaluations} backward evaluations of a"
                 f" batch: {self.relative_cost:.2f} times the work without probes;",
-                f"           the sweeps took {self.sweep_seconds:.1f} s of {self.training_seconds:.1f} s.",
+                f"           the sweeps took {self.sweep_seconds:.1f} s of {self.training_seconds:.1f} s:"
+                f" {self.relative_time:.2f} times the time without them.",
                 f"  benefit  {100 * self.variance_removed:.3g} % of the gradient's second moment removed;",
                 f"           a batch {self.relative_cost:.2f} times larger, for the same work, removes at most"
                 f" {100 * self.worth_of_equal_batch:.3g} %.",
-                f"  {verdict}",
+                f"  {_VERDICTS[pays, pays_by_clock]}",
             )
         )
 

@@ -1,6 +1,5 @@
 """Taking a snapshot: draw directions, sweep the epoch's batches, and make the correction that the epoch's steps apply."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -48,12 +47,11 @@ def take_snapshot(
     trainer: Trainer,
     module: LightningModule,
     driver: GradientCallback,
-    directions: Directions,
-    learner: Learner | None,
+    drawn: ProbeDirections,
     seed: int,
     *,
-    probes: int,
     mu: float | Literal["auto"],
+    steep: bool,
     alpha: Alpha,
     coefficient: Coefficient | None,
     difference: Difference,
@@ -66,11 +64,10 @@ def take_snapshot(
         trainer: The trainer, whose epoch has drawn its first batch and not yet trained on it.
         module: Its module.
         driver: The callback that answers the module's ``training_step``.
-        directions: The family of probe directions.
-        learner: What has learned some, if the family learns.
-        seed: Seed of the directions.
-        probes: ``q``, at least 1.
+        drawn: The probe directions.
+        seed: What they were drawn with.
         mu: Smoothing radius, or ``"auto"``.
+        steep: Whether losses are expected to change more along them than along random ones.
         alpha: Mixing coefficient.
         coefficient: What changes it from step to step.
         difference: ``"forward"`` or ``"central"``.
@@ -82,12 +79,10 @@ def take_snapshot(
     """
     parameters = support.trainable_parameters(trainer.optimizers)
     plan = plan_of(trainer)
-    draw = functools.partial(directions.draw, parameters) if learner is None else learner.directions
-    drawn = draw(probes, seeded(seed))
     compat.drop_gradients(trainer, module, batch_idx)
     radius = mu
     if radius == "auto":
-        radius = auto_mu(parameters, difference, arithmetic(trainer, sweep_precision), steep=directions.learns)
+        radius = auto_mu(parameters, difference, arithmetic(trainer, sweep_precision), steep=steep)
 
     def evaluate(batch: Any, position: int) -> Any:
         driver.probed_position = position
@@ -145,9 +140,10 @@ def resumed_snapshot(
         The snapshot as it was.
     """
     parameters = support.trainable_parameters(trainer.optimizers)
-    drawn = None if learner is None else learner.current
-    if drawn is None:
+    if learner is None:
         drawn = directions.draw(parameters, state["probes"], seeded(state["seed"]))
+    else:
+        drawn = learner.leading(state["probes"])
     device = trainer.strategy.root_device
     measured: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state["sweep"].items()}
     sweep = Sweep(**measured)

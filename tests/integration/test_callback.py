@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 
-from lightning_vamo import VAMOCallback, VAMOMixin, with_vamo
+from lightning_vamo import VAMOCallback, VAMOMixin, VAMOReport, with_vamo
 from lightning_vamo.core.directions import OrthonormalDirections
 from lightning_vamo.core.schedules import ExponentialProbes, LinearProbes
 from tests.modules import Everything, VAMOEverything, WatchedSweeps, loaders, trainer
@@ -52,7 +52,31 @@ def test_figures():
     removed = sorted(epoch["vamo/variance_removed"] for epoch in epochs)
     assert removed[0] < report.variance_removed < removed[1]  # a mean that weighs an epoch by its gradients
     assert 0 < report.sweep_seconds < report.training_seconds
+    assert report.relative_time == pytest.approx(1 / (1 - report.sweep_seconds / report.training_seconds))
     assert "did not pay" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("removed", "seconds", "verdict"),
+    [
+        (0.7, 1.0, "The probes paid for themselves on this run."),
+        (0.7, 9.0, "paid for themselves on this run; by the clock of this machine they did not"),
+        (0.2, 1.0, "In evaluations the probes did not pay on this run; by the clock of this machine they did"),
+        (0.2, 9.0, "The probes did not pay on this run: a larger batch"),
+    ],
+)
+def test_the_report_weighs_what_was_removed_against_evaluations_and_the_clock(removed, seconds, verdict):
+    report = VAMOReport(
+        snapshots=1,
+        steps=10,
+        forward_evaluations=40,
+        backward_evaluations=10,
+        sweep_seconds=seconds,
+        training_seconds=10.0,
+        variance_removed=removed,
+    )
+    assert report.relative_cost == 2
+    assert verdict in str(report)
 
 
 def test_central_differences_cost_twice_the_forwards():

@@ -5,7 +5,6 @@ from typing import Any
 
 from lightning_vamo.loop.sweep import Sweep
 
-
 # By whether they paid in evaluations, and by the clock.
 _VERDICTS = {
     (True, True): "The probes paid for themselves on this run.",

@@ -85,7 +85,8 @@ def test_lora_trains_and_probes_its_own_matrices_and_the_head_alone(model, tsv):
     assert all("lora_" in name or "classifier" in name for name in trained)
     assert sum("lora_" in name for name in trained) == 2 * (2 * 6 + 1)  # for each linear map: two layers of six, and one above
     moved = {name for name, weight in module.named_parameters() if not torch.equal(weight, before[name])}
-    assert moved == trained
+    assert moved <= trained
+    assert sum("lora_B" in name for name in moved) > 6  # which start at 0, and hold back the gradients of the others
 
 
 def test_the_optimizers(model):

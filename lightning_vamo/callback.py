@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_vamo.core.directions import Directions, SphereDirections
+from lightning_vamo.core.directions import Directions, GradientSubspaceDirections
+from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.mixing import Alpha, check_alpha, coefficient_of
 from lightning_vamo.core.probes import Difference, check_difference, check_mu
 from lightning_vamo.core.schedules import ConstantProbes, ProbeSchedule, as_schedule, check_probes
@@ -35,12 +36,14 @@ from lightning_vamo.report import Totals, VAMOReport
 class VAMOCallback(GradientCallback):
     r"""Trains a module that has the :class:`~lightning_vamo.VAMOMixin` with VAMO.
 
-    At an epoch's first batch it takes a snapshot :math:`\tilde x` of the weights, draws ``q`` probe directions, and sweeps the
+    At an epoch's first batch it takes a snapshot :math:`\tilde x` of the weights, takes ``q`` probe directions, and sweeps the
     epoch's batches without gradients for their probe differences. Each step then corrects its gradient,
 
     .. math:: v_k = \nabla f_{B_k}(x_k) - \alpha\,\frac{d}{q} \sum_j (\delta_{B_k,j} - \bar\delta_j)\, u_j,
 
-    and the optimizer that the module configures, whichever it is, steps with :math:`v_k`.
+    and the optimizer that the module configures, whichever it is, steps with :math:`v_k`. By default the directions are those
+    of the gradient noise, learned in training, and a regression scales each correction. The method of the paper is
+    ``VAMOCallback(directions=SphereDirections(), alpha="theory")``.
 
     Logged at the end of each epoch under ``vamo/``: ``probes``; ``alpha``, the effective coefficient :math:`\alpha d/q`;
     ``mu``; ``snapshot_loss``, the training loss at the snapshot, exact where the loss is a mean over samples;
@@ -52,12 +55,13 @@ class VAMOCallback(GradientCallback):
     Args:
         probes: ``q``, the number of probes, or a schedule of it, a :class:`~lightning_vamo.core.schedules.ProbeSchedule`. 0 is
             plain first-order training.
-        directions: The family of probe directions; by default the paper's,
-            :class:`~lightning_vamo.core.directions.SphereDirections`.
+        directions: The family of probe directions; by default
+            :class:`~lightning_vamo.core.directions.GradientSubspaceDirections`, learned from the gradients of training. The
+            paper's are :class:`~lightning_vamo.core.directions.SphereDirections`.
         mu: Smoothing radius for directions of unit norm, or ``"auto"``: see :func:`~lightning_vamo.core.probes.auto_mu`.
-        alpha: The mixing coefficient :math:`\alpha`, or ``"theory"``: :math:`q/d`. ``"adaptive"`` multiplies the theory's by
-            what a regression of gradients on rows finds, direction by direction, and ``"linear-decay"`` lets it fall to 0
-            over the batches of a snapshot: see :mod:`lightning_vamo.core.adaptive`.
+        alpha: The mixing coefficient :math:`\alpha`, or ``"theory"``: the paper's, :math:`q/d`. ``"adaptive"``, the default,
+            multiplies the theory's by what a regression of gradients on rows finds, direction by direction, and
+            ``"linear-decay"`` lets it fall to 0 over the batches of a snapshot: see :mod:`lightning_vamo.core.adaptive`.
         difference: ``"forward"``, ``1 + q`` forward passes per batch and sweep, or ``"central"``, ``1 + 2q``.
         sweep_precision: ``"32-true"`` sweeps in float32 where the Trainer trains in mixed precision; by default the sweep runs
             in the Trainer's precision.
@@ -81,7 +85,7 @@ class VAMOCallback(GradientCallback):
         probes: int | ProbeSchedule = 1,
         directions: Directions | None = None,
         mu: float | Literal["auto"] = "auto",
-        alpha: float | Literal["theory", "adaptive", "linear-decay"] = "theory",
+        alpha: float | Literal["theory", "adaptive", "linear-decay"] = "adaptive",
         difference: Literal["forward", "central"] = "forward",
         every_n_epochs: int = 1,
         seed: int | None = None,
@@ -94,12 +98,14 @@ class VAMOCallback(GradientCallback):
         check_difference(difference)
         check_sweep_precision(sweep_precision)
         if directions is not None and not isinstance(directions, Directions):
-            raise InvalidArgumentError(f"`directions` must be a family such as SphereDirections(), got {directions!r}.")
+            raise InvalidArgumentError(
+                f"`directions` must be a family such as GradientSubspaceDirections(), got {directions!r}."
+            )
         if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int) or every_n_epochs < 1:
             raise InvalidArgumentError(f"`every_n_epochs` must be a whole number >= 1, got {every_n_epochs!r}.")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise InvalidArgumentError(f"`seed` must be a whole number or None, got {seed!r}.")
-        self.directions = SphereDirections() if directions is None else directions
+        self.directions = GradientSubspaceDirections() if directions is None else directions
         self.mu = mu
         self.alpha: Alpha = alpha
         self.difference: Difference = difference
@@ -266,6 +272,7 @@ class VAMOCallback(GradientCallback):
         if probes == 0:
             return
         self._standing.coefficient = coefficient_of(self.alpha, probes, self._standing.coefficient)
+        compat.drop_gradients(trainer, module, batch_idx)
         if self.directions.learns and not self._learned(trainer, module, probes):
             return
         taken = take_snapshot(
@@ -281,7 +288,6 @@ class VAMOCallback(GradientCallback):
             coefficient=self._standing.coefficient,
             difference=self.difference,
             sweep_precision=self.sweep_precision,
-            batch_idx=batch_idx,
         )
         self._standing.taken = taken
         self._standing.order = list(range(taken.plan.length))
@@ -289,20 +295,25 @@ class VAMOCallback(GradientCallback):
         self._advice.on_sweep(trainer, taken.sweep, taken.logs["vamo/mu"], self.sweep_precision)
 
     def _learned(self, trainer: Trainer, module: LightningModule, probes: int) -> bool:
-        """Whether directions have been learned; before the first snapshot, batches that take no step may help."""
+        """Whether directions have been learned; before a learner's first snapshot, batches that take no step may help."""
         standing, parameters = self._standing, support.trainable_parameters(trainer.optimizers)
         # Other parameters, since some were frozen or thawed, span another space.
         if standing.learner is None or list(map(id, parameters)) != list(map(id, standing.parameters)):
             standing.parameters = parameters
             standing.learner = self.directions.learner(standing.parameters, probes, seeded(self._seed("learner")))
-        if not standing.learner.ready and self.directions.warmup_batches:
-            learner, most = standing.learner, self.directions.warmup_batches
-            turn = functools.partial(learner.directions, probes, seeded(self._seed("second pass of the warm-up")))
-            with self._watch.looking_away():
-                seen = warm_up(trainer, module, plan_of(trainer), learner, standing.parameters, most, turn)
-            self._totals.forward_evaluations += seen
-            self._totals.backward_evaluations += seen
+            if self.directions.warmup_batches:
+                self._warm_up(trainer, module, standing.learner, probes)
         return standing.learner.ready
+
+    def _warm_up(self, trainer: Trainer, module: LightningModule, learner: Learner, probes: int) -> None:
+        turn = functools.partial(learner.directions, probes, seeded(self._seed("second pass of the warm-up")))
+        plan = plan_of(trainer)
+        count = max(min(self.directions.warmup_batches, plan.length), probes + 1)  # fewer cannot tell so many directions apart
+        with self._watch.looking_away():
+            seen = warm_up(trainer, module, plan, learner, self._standing.parameters, count, turn)
+        self._totals.add_warmup(seen)
+        if not learner.ready:
+            self._advice.on_short_warmup(trainer, probes, seen)
 
     def _probes(self, epoch: int) -> int:
         return check_probes(f"{type(self.schedule).__name__}.probes_at({epoch})", self.schedule.probes_at(epoch))

@@ -14,7 +14,8 @@ class VAMOReport:
         snapshots: Sweeps taken.
         steps: Optimizer steps whose gradient was corrected.
         forward_evaluations: Forward passes of a batch, those of the sweeps included.
-        backward_evaluations: Backward passes of a batch.
+        backward_evaluations: Backward passes of a batch, those of the warm-up included.
+        warmup_evaluations: Batches that were differentiated to learn directions from, without a step.
         sweep_seconds: Wall-clock time of the sweeps.
         training_seconds: Wall-clock time of the training epochs, sweeps and validation within them included.
         variance_removed: Share of the mini-batch gradient's second moment that the corrections removed, over all corrected
@@ -25,6 +26,7 @@ class VAMOReport:
     steps: int
     forward_evaluations: int
     backward_evaluations: int
+    warmup_evaluations: int
     sweep_seconds: float
     training_seconds: float
     variance_removed: float | None
@@ -32,7 +34,7 @@ class VAMOReport:
     @property
     def relative_cost(self) -> float:
         """Work relative to the same steps without probes, a backward pass counted as two forward passes."""
-        plain = 3 * self.backward_evaluations
+        plain = 3 * (self.backward_evaluations - self.warmup_evaluations)
         return (self.forward_evaluations + 2 * self.backward_evaluations) / plain if plain else 1.0
 
     @property
@@ -50,9 +52,10 @@ class VAMOReport:
             if pays
             else "The probes did not pay on this run: a larger batch, or probes=0, uses the work better."
         )
+        warmup = f", {self.warmup_evaluations} batches of warm-up" if self.warmup_evaluations else ""
         return "\n".join(
             (
-                f"VAMO: {self.snapshots} sweeps, {self.steps} corrected steps.",
+                f"VAMO: {self.snapshots} sweeps, {self.steps} corrected steps{warmup}.",
                 f"  cost     {self.forward_evaluations} forward and {self.backward_evaluations} backward evaluations of a"
                 f" batch: {self.relative_cost:.2f} times the work without probes;",
                 f"           the sweeps took {self.sweep_seconds:.1f} s of {self.training_seconds:.1f} s.",
@@ -73,6 +76,7 @@ class Totals:
     steps: int = 0
     forward_evaluations: int = 0
     backward_evaluations: int = 0
+    warmup_evaluations: int = 0
     sweep_seconds: float = 0.0
     training_seconds: float = 0.0
     moment_before: float = 0.0
@@ -83,6 +87,12 @@ class Totals:
         self.snapshots += 1
         self.forward_evaluations += sweep.evaluations
         self.sweep_seconds += sweep.seconds
+
+    def add_warmup(self, batches: int) -> None:
+        """Count gradients that took no step."""
+        self.forward_evaluations += batches
+        self.backward_evaluations += batches
+        self.warmup_evaluations += batches
 
     def add_moments(self, before: float, removed: float) -> None:
         """Add squared gradient norms, summed over steps: what they were, and what the corrections took off them."""
@@ -96,6 +106,7 @@ class Totals:
             steps=self.steps,
             forward_evaluations=self.forward_evaluations,
             backward_evaluations=self.backward_evaluations,
+            warmup_evaluations=self.warmup_evaluations,
             sweep_seconds=self.sweep_seconds,
             training_seconds=self.training_seconds,
             variance_removed=self.moment_removed / self.moment_before if self.moment_before else None,

@@ -58,7 +58,6 @@ def take_snapshot(
     coefficient: Coefficient | None,
     difference: Difference,
     sweep_precision: SweepPrecision,
-    batch_idx: int,
 ) -> Taken:
     """Take a snapshot of the weights as they are.
 
@@ -75,7 +74,6 @@ def take_snapshot(
         coefficient: What changes it from step to step.
         difference: ``"forward"`` or ``"central"``.
         sweep_precision: ``"32-true"``, or None for the Trainer's.
-        batch_idx: Index of the batch that comes next.
 
     Returns:
         The correction, and what it took.
@@ -84,7 +82,6 @@ def take_snapshot(
     plan = plan_of(trainer)
     draw = functools.partial(directions.draw, parameters) if learner is None else learner.directions
     drawn = draw(probes, seeded(seed))
-    compat.drop_gradients(trainer, module, batch_idx)
     radius = mu
     if radius == "auto":
         radius = auto_mu(parameters, difference, arithmetic(trainer, sweep_precision), steep=directions.learns)

@@ -36,8 +36,8 @@ from lightning_vamo.report import Totals, VAMOReport
 class VAMOCallback(GradientCallback):
     r"""Trains a module that has the :class:`~lightning_vamo.VAMOMixin` with VAMO.
 
-    At an epoch's first batch it takes a snapshot :math:`\tilde x` of the weights, takes ``q`` probe directions, and sweeps the
-    epoch's batches without gradients for their probe differences. Each step then corrects its gradient,
+    At an epoch's first batch it takes a snapshot :math:`\tilde x` of the weights, turns to ``q`` probe directions, and sweeps
+    the epoch's batches without gradients for their probe differences. Each step then corrects its gradient,
 
     .. math:: v_k = \nabla f_{B_k}(x_k) - \alpha\,\frac{d}{q} \sum_j (\delta_{B_k,j} - \bar\delta_j)\, u_j,
 

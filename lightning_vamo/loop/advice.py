@@ -61,7 +61,8 @@ class Advice:
             "short warm-up",
             f"Epoch {trainer.current_epoch} trains without probes: {probes} directions are learned from {probes + 1} finite"
             f" gradients or more, and the warm-up, which saw {seen}, had fewer. Later epochs probe, once their steps have given"
-            " enough. Check that `training_step` returns finite losses.",
+            " enough. Check that `training_step` returns finite losses; under 16-mixed, gradients overflow until the GradScaler"
+            " has found its scale.",
         )
 
     def on_other_batch(self, left_out: bool) -> None:

@@ -122,4 +122,5 @@ def _backward(trainer: Trainer, module: LightningModule, batch: Any, position: i
         # Callbacks see the backward passes of training only: nothing puts back what their hooks change.
         with compat.replaced(trainer, "callbacks", []):
             trainer.strategy.backward(loss, None)
+        compat.flushed_static_graph(trainer)
     return True

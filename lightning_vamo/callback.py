@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_vamo.core.directions import Directions, ProbeDirections, SphereDirections
+from lightning_vamo.core.directions import Directions, GradientSubspaceDirections, ProbeDirections
+from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.mixing import Alpha, check_alpha, coefficient_of
 from lightning_vamo.core.probes import Difference, check_difference, check_mu
 from lightning_vamo.core.schedules import ConstantProbes, EfficientProbes, ProbeSchedule, as_schedule, check_probes
@@ -36,12 +37,14 @@ from lightning_vamo.report import Totals, VAMOReport
 class VAMOCallback(GradientCallback):
     r"""Trains a module that has the :class:`~lightning_vamo.VAMOMixin` with VAMO.
 
-    At an epoch's first batch it takes a snapshot :math:`\tilde x` of the weights, draws ``q`` probe directions, and sweeps the
-    epoch's batches without gradients for their probe differences. Each step then corrects its gradient,
+    At an epoch's first batch it takes a snapshot :math:`\tilde x` of the weights, turns to ``q`` probe directions, and sweeps
+    the epoch's batches without gradients for their probe differences. Each step then corrects its gradient,
 
     .. math:: v_k = \nabla f_{B_k}(x_k) - \alpha\,\frac{d}{q} \sum_j (\delta_{B_k,j} - \bar\delta_j)\, u_j,
 
-    and the optimizer that the module configures, whichever it is, steps with :math:`v_k`.
+    and the optimizer that the module configures, whichever it is, steps with :math:`v_k`. By default the directions are those
+    of the gradient noise, learned in training, and a regression scales each correction. The method of the paper is
+    ``VAMOCallback(directions=SphereDirections(), alpha="theory")``.
 
     Logged at the end of each epoch under ``vamo/``: ``probes``; ``alpha``, the effective coefficient :math:`\alpha d/q`;
     ``mu``; ``snapshot_loss``, the training loss at the snapshot, exact where the loss is a mean over samples;
@@ -53,12 +56,13 @@ class VAMOCallback(GradientCallback):
     Args:
         probes: ``q``, the number of probes, or a schedule of it, a :class:`~lightning_vamo.core.schedules.ProbeSchedule`. 0 is
             plain first-order training.
-        directions: The family of probe directions; by default the paper's,
-            :class:`~lightning_vamo.core.directions.SphereDirections`.
+        directions: The family of probe directions; by default
+            :class:`~lightning_vamo.core.directions.GradientSubspaceDirections`, learned from the gradients of training. The
+            paper's are :class:`~lightning_vamo.core.directions.SphereDirections`.
         mu: Smoothing radius for directions of unit norm, or ``"auto"``: see :func:`~lightning_vamo.core.probes.auto_mu`.
-        alpha: The mixing coefficient :math:`\alpha`, or ``"theory"``: :math:`q/d`. ``"adaptive"`` multiplies the theory's by
-            what a regression of gradients on rows finds, direction by direction, and ``"linear-decay"`` lets it fall to 0
-            over the batches of a snapshot: see :mod:`lightning_vamo.core.adaptive`.
+        alpha: The mixing coefficient :math:`\alpha`, or ``"theory"``: the paper's, :math:`q/d`. ``"adaptive"``, the default,
+            multiplies the theory's by what a regression of gradients on rows finds, direction by direction, and
+            ``"linear-decay"`` lets it fall to 0 over the batches of a snapshot: see :mod:`lightning_vamo.core.adaptive`.
         difference: ``"forward"``, ``1 + q`` forward passes per batch and sweep, or ``"central"``, ``1 + 2q``.
         sweep_precision: ``"32-true"`` sweeps in float32 where the Trainer trains in mixed precision; by default the sweep runs
             in the Trainer's precision.
@@ -82,7 +86,7 @@ class VAMOCallback(GradientCallback):
         probes: int | ProbeSchedule = 1,
         directions: Directions | None = None,
         mu: float | Literal["auto"] = "auto",
-        alpha: float | Literal["theory", "adaptive", "linear-decay"] = "theory",
+        alpha: float | Literal["theory", "adaptive", "linear-decay"] = "adaptive",
         difference: Literal["forward", "central"] = "forward",
         every_n_epochs: int = 1,
         seed: int | None = None,
@@ -95,12 +99,14 @@ class VAMOCallback(GradientCallback):
         check_difference(difference)
         check_sweep_precision(sweep_precision)
         if directions is not None and not isinstance(directions, Directions):
-            raise InvalidArgumentError(f"`directions` must be a family such as SphereDirections(), got {directions!r}.")
+            raise InvalidArgumentError(
+                f"`directions` must be a family such as GradientSubspaceDirections(), got {directions!r}."
+            )
         if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int) or every_n_epochs < 1:
             raise InvalidArgumentError(f"`every_n_epochs` must be a whole number >= 1, got {every_n_epochs!r}.")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise InvalidArgumentError(f"`seed` must be a whole number or None, got {seed!r}.")
-        self.directions = SphereDirections() if directions is None else directions
+        self.directions = GradientSubspaceDirections() if directions is None else directions
         self.mu = mu
         self.alpha: Alpha = alpha
         self.difference: Difference = difference
@@ -277,7 +283,7 @@ class VAMOCallback(GradientCallback):
 
     def _take_snapshot(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
         standing, seed = self._standing, self._seed(f"snapshot {self._totals.snapshots}")
-        drawn = self._draw(trainer, module, seed)
+        drawn = self._draw(trainer, module, seed, batch_idx)
         if drawn is None:
             return
         standing.coefficient = coefficient_of(self.alpha, drawn.count, standing.coefficient)
@@ -293,17 +299,19 @@ class VAMOCallback(GradientCallback):
             coefficient=standing.coefficient,
             difference=self.difference,
             sweep_precision=self.sweep_precision,
-            batch_idx=batch_idx,
         )
         standing.taken = taken
         standing.order = list(range(taken.plan.length))
         self._totals.add_sweep(taken.sweep)
         self._advice.on_sweep(trainer, taken.sweep, taken.logs["vamo/mu"], self.sweep_precision)
 
-    def _draw(self, trainer: Trainer, module: LightningModule, seed: int) -> ProbeDirections | None:
+    def _draw(self, trainer: Trainer, module: LightningModule, seed: int, batch_idx: int) -> ProbeDirections | None:
         """The directions of a snapshot; None if there is to be none."""
         probes = self._most(trainer.current_epoch)
-        if probes == 0 or (self.directions.learns and not self._learned(trainer, module, probes)):
+        if probes == 0:
+            return None
+        compat.drop_gradients(trainer, module, batch_idx)
+        if self.directions.learns and not self._learned(trainer, module, probes):
             return None
         parameters, learner = support.trainable_parameters(trainer.optimizers), self._standing.learner
         if learner is not None:
@@ -319,24 +327,30 @@ class VAMOCallback(GradientCallback):
         return self.directions.draw(parameters, probes, seeded(seed)) if learner is None else learner.leading(probes)
 
     def _learned(self, trainer: Trainer, module: LightningModule, probes: int) -> bool:
-        """Whether directions have been learned; before the first snapshot, batches that take no step may help."""
+        """Whether directions have been learned; before a learner's first snapshot, batches that take no step may help."""
         standing, parameters = self._standing, support.trainable_parameters(trainer.optimizers)
         # Other parameters, since some were frozen or thawed, span another space.
         if standing.learner is None or list(map(id, parameters)) != list(map(id, standing.parameters)):
             standing.parameters = parameters
             standing.learner = self.directions.learner(standing.parameters, probes, seeded(self._seed("learner")))
-        if not standing.learner.ready and self.directions.warmup_batches:
-            learner, most = standing.learner, self.directions.warmup_batches
-            turn = functools.partial(learner.directions, probes, seeded(self._seed("second pass of the warm-up")))
-            with self._watch.looking_away():
-                seen = warm_up(trainer, module, plan_of(trainer), learner, standing.parameters, most, turn)
-            self._totals.forward_evaluations += seen
-            self._totals.backward_evaluations += seen
+            if self.directions.warmup_batches:
+                self._warm_up(trainer, module, standing.learner, probes)
         return standing.learner.ready
 
     def _begin_choice(self) -> ProbeChoice | None:
         # A copy, which takes what is measured in one fit: the next one begins anew.
         return ProbeChoice(copy.copy(self.schedule)) if isinstance(self.schedule, EfficientProbes) else None
+
+    def _warm_up(self, trainer: Trainer, module: LightningModule, learner: Learner, probes: int) -> None:
+        turn = functools.partial(learner.directions, probes, seeded(self._seed("second pass of the warm-up")))
+        plan = plan_of(trainer)
+        count = max(min(self.directions.warmup_batches, plan.length), probes + 1)  # fewer cannot tell so many directions apart
+        start = time.perf_counter()
+        with self._watch.looking_away():
+            seen = warm_up(trainer, module, plan, learner, self._standing.parameters, count, turn)
+        self._totals.add_warmup(seen, time.perf_counter() - start)
+        if not learner.ready:
+            self._advice.on_short_warmup(trainer, probes, seen)
 
     def _most(self, epoch: int) -> int:
         """The number of probes of an epoch; the largest, where the number is chosen by measurement."""

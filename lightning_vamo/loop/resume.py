@@ -6,7 +6,7 @@ position in it, the rows that its steps still need, its random states, and what 
 
 import functools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -190,16 +190,19 @@ class Resumption:
         elif state["snapshot"] is not None:
             standing.coefficient = coefficient_of(alpha, state["snapshot"]["probes"], None)
         snapshot, parameters = state["snapshot"], support.trainable_parameters(trainer.optimizers)
-        if state["learner"] is not None and directions.learns:
-            standing.learner = directions.learner(parameters, 1, seeded(0))
-            standing.learner.load_state_dict(state["learner"])
-            standing.parameters = parameters
         if snapshot is not None:
             _check_fits("the number of batches per epoch", state["plan"]["length"], trainer.num_training_batches)
             dimension = sum(parameter.numel() for parameter in parameters)
             _check_fits("the family of directions", snapshot["directions"], type(directions).__name__)
             _check_fits("the number of trainable parameters", snapshot["dimension"], dimension)
             _check_fits("the number of probes", snapshot["probes"], schedule.probes_at(snapshot["epoch"]))
+        if state["learner"] is not None and directions.learns:
+            learner = directions.learner(parameters, 1, seeded(0))
+            # Between snapshots settings may change; what was learned for others is then learned anew.
+            with suppress(InvalidArgumentError) if snapshot is None else nullcontext():
+                learner.load_state_dict(state["learner"])
+                standing.learner, standing.parameters = learner, parameters
+        if snapshot is not None:
             plan = resumed_plan(trainer, state["plan"])
             standing.taken = resumed_snapshot(
                 trainer, snapshot, plan, directions, standing.learner, alpha, standing.coefficient

@@ -56,7 +56,6 @@ def take_snapshot(
     coefficient: Coefficient | None,
     difference: Difference,
     sweep_precision: SweepPrecision,
-    batch_idx: int,
 ) -> Taken:
     """Take a snapshot of the weights as they are.
 
@@ -72,14 +71,12 @@ def take_snapshot(
         coefficient: What changes it from step to step.
         difference: ``"forward"`` or ``"central"``.
         sweep_precision: ``"32-true"``, or None for the Trainer's.
-        batch_idx: Index of the batch that comes next.
 
     Returns:
         The correction, and what it took.
     """
     parameters = support.trainable_parameters(trainer.optimizers)
     plan = plan_of(trainer)
-    compat.drop_gradients(trainer, module, batch_idx)
     radius = mu
     if radius == "auto":
         radius = auto_mu(parameters, difference, arithmetic(trainer, sweep_precision), steep=steep)

@@ -70,7 +70,7 @@ class TransformerClassifier(L.LightningModule):
         """The optimizer asked for, of the weights that are trained."""
         weights = [weight for weight in self.parameters() if weight.requires_grad]
         if self.hparams.optimizer == "adamw":
-            return torch.optim.AdamW(weights, lr=self.hparams.lr)
+            return torch.optim.AdamW(weights, lr=self.hparams.lr, fused=True)  # one pass over the weights
         return torch.optim.SGD(weights, lr=self.hparams.lr, momentum=0.9 if self.hparams.optimizer == "momentum" else 0.0)
 
 

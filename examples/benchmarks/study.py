@@ -3,7 +3,7 @@
 pip install '.[finetune,benchmarks]'
 python -m examples.benchmarks.study mnist --data FOLDER --runs runs/mnist
 python -m examples.benchmarks.study sst2 --data FOLDER --runs runs/sst2
-python -m examples.benchmarks.study_tables mnist --runs runs/mnist --plot mnist.svg
+python -m examples.benchmarks.study_tables runs/mnist --plot mnist.png
 
 Each run is written to a file of its own, and is not run again: an interrupted study goes on, and with more ``--methods`` or
 ``--seeds`` it grows. A method is an optimizer, with what VAMO probes along behind a plus sign: ``adamw+learned``.

@@ -1,6 +1,7 @@
 """Gradients that take no step, for directions to be learned from before the first snapshot."""
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from lightning_vamo.loop.plan import Plan
 
 
 def observe(trainer: Trainer, learner: Learner, parameters: Sequence[Tensor]) -> None:
-    """Show a learner the gradients in ``.grad``, uncorrected and averaged over ranks, as they are without a GradScaler.
+    """Show a learner the gradients in ``.grad``: see :func:`gradients_of`.
 
     It passes over gradients that are not finite, with which the optimizer skips the step.
 
@@ -24,9 +25,22 @@ def observe(trainer: Trainer, learner: Learner, parameters: Sequence[Tensor]) ->
         trainer: The trainer.
         learner: What learns from them.
         parameters: The parameters that have them.
+    """
+    learner.observe(gradients_of(trainer, parameters))
+
+
+def gradients_of(trainer: Trainer, parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients in ``.grad``, uncorrected and averaged over ranks, as they are without a GradScaler.
+
+    Args:
+        trainer: The trainer.
+        parameters: The parameters that have them.
+
+    Returns:
+        The gradients.
 
     Raises:
-        UnsupportedError: If a gradient is sparse.
+        UnsupportedError: If one is sparse.
     """
     gradients: list[Tensor | None] = [parameter.grad for parameter in parameters]
     check_dense(gradients)
@@ -34,7 +48,7 @@ def observe(trainer: Trainer, learner: Learner, parameters: Sequence[Tensor]) ->
     if scale is not None:
         factor = 1 / scale(torch.ones((), device=parameters[0].device))
         gradients = [None if gradient is None else gradient * factor for gradient in gradients]
-    learner.observe(gradients)
+    return gradients
 
 
 def warm_up(
@@ -61,23 +75,53 @@ def warm_up(
     Returns:
         How many batches were evaluated, forward and backward.
     """
+    seen, half = 0, min(most, plan.length) // 2
+
+    def see(position: int, gradients: list[Tensor | None], start: float) -> None:
+        nonlocal seen
+        learner.observe(gradients)
+        seen += 1
+        if seen == half:
+            turn()
+
+    differentiate(trainer, module, plan, parameters, range(most), see)
+    return seen
+
+
+def differentiate(
+    trainer: Trainer,
+    module: LightningModule,
+    plan: Plan,
+    parameters: Sequence[Tensor],
+    positions: range,
+    see: Callable[[int, list[Tensor | None], float], None],
+) -> None:
+    """Compute the gradients of some of the plan's batches, leaving no trace.
+
+    Args:
+        trainer: The trainer, between two training steps, with no gradients that accumulate.
+        module: Its module, whose ``training_step`` is called plainly.
+        plan: The epoch's batches.
+        parameters: The parameters that have gradients.
+        positions: Which batches, one after the other.
+        see: Called for each that gives a loss, with its position, the gradients, which are not kept, and the time at which the
+            batch was asked for.
+    """
     reshard = compat.resharding(module)
     reshard()  # as before a sweep: what is kept and put back are the shards
-    seen, half = 0, min(most, plan.length) // 2
     with no_trace(trainer, module, parameters) as state, plan.loaded() as batches:
-        for position, loaded in enumerate(itertools.islice(batches, most)):
-            batch = compat.to_device(trainer, compat.before_transfer(trainer, loaded))
-            if batch is not None and _backward(trainer, batch, position):
-                observe(trainer, learner, parameters)
-                seen += 1
-                if seen == half:
-                    turn()
-            for parameter in parameters:
-                parameter.grad = None
-            reshard()
-            state.restore_tensors()
-            state.restore_attributes()
-    return seen
+        start = time.perf_counter()
+        for position, loaded in enumerate(itertools.islice(batches, positions.stop)):
+            if position in positions:
+                batch = compat.to_device(trainer, compat.before_transfer(trainer, loaded))
+                if batch is not None and _backward(trainer, batch, position):
+                    see(position, gradients_of(trainer, parameters), start)
+                for parameter in parameters:
+                    parameter.grad = None
+                reshard()
+                state.restore_tensors()
+                state.restore_attributes()
+            start = time.perf_counter()
 
 
 def _backward(trainer: Trainer, batch: Any, position: int) -> bool:

@@ -1,8 +1,7 @@
 """Leave everything as it was found: after a fit that ends before its first step, as if there had been none."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -65,33 +64,25 @@ class _Weights:
 
 
 @contextmanager
-def generators_as_found() -> Iterator["Generators"]:
-    """Put back the states of the random generators that are handed in within the context."""
-    generators = Generators()
-    try:
-        yield generators
-    finally:
-        generators.restore()
+def generators_as_found(trainer: Trainer) -> Iterator[None]:
+    """Put back the states of the random generators of the training loaders that the Trainer sets up within the context.
 
+    Args:
+        trainer: The trainer.
+    """
+    process = trainer.strategy.process_dataloader
+    states: dict[int, tuple[torch.Generator, torch.Tensor]] = {}
 
-class Generators:
-    """Random generators of data loaders, and the states in which they were handed in."""
-
-    def __init__(self) -> None:
-        self._states: dict[int, tuple[torch.Generator, Any]] = {}
-
-    def keep(self, owners: Iterable[Any]) -> None:
-        """Remember the generators of some loaders and samplers.
-
-        Args:
-            owners: Objects that may have a ``generator``.
-        """
-        for owner in owners:
+    def process_dataloader(loader: object) -> object:
+        for owner in (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
             generator = getattr(owner, "generator", None)
             if isinstance(generator, torch.Generator):
-                self._states.setdefault(id(generator), (generator, generator.get_state()))
+                states.setdefault(id(generator), (generator, generator.get_state()))
+        return process(loader)
 
-    def restore(self) -> None:
-        """Return them to those states."""
-        for generator, state in self._states.values():
+    try:
+        with compat.replaced(trainer.strategy, "process_dataloader", process_dataloader):
+            yield
+    finally:
+        for generator, state in states.values():
             generator.set_state(state)

@@ -31,7 +31,7 @@ class VAMOCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The subcommands, each with the arguments that are not the command line's."""
-        return {**LightningCLI.subcommands(), "find": {"self", "model", "datamodule"}}
+        return {**LightningCLI.subcommands(), "find": {"model", "datamodule"}}
 
     def setup_parser(self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]) -> None:
         """Set up as usual. LightningCLI reads a subcommand's arguments from the Trainer's method of its name.

@@ -17,6 +17,7 @@ from lightning_vamo.loop.asfound import as_found, generators_as_found
 from lightning_vamo.loop.guards import silent
 from lightning_vamo.loop.measurement import Measurement, Settings
 from lightning_vamo.loop.precision import SweepPrecision
+from lightning_vamo.loop.progress import finder_bar
 from lightning_vamo.loop.recording import recording
 from lightning_vamo.mixin import VAMOMixin, with_vamo
 
@@ -116,6 +117,7 @@ def find_probes(
 def _measured(trainer: Trainer, module: LightningModule, measurement: Measurement, data: dict[str, Any]) -> Measurement:
     """Measure within a fit; called in each of its processes."""
     support.check_module(module, VAMOMixin)
+    bar = trainer.progress_bar_callback
     trainer.callbacks = [measurement]  # type: ignore[attr-defined]
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
     trainer.limit_val_batches = 0
@@ -124,5 +126,7 @@ def _measured(trainer: Trainer, module: LightningModule, measurement: Measuremen
         attached.enter_context(support.one_optimizer(trainer.strategy))
         attached.enter_context(generators_as_found(trainer))
         attached.enter_context(recording(trainer, lambda recorder, index: None))
+        measurement.advance = attached.enter_context(finder_bar(bar))
         compat.fit_until_ended(trainer, module, **data)
+    measurement.advance = None
     return measurement

@@ -82,6 +82,8 @@ class Measurement(GradientCallback):
         self.settings = settings
         self.finding: ProbeFinding | None = None
         """What came of it; None as long as there was no first batch."""
+        self.advance: Callable[[], object] | None = None
+        """Called after each evaluation of a batch, for whoever waits to see it."""
 
     @override
     def after_backward(self, trainer: Trainer, module: LightningModule, *, first: bool, last: bool, skipped: bool) -> None:
@@ -114,11 +116,11 @@ class Measurement(GradientCallback):
             )
         held = plan.first(count // 2)  # so that a sweep of the held-out batches need not pass over others
         generator = seeded(trainer.strategy.broadcast(torch.initial_seed()) if settings.seed is None else settings.seed)
-        learning = _Gradients(trainer, module, plan, parameters, range(held.length, count))
+        learning = _Gradients(trainer, module, plan, parameters, range(held.length, count), self.advance)
         learned, moments = _learned(learning, settings, generator)
         random = OrthonormalDirections("seeded").draw(parameters, learned.count, generator)
         seen = _HeldOut(learned, random, moments, module)
-        _Gradients(trainer, module, held, parameters, range(held.length)).show(seen)
+        _Gradients(trainer, module, held, parameters, range(held.length), self.advance).show(seen)
         if seen.moments.count < 2:
             raise UnsupportedError("Fewer than two held-out batches gave a finite gradient: there is no noise to look at.")
         swept, mu, forward_seconds = self._swept(trainer, module, held, parameters, learned)
@@ -155,6 +157,8 @@ class Measurement(GradientCallback):
         def evaluate(batch: Any, position: int) -> Any:
             # From the first batch on: before it workers start, which they do once an epoch.
             began[0] = began[0] or _now(module)
+            if self.advance is not None:
+                self.advance()
             self.probed_position = position
             return compat.run_training_step(trainer, batch, position)
 
@@ -184,9 +188,12 @@ class _Gradients:
     plan: Plan
     parameters: Sequence[Tensor]
     positions: range
+    advance: Callable[[], object] | None
 
     def show(self, see: Callable[[int, Gradients, float], None]) -> None:
         def finite(position: int, gradients: Gradients, start: float) -> None:
+            if self.advance is not None:
+                self.advance()
             if all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients):
                 see(position, gradients, start)
 

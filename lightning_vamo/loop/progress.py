@@ -1,14 +1,15 @@
-"""A progress bar for the sweep, in the style of whichever bar the Trainer shows."""
+"""Progress bars: for the sweep, in the style of whichever bar the Trainer shows, and for the finder."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 DESCRIPTION = "VAMO sweep"
+FINDER_DESCRIPTION = "Finding probes"
 
 
 @contextmanager
@@ -65,3 +66,20 @@ def _rich(bar: RichProgressBar, total: int) -> Iterator[Callable[[int], None]]:
     finally:
         # Hidden, not removed: Lightning 2.6.0 finds its own tasks by their place among all of them.
         progress.update(task, visible=False)
+
+
+@contextmanager
+def finder_bar(bar: ProgressBar | None) -> Iterator[Callable[[], object] | None]:
+    """Count evaluations for the length of the context, in the place of the training bar; how many there will be is not known.
+
+    Args:
+        bar: The Trainer's bar; where it has none, or shows none, none is shown here.
+
+    Yields:
+        A function to call after each evaluation, if there is a bar.
+    """
+    if not getattr(bar, "is_enabled", False):
+        yield None
+        return
+    with Tqdm(desc=FINDER_DESCRIPTION, unit=" evaluations", leave=False, dynamic_ncols=True, file=sys.stdout) as tqdm:
+        yield tqdm.update

@@ -448,6 +448,15 @@ def test_the_table_the_file_and_the_plot(tmp_path):
     assert "signal-to-noise ratio unknown" in unknown.table()
 
 
+def test_a_bar_counts_evaluations_where_the_trainer_shows_one(capsys):
+    found(Noisy(), maximum=1)
+    assert "Finding probes" not in capsys.readouterr().out
+    find_probes(trainer(enable_progress_bar=True), Noisy(), train_dataloaders=noisy_loader(), maximum=1)
+    output = capsys.readouterr().out
+    assert "Finding probes" in output
+    assert "Epoch" not in output
+
+
 def test_without_matplotlib(monkeypatch):
     finding = found(Noisy())
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

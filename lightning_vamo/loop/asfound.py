@@ -1,5 +1,6 @@
 """Leave everything as it was found: after a fit that ends before its first step, as if there had been none."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,8 +18,8 @@ def as_found(trainer: Trainer, module: LightningModule, datamodule: LightningDat
     """Put back what a fit within the context changes, also if it fails.
 
     That is, the attributes of the Trainer and of the parts that it is made of; the module's class, weights, gradients, buffers,
-    attributes and modes; the data module's attributes; the global random states. Changes inside of other objects, such as a
-    dataset that counts what is read from it, are not known here.
+    attributes and modes; the data module's attributes; the global random states; what an interrupt does. Changes inside of
+    other objects, such as a dataset that counts what is read from it, are not known here.
 
     Args:
         trainer: The trainer.
@@ -29,7 +30,7 @@ def as_found(trainer: Trainer, module: LightningModule, datamodule: LightningDat
     attributes = [(owner, dict(vars(owner))) for owner in owners]
     cls, grad_enabled = type(module), torch.is_grad_enabled()
     device = torch.device("cpu") if compat.fits_in_other_processes(trainer) else trainer.strategy.root_device
-    random = compat.rng_states(device)
+    random, interrupt = compat.rng_states(device), signal.getsignal(signal.SIGINT)
     weights, state = _Weights(module), ModuleState(module, list(module.parameters()))
     try:
         yield
@@ -42,6 +43,8 @@ def as_found(trainer: Trainer, module: LightningModule, datamodule: LightningDat
         weights.restore()
         torch.set_grad_enabled(grad_enabled)
         compat.set_rng_states(random)
+        if signal.getsignal(signal.SIGINT) is not interrupt:  # Lightning ignores further ones once it was interrupted
+            signal.signal(signal.SIGINT, interrupt)
 
 
 class _Weights:

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -280,12 +281,13 @@ def test_an_error_leaves_no_trace_either(error, tmp_path):
         module, logger, loader = Breaking(), MemoryLogger(), loaders(generator=torch.Generator().manual_seed(4))[0]
         run = trainer(tmp_path, logger=logger)
         if find:
-            before, states = everything_of(run, module), rng()
+            before, states, interrupt = everything_of(run, module), rng(), signal.getsignal(signal.SIGINT)
             with pytest.raises(RuntimeError if isinstance(error, RuntimeError) else SystemExit):
                 find_probes(run, module, train_dataloaders=loader)
             assert everything_of(run, module) == before
             assert rng() == states
             assert type(module) is Breaking
+            assert signal.getsignal(signal.SIGINT) is interrupt
         run.fit(module, loader, loaders()[1])
         return module.state_dict(), logger.rows, rng(), run.global_step
 

@@ -25,10 +25,10 @@ TUNING_SEED = 100
 
 
 def best_rate(task: Task, method: str, folder: Path) -> float:
-    """The learning rate of the grid with the least training loss at the end of a shorter run."""
+    """The learning rate of the grid with the least training loss at the end of a run with a seed of its own."""
 
     def loss(lr: float) -> float:
-        return final_loss(kept(folder / "tuning", task, method, lr, TUNING_SEED, task.tuning_epochs, ["train"]))
+        return final_loss(kept(folder / "tuning", task, method, lr, TUNING_SEED, task.epochs, ["train"]))
 
     return search(loss, GRID, task.starts[method.partition("+")[0]])
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder to keep the runs in")
     parser.add_argument("--methods", nargs="*", default=METHODS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, help="of the runs that are reported and of those that choose a learning rate")
+    parser.add_argument("--epochs", type=int, help="of a run")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "transformers"):
@@ -49,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(1)
     task = {"mnist": Mnist, "sst2": Sst2}[options.task](options.data)
     if options.epochs is not None:
-        task.epochs = task.tuning_epochs = options.epochs
+        task.epochs = options.epochs
     rates = {method: best_rate(task, method, options.runs) for method in options.methods}
     for seed in options.seeds:  # seed by seed, so that what is there when it is interrupted can be compared
         for method, lr in rates.items():

@@ -24,7 +24,6 @@ class Task:
         probes: ``q``.
         warmup: Batches that learned directions learn from before the first step.
         epochs: Epochs of a run.
-        tuning_epochs: Epochs of a run that tries a learning rate.
         every: Steps from one measurement to the next.
         starts: The learning rate that a search begins with, by optimizer.
         loader: Shuffled batches of the training data.
@@ -35,7 +34,6 @@ class Task:
     probes: int
     warmup: int
     epochs: int
-    tuning_epochs: int
     every: int
     starts: ClassVar[dict[str, float]]
     loader: DataLoader[Any]
@@ -91,7 +89,7 @@ class Mnist(Task):
     """
 
     title = "MNIST, perceptron 784-128-10"
-    probes, warmup, epochs, tuning_epochs, every = 8, 32, 8, 8, 64
+    probes, warmup, epochs, every = 8, 32, 8, 64
     starts: ClassVar = {"sgd": 0.1, "momentum": 0.01, "adamw": 1e-3}
 
     def __init__(self, folder: Path) -> None:
@@ -115,8 +113,8 @@ class Sst2(Task):
     """
 
     title = "SST-2, MiniLM-L6"
-    probes, warmup, epochs, tuning_epochs, every = 1, 16, 4, 2, 24
-    starts: ClassVar = {"sgd": 0.03, "momentum": 0.01, "adamw": 1e-4}
+    probes, warmup, epochs, every = 1, 16, 3, 24
+    starts: ClassVar = {"sgd": 0.03, "momentum": 3e-3, "adamw": 1e-4}
     tokens = 24
 
     def __init__(self, folder: Path, model: Path | None = None) -> None:

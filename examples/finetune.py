@@ -2,7 +2,7 @@
 
 pip install '.[finetune]'
 lightning-vamo fit --config examples/sst2.yaml --model.model FOLDER_OR_NAME --data.dataset FOLDER_OR_NAME
-lightning-vamo fit --config examples/sst2.yaml --model.model ... --data.dataset ... --model.lora_rank 8 --model.lr 0.1
+lightning-vamo fit --config examples/sst2.yaml --model.model ... --data.dataset ... --model.lora_rank 8 --model.lr 1e-3
 """
 
 from pathlib import Path

@@ -19,6 +19,7 @@ from lightning_vamo.core.schedules import ConstantProbes, ProbeSchedule, as_sche
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.advice import Advice
+from lightning_vamo.loop.carrying import check_carry, fits, next_epoch, swept_rows, unswept_rows
 from lightning_vamo.loop.driver import GradientCallback
 from lightning_vamo.loop.fingerprint import BatchWatch
 from lightning_vamo.loop.plan import plan_of
@@ -63,6 +64,10 @@ class VAMOCallback(GradientCallback):
             in the Trainer's precision.
         every_n_epochs: Epochs from one snapshot to the next. In between, the snapshot's batches keep their composition, and
             their order is reshuffled unless the data is read in sequence.
+        carry: Whether each step refreshes the row that it has used, for the next epoch to use: see
+            :class:`~lightning_vamo.core.carried.CarriedRows`. Without it the rows of a snapshot stay as they were measured.
+        sweep: With ``carry``, False leaves sweeps out: an epoch of training fills the table, and the batches keep their
+            composition for good. Directions that learn turn every ``every_n_epochs``, and the rows with them.
         seed: Seed of the directions; by default it follows from the global seed. The global generator is never touched.
 
     Raises:
@@ -86,6 +91,8 @@ class VAMOCallback(GradientCallback):
         every_n_epochs: int = 1,
         seed: int | None = None,
         sweep_precision: Literal["32-true"] | None = None,
+        carry: bool = False,
+        sweep: bool = True,
     ) -> None:
         super().__init__()
         self.schedule = as_schedule(probes)
@@ -97,6 +104,7 @@ class VAMOCallback(GradientCallback):
             raise InvalidArgumentError(f"`directions` must be a family such as SphereDirections(), got {directions!r}.")
         if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int) or every_n_epochs < 1:
             raise InvalidArgumentError(f"`every_n_epochs` must be a whole number >= 1, got {every_n_epochs!r}.")
+        check_carry(carry, sweep, every_n_epochs)
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise InvalidArgumentError(f"`seed` must be a whole number or None, got {seed!r}.")
         self.directions = SphereDirections() if directions is None else directions
@@ -106,6 +114,8 @@ class VAMOCallback(GradientCallback):
         self.every_n_epochs = every_n_epochs
         self.seed = seed
         self.sweep_precision = sweep_precision
+        self.carry = carry
+        self.sweep = sweep
         self._advice = Advice()
         self._watch = BatchWatch()
         self._attached = ExitStack()
@@ -151,7 +161,8 @@ class VAMOCallback(GradientCallback):
         self._attached.enter_context(support.one_optimizer(trainer.strategy))
         if not self._never_probes:
             self._attached.enter_context(recording(trainer, self._replay))
-            self._attached.enter_context(self._watch.watching(trainer, lambda: self.probing))
+            if not self.carry:  # else a row belongs to samples, however they are augmented: the last use was of others too
+                self._attached.enter_context(self._watch.watching(trainer, lambda: self.probing))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -238,8 +249,11 @@ class VAMOCallback(GradientCallback):
         stale = standing.taken is not None and not standing.taken.plan.belongs_to(compat.train_loader(trainer))
         learning = standing.learner is not None and standing.taken is None
         standing.due |= stale or learning or trainer.current_epoch % self.every_n_epochs == 0
-        if not standing.due and standing.taken is not None:
-            standing.order = standing.taken.plan.again(seeded(self._seed(f"order of epoch {trainer.current_epoch}")))
+        if stale or (standing.due and self.sweep):
+            standing.taken = None
+        if standing.taken is not None:
+            generator = seeded(self._seed(f"order of epoch {trainer.current_epoch}"))
+            standing.order = next_epoch(standing.taken, generator)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -251,42 +265,55 @@ class VAMOCallback(GradientCallback):
         standing = self._standing
         if compat.skips_backward(trainer):
             return
+        if standing.taken is not None and not fits(trainer, standing.taken):
+            standing.taken, standing.due = None, True
         if standing.due:
-            standing.taken = None
             self._take_snapshot(trainer, pl_module, batch_idx)
             standing.due = False
         taken = standing.taken
-        if taken is not None and self._watch.check(taken.sweep.fingerprints[standing.row(batch_idx)]):
+        if taken is None or taken.sweep is None:
+            return
+        if self._watch.check(taken.sweep.fingerprints[standing.row(batch_idx)]):
             left_out = trainer.world_size == 1 or compat.averages_gradients(trainer)
             standing.unused += left_out
             self._advice.on_other_batch(left_out)
 
     def _take_snapshot(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
         probes = self._probes(trainer.current_epoch)
+        before, self._standing.taken = self._standing.taken, None
         if probes == 0:
             return
         self._standing.coefficient = coefficient_of(self.alpha, probes, self._standing.coefficient)
         if self.directions.learns and not self._learned(trainer, module, probes):
             return
-        taken = take_snapshot(
-            trainer,
-            module,
-            self,
-            self.directions,
-            self._standing.learner,
-            self._seed(f"snapshot {self._totals.snapshots}"),
-            probes=probes,
-            mu=self.mu,
-            alpha=self.alpha,
-            coefficient=self._standing.coefficient,
-            difference=self.difference,
-            sweep_precision=self.sweep_precision,
-            batch_idx=batch_idx,
-        )
-        self._standing.taken = taken
-        self._standing.order = list(range(taken.plan.length))
-        self._totals.add_sweep(taken.sweep)
-        self._advice.on_sweep(trainer, taken.sweep, taken.logs["vamo/mu"], self.sweep_precision)
+        learner, coefficient = self._standing.learner, self._standing.coefficient
+        seed = self._seed(f"snapshot {self._totals.snapshots}")
+        if self.sweep:
+            taken = take_snapshot(
+                trainer,
+                module,
+                self,
+                self.directions,
+                learner,
+                seed,
+                probes=probes,
+                mu=self.mu,
+                alpha=self.alpha,
+                coefficient=coefficient,
+                difference=self.difference,
+                sweep_precision=self.sweep_precision,
+                batch_idx=batch_idx,
+            )
+        else:
+            taken = unswept_rows(
+                trainer, module, self.directions, learner, seed, before, probes, self.alpha, coefficient, batch_idx
+            )
+        if taken.sweep is not None:
+            self._totals.add_sweep(taken.sweep)
+            self._advice.on_sweep(trainer, taken.sweep, taken.logs["vamo/mu"], self.sweep_precision)
+        self._standing.taken = swept_rows(trainer, taken) if self.carry and self.sweep else taken
+        if before is None or taken.plan is not before.plan:
+            self._standing.order = list(range(taken.plan.length))
 
     def _learned(self, trainer: Trainer, module: LightningModule, probes: int) -> bool:
         """Whether directions have been learned; before the first snapshot, batches that take no step may help."""
@@ -372,7 +399,7 @@ class VAMOCallback(GradientCallback):
             **({} if taken is None else {"vamo/rows_unused": self._standing.unused}),
         }
         pl_module.log_dict({name: float(value) for name, value in logs.items()}, sync_dist=True)
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        if self.sweep and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._standing.taken = None
 
     # ---- checkpoints

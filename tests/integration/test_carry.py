@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_vamo import InvalidArgumentError, VAMOCallback, VAMOMixin
@@ -22,6 +23,7 @@ from tests.integration.test_svrg import problem, train
 from tests.modules import Everything, Indexed, VAMOEverything, VAMORecorder, WatchedSweeps, classification_data, trainer
 from tests.processes import in_processes
 
+pytestmark = test_resume.pytestmark
 LEARNED = GradientSubspaceDirections(warmup_batches=0)
 UNSWEPT = {"directions": LEARNED, "alpha": "adaptive", "carry": True, "sweep": False, "seed": 1}
 
@@ -281,11 +283,10 @@ RESUMED = {
         "saver": {"every_n_epochs": 1, "save_on_train_epoch_end": True},
     },
 }
+# Of four epochs, the first learns, and the next fills the table.
 POINTS = [(1, 4, "end"), (2, 0, "start"), (2, 5, "step"), (3, 3, "end")]
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_killed_run_goes_on_bit_for_bit(name, tmp_path):
     uninterrupted = test_resume.run(tmp_path / "whole", RESUMED[name])
@@ -295,3 +296,29 @@ def test_a_killed_run_goes_on_bit_for_bit(name, tmp_path):
         checkpoint = test_resume.last_checkpoint(folder)
         resumed = test_resume.run(folder, RESUMED[name], ckpt=checkpoint, seed=99)
         test_resume.assert_continues(resumed, uninterrupted, checkpoint)
+
+
+def test_ranks_resume_where_each_of_them_was(tmp_path):
+    callback = {**UNSWEPT, "probes": 2}
+    test_resume.run_ranks(tmp_path / "whole", callback=VAMOCallback(**callback))
+    expected = [torch.load(tmp_path / "whole" / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert expected[0]["metrics"]["vamo/variance_removed"] > 0
+    for index, kill in enumerate(((1, 3, "step"), (2, 3, "step"))):
+        folder = tmp_path / str(index)
+        with pytest.raises(ProcessExitedException, match="SIGKILL"):
+            test_resume.run_ranks(folder, kill, callback=VAMOCallback(**callback))
+        test_resume.run_ranks(folder, ckpt=test_resume.last_checkpoint(folder), seed=99, callback=VAMOCallback(**callback))
+        for rank, whole_run in enumerate(expected):
+            resumed = torch.load(folder / f"{rank}.pt", weights_only=True)
+            assert 0 < len(resumed["batches"]) < len(whole_run["batches"])
+            assert resumed["batches"] == whole_run["batches"][-len(resumed["batches"]) :]
+            assert all(torch.equal(value, whole_run["state"][name]) for name, value in resumed["state"].items())
+            assert resumed["metrics"] == whole_run["metrics"]
+
+
+def test_other_accumulation_is_refused_within_an_epoch(tmp_path):
+    configuration = RESUMED["accumulated"]
+    test_resume.run(tmp_path, configuration, (2, 5, "step"))
+    checkpoint = test_resume.last_checkpoint(tmp_path)
+    with pytest.raises(InvalidArgumentError, match="the number of accumulated batches was 2, and in the present run it is 3"):
+        test_resume.run(tmp_path, {**configuration, "accumulate_grad_batches": 3}, ckpt=checkpoint)

@@ -57,7 +57,7 @@ class CarriedRows:
             given = (weights > 0).double()
             sums = self._by_step(torch.where(weights[:, None] > 0, deltas.double(), 0.0))
             self._rows = sums / self._by_step(given).clamp(min=1)[:, None]
-            self._known = self._weights > 0
+            self._known |= self._weights > 0
         self._touched = deltas is not None
         self.begin_epoch()
 
@@ -77,9 +77,9 @@ class CarriedRows:
         self.ready = self._touched
         """Whether there are rows to correct with; not while the first epoch fills the table."""
         # A copy of what is known: a row that the epoch is the first to fill had no part in its mean.
-        self._used = self._known.clone()
+        self._used = self._known & (self._weights > 0)
         weights = self._weights * self._used
-        self.mean = weights @ self._rows / weights.sum().clamp(min=1)
+        self.mean = weights @ self._rows / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
         """Weighted mean of the rows at the epoch's beginning, shape ``(q,)``, float64."""
 
     def correction(self, batch: int) -> Tensor:

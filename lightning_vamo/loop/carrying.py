@@ -28,8 +28,11 @@ def check_carry(carry: bool, sweep: bool, every_n_epochs: int) -> None:
         every_n_epochs: How often.
 
     Raises:
-        InvalidArgumentError: If they do not go together.
+        InvalidArgumentError: If they are no truth values, or do not go together.
     """
+    for name, value in (("carry", carry), ("sweep", sweep)):
+        if not isinstance(value, bool):
+            raise InvalidArgumentError(f"`{name}` must be True or False, got {value!r}.")
     if not sweep and not carry:
         raise InvalidArgumentError(
             "`sweep=False` got `carry=False`, and without a sweep only carried rows can correct gradients: set `carry=True`."

@@ -180,11 +180,13 @@ def test_batches_keep_their_composition_and_steps_their_batches(group):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"carry": 1}, "`carry` must be True or False, got 1"),
+        ({"carry": True, "sweep": None}, "`sweep` must be True or False, got None"),
         ({"sweep": False}, "`sweep=False` got `carry=False`.* set `carry=True`"),
         ({"carry": True}, "`carry=True` got `every_n_epochs=1`.* set `every_n_epochs` to 2 or more, or `sweep=False`"),
     ],
 )
-def test_arguments_that_do_not_go_together(arguments, message):
+def test_arguments_that_are_not_allowed(arguments, message):
     with pytest.raises(InvalidArgumentError, match=message):
         VAMOCallback(**arguments)
 

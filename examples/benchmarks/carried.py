@@ -94,9 +94,9 @@ def penalty(parameters: Any) -> Tensor:
     return L2 / 2 * sum(parameter.square().sum() for parameter in parameters)
 
 
-def learned(probes: int, **arguments: Any) -> VAMOCallback:
+def learned(probes: int, rank: int | None = 1, **arguments: Any) -> VAMOCallback:
     """Probes along directions that the first epoch, which trains plainly, learns for the second."""
-    directions = GradientSubspaceDirections(warmup_batches=0)
+    directions = GradientSubspaceDirections(rank, warmup_batches=0)
     return VAMOCallback(probes=probes, directions=directions, alpha="adaptive", **arguments)
 
 
@@ -114,6 +114,9 @@ METHODS: dict[str, Callable[[], VAMOCallback | None]] = {
     "carried, no sweep, q = 8": lambda: learned(8, carry=True, sweep=False),
     "carried, no sweep, q = 16": lambda: learned(16, carry=True, sweep=False),
     "carried, no sweep, q = 32": lambda: learned(32, carry=True, sweep=False),
+    "carried, no sweep, dense, q = 8": lambda: learned(8, None, carry=True, sweep=False),
+    "carried, no sweep, dense, q = 16": lambda: learned(16, None, carry=True, sweep=False),
+    "carried, no sweep, dense, q = 32": lambda: learned(32, None, carry=True, sweep=False),
     "FO-SVRG": lambda: None,
 }
 

@@ -20,6 +20,7 @@ from lightning_vamo.core.schedules import ConstantProbes, EfficientProbes, Probe
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.advice import Advice
+from lightning_vamo.loop.carrying import check_carry, fits, next_epoch, same_tensors, swept_rows, unswept_rows
 from lightning_vamo.loop.choice import ProbeChoice
 from lightning_vamo.loop.driver import GradientCallback
 from lightning_vamo.loop.fingerprint import BatchWatch
@@ -27,7 +28,7 @@ from lightning_vamo.loop.plan import plan_of
 from lightning_vamo.loop.precision import check_float32, check_sweep_precision
 from lightning_vamo.loop.recording import RecordingBatchSampler, recording
 from lightning_vamo.loop.resume import Resumption, check_readable, plan_within, saved
-from lightning_vamo.loop.snapshot import seeded, take_snapshot
+from lightning_vamo.loop.snapshot import Taken, seeded, take_snapshot
 from lightning_vamo.loop.standing import Standing
 from lightning_vamo.loop.warmup import observe, warm_up
 from lightning_vamo.mixin import VAMOMixin
@@ -68,6 +69,10 @@ class VAMOCallback(GradientCallback):
             in the Trainer's precision.
         every_n_epochs: Epochs from one snapshot to the next. In between, the snapshot's batches keep their composition, and
             their order is reshuffled unless the data is read in sequence.
+        carry: Whether each step refreshes the row that it has used, for the next epoch to use: see
+            :class:`~lightning_vamo.core.carried.CarriedRows`. Without it the rows of a snapshot stay as they were measured.
+        sweep: With ``carry``, False leaves sweeps out: an epoch of training fills the table, and the batches keep their
+            composition for good. Directions that learn turn every ``every_n_epochs``, and the rows with them.
         seed: Seed of the directions; by default it follows from the global seed. The global generator is never touched.
 
     Raises:
@@ -91,6 +96,8 @@ class VAMOCallback(GradientCallback):
         every_n_epochs: int = 1,
         seed: int | None = None,
         sweep_precision: Literal["32-true"] | None = None,
+        carry: bool = False,
+        sweep: bool = True,
     ) -> None:
         super().__init__()
         self.schedule = as_schedule(probes)
@@ -104,6 +111,7 @@ class VAMOCallback(GradientCallback):
             )
         if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int) or every_n_epochs < 1:
             raise InvalidArgumentError(f"`every_n_epochs` must be a whole number >= 1, got {every_n_epochs!r}.")
+        check_carry(carry, sweep, every_n_epochs)
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise InvalidArgumentError(f"`seed` must be a whole number or None, got {seed!r}.")
         self.directions = GradientSubspaceDirections() if directions is None else directions
@@ -113,6 +121,8 @@ class VAMOCallback(GradientCallback):
         self.every_n_epochs = every_n_epochs
         self.seed = seed
         self.sweep_precision = sweep_precision
+        self.carry = carry
+        self.sweep = sweep
         if isinstance(self.schedule, EfficientProbes) and alpha != "adaptive":
             raise InvalidArgumentError(f'`alpha` must be "adaptive", whose factors EfficientProbes goes by, got {alpha!r}.')
         self._choice = self._begin_choice()
@@ -162,7 +172,8 @@ class VAMOCallback(GradientCallback):
         self._attached.enter_context(support.one_optimizer(trainer.strategy))
         if not self._never_probes:
             self._attached.enter_context(recording(trainer, self._replay))
-            self._attached.enter_context(self._watch.watching(trainer, lambda: self.probing))
+            if not self.carry:  # else a row belongs to samples, however they are augmented: the last use was of others too
+                self._attached.enter_context(self._watch.watching(trainer, lambda: self.probing))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -229,7 +240,7 @@ class VAMOCallback(GradientCallback):
         steps, factors = standing.steps, standing.factors
         standing.steps, standing.factors = 0, 0.0
         if self._choice is not None:
-            self._choice.epoch_ends(trainer, None if standing.taken is None else standing.taken.sweep, factors, steps)
+            self._choice.epoch_ends(trainer, factors, steps)
         if not steps or standing.coefficient is None:
             return {}
         return {"vamo/alpha": float(torch.as_tensor(factors).mean()) / steps}
@@ -256,8 +267,11 @@ class VAMOCallback(GradientCallback):
         stale = standing.taken is not None and not standing.taken.plan.belongs_to(compat.train_loader(trainer))
         learning = standing.learner is not None and standing.taken is None
         standing.due |= stale or learning or trainer.current_epoch % self.every_n_epochs == 0
-        if not standing.due and standing.taken is not None:
-            standing.order = standing.taken.plan.again(seeded(self._seed(f"order of epoch {trainer.current_epoch}")))
+        if stale or (standing.due and self.sweep):
+            standing.taken = None
+        if standing.taken is not None:
+            generator = seeded(self._seed(f"order of epoch {trainer.current_epoch}"))
+            standing.order = next_epoch(standing.taken, generator)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -269,43 +283,56 @@ class VAMOCallback(GradientCallback):
         standing = self._standing
         if compat.skips_backward(trainer):
             return
+        if standing.taken is not None and not fits(trainer, standing.taken):
+            standing.taken, standing.due = None, True
         if standing.due:
-            standing.taken = None
             self._take_snapshot(trainer, pl_module, batch_idx)
             standing.due = False
+        if self._choice is not None:
+            self._choice.clock.batch_starts()
         taken = standing.taken
-        if taken is not None and self._watch.check(taken.sweep.fingerprints[standing.row(batch_idx)]):
+        if taken is None or taken.sweep is None:
+            return
+        if self._watch.check(taken.sweep.fingerprints[standing.row(batch_idx)]):
             left_out = trainer.world_size == 1 or compat.averages_gradients(trainer)
             standing.unused += left_out
             self._advice.on_other_batch(left_out)
-        if self._choice is not None:
-            self._choice.clock.batch_starts()
 
     def _take_snapshot(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
         standing, seed = self._standing, self._seed(f"snapshot {self._totals.snapshots}")
-        drawn = self._draw(trainer, module, seed, batch_idx)
+        before, standing.taken = standing.taken, None
+        drawn = self._draw(trainer, module, seed, batch_idx, before)
         if drawn is None:
             return
         standing.coefficient = coefficient_of(self.alpha, drawn.count, standing.coefficient)
-        taken = take_snapshot(
-            trainer,
-            module,
-            self,
-            drawn,
-            seed,
-            mu=self.mu,
-            steep=self.directions.learns,
-            alpha=self.alpha,
-            coefficient=standing.coefficient,
-            difference=self.difference,
-            sweep_precision=self.sweep_precision,
-        )
-        standing.taken = taken
-        standing.order = list(range(taken.plan.length))
-        self._totals.add_sweep(taken.sweep)
-        self._advice.on_sweep(trainer, taken.sweep, taken.logs["vamo/mu"], self.sweep_precision)
+        if self.sweep:
+            taken = take_snapshot(
+                trainer,
+                module,
+                self,
+                drawn,
+                seed,
+                mu=self.mu,
+                steep=self.directions.learns,
+                alpha=self.alpha,
+                coefficient=standing.coefficient,
+                difference=self.difference,
+                sweep_precision=self.sweep_precision,
+            )
+        else:
+            taken = unswept_rows(trainer, drawn, seed, before, self.alpha, standing.coefficient)
+        if taken.sweep is not None:
+            self._totals.add_sweep(taken.sweep)
+            self._advice.on_sweep(trainer, taken.sweep, taken.logs["vamo/mu"], self.sweep_precision)
+            if self._choice is not None:
+                self._choice.swept(taken.sweep)
+        standing.taken = swept_rows(trainer, taken) if self.carry and self.sweep else taken
+        if before is None or taken.plan is not before.plan:
+            standing.order = list(range(taken.plan.length))
 
-    def _draw(self, trainer: Trainer, module: LightningModule, seed: int, batch_idx: int) -> ProbeDirections | None:
+    def _draw(
+        self, trainer: Trainer, module: LightningModule, seed: int, batch_idx: int, before: Taken | None
+    ) -> ProbeDirections | None:
         """The directions of a snapshot; None if there is to be none."""
         probes = self._most(trainer.current_epoch)
         if probes == 0:
@@ -318,19 +345,25 @@ class VAMOCallback(GradientCallback):
             learner.directions(probes, seeded(seed))
         if self._choice is not None:
             dimension = sum(parameter.numel() for parameter in parameters)
-            decision = self._choice.decide(trainer, learner, dimension, self.difference, 1 / self.every_n_epochs)
+            sweeps = 1 / self.every_n_epochs if self.sweep else 0.0
+            decision = self._choice.decide(trainer, learner, dimension, self.difference, sweeps)
             probes = decision.probes
             if decision.afresh:
                 self._standing.coefficient = None
         if probes == 0:
             return None
-        return self.directions.draw(parameters, probes, seeded(seed)) if learner is None else learner.leading(probes)
+        if learner is not None:
+            return learner.leading(probes)
+        last = None if before is None or self.sweep else before.correction
+        if last is not None and last.directions.count == probes and same_tensors(last.parameters, parameters):
+            return last.directions  # other random ones would hold next to nothing of the rows, and no more of the noise
+        return self.directions.draw(parameters, probes, seeded(seed))
 
     def _learned(self, trainer: Trainer, module: LightningModule, probes: int) -> bool:
         """Whether directions have been learned; before a learner's first snapshot, batches that take no step may help."""
         standing, parameters = self._standing, support.trainable_parameters(trainer.optimizers)
         # Other parameters, since some were frozen or thawed, span another space.
-        if standing.learner is None or list(map(id, parameters)) != list(map(id, standing.parameters)):
+        if standing.learner is None or not same_tensors(parameters, standing.parameters):
             standing.parameters = parameters
             standing.learner = self.directions.learner(standing.parameters, probes, seeded(self._seed("learner")))
             if self.directions.warmup_batches:
@@ -424,7 +457,7 @@ class VAMOCallback(GradientCallback):
             **({} if taken is None else {"vamo/rows_unused": self._standing.unused}),
         }
         pl_module.log_dict({name: float(value) for name, value in logs.items()}, sync_dist=True)
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        if self.sweep and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._standing.taken = None
 
     # ---- checkpoints

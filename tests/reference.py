@@ -125,6 +125,34 @@ def fo_svrg(a: np.ndarray, b: Vector, x: Vector, plans: Sequence[Sequence[Sequen
     return np.stack(trajectory)
 
 
+def carried(
+    a: np.ndarray, b: Vector, x: Vector, plans: Sequence[Sequence[Sequence[int]]], rate: float, group: int = 1
+) -> np.ndarray:
+    """Least squares with each step's gradient of the epoch before for its control variate; one row per step.
+
+    A step is the mean over ``group`` batches, the same ones in each plan in any order; the first epoch trains plainly.
+    """
+    trajectory, last = [], {}
+    for plan in plans:
+        steps = [plan[start : start + group] for start in range(0, len(plan), group)]
+        sizes = {key(step): sum(map(len, step)) for step in steps}
+        mean = sum(sizes[k] * row for k, row in last.items()) / sum(sizes.values())
+        fresh = {}
+        for step in steps:
+            gradient = np.mean([least_squares_gradient(a[batch], b[batch], x) for batch in step], axis=0)
+            corrected = gradient - last[key(step)] + mean if last else gradient
+            fresh[key(step)] = gradient
+            x = x - rate * corrected * len(step) / group
+            trajectory.append(x)
+        last = fresh
+    return np.stack(trajectory)
+
+
+def key(step: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """What tells a step's batches from those of others."""
+    return tuple(tuple(batch) for batch in step)
+
+
 def gradient_noise(gradients: np.ndarray) -> np.ndarray:
     """Samples of the noise in gradients that follow each other, one per row: (g_t - g_{t-1}) / sqrt(2)."""
     return np.stack([(now - last) / np.sqrt(2) for last, now in itertools.pairwise(gradients)])

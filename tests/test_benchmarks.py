@@ -76,3 +76,21 @@ def test_the_cost_of_learning_directions(tmp_path):
     figures = json.loads(file.read_text())
     assert all(figures[name] > 0 for name in ("step", "observe", "subtract"))
     assert 0 < figures["bytes"] < 8 * figures["weights"]
+
+
+def test_carried_rows(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "carried.py"), "--epochs", "4", "--seeds", "1", "--last", "1"]
+    command += ["--json", str(tmp_path / "runs.json"), "--methods", "SGD", "no sweep, q = 8", "SVRG"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    tables = [subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=environment)]
+    figures = json.loads((tmp_path / "runs.json").read_text())
+    [carried] = figures["runs"]["carried, no sweep, q = 8"]
+    assert carried["forwards"] == 0
+    assert carried["removed"][-1] > 0.2
+    assert all(loss > figures["least"] for [run] in filter(None, figures["runs"].values()) for loss in run["losses"])
+    # A second run goes on from the file, which holds all there is to do.
+    tables.append(subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=environment))
+    assert tables[0].stdout == tables[1].stdout
+    assert "no sweep, q = 8: " in tables[0].stderr
+    assert not tables[1].stderr
+    assert len(tables[0].stdout.splitlines()) == 2 + 4

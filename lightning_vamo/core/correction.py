@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.adaptive import Coefficient, Constant, Regression
+from lightning_vamo.core.carried import CarriedRows
 from lightning_vamo.core.control_variate import ControlVariate
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.errors import UnsupportedError
@@ -23,7 +24,8 @@ class Correction:
     Args:
         parameters: The parameters, in the order in which the directions were drawn.
         directions: The ``q`` directions :math:`u_j`.
-        control: The table of coefficients :math:`r_{k,j}`. If its ``beta`` is zero, gradients are not touched at all.
+        control: The table of coefficients :math:`r_{k,j}`. If its ``beta`` is zero, gradients are not touched at all. Carried
+            rows are refreshed by each step.
         own: This rank's part of the table, where gradients are averaged over ranks; ``control`` is the mean over the ranks.
         coefficient: Factors of the rows that change from step to step; by default there are none.
     """
@@ -32,7 +34,7 @@ class Correction:
         self,
         parameters: Sequence[Tensor],
         directions: ProbeDirections,
-        control: ControlVariate,
+        control: ControlVariate | CarriedRows,
         own: ControlVariate | None = None,
         coefficient: Coefficient | None = None,
     ) -> None:
@@ -96,7 +98,7 @@ class Correction:
         Returns:
             Shape ``(2,)``, float64: the squared norm of the gradient, without the scale, and how much of it the correction
             removed; zeros if they are not finite. Of sharded gradients, the share of this process: see :meth:`total`. None if
-            there was nothing to correct.
+            there was nothing to correct, or nothing yet to correct with.
 
         Raises:
             UnsupportedError: If a gradient is sparse.
@@ -110,9 +112,16 @@ class Correction:
         unit = torch.ones((), device=coefficients.device)
         if scale is not None:
             coefficients, unit = scale(coefficients), scale(unit)
-        if isinstance(self.coefficient, Regression):
-            # Of what the gradient is before its correction; it changes the factors of later steps only.
-            self.coefficient.observe(self.directions.project(gradients) / unit, row)
+        control, coefficient = self.control, self.coefficient
+        if isinstance(coefficient, Regression) or isinstance(control, CarriedRows):
+            # Of what the gradient is before its correction; it changes the factors, and the rows, of later steps only.
+            slopes = self.directions.project(gradients) / unit
+            if isinstance(control, CarriedRows):
+                control.refresh(rows, slopes, accumulated)
+                if not control.ready:
+                    return None
+            if isinstance(coefficient, Regression):
+                coefficient.observe(slopes, row)
         square, product, step = self.directions.subtract_(gradients, coefficients)
         moments = torch.stack((square, 2 * product - step)) / unit.double() ** 2
         return torch.where(moments.isfinite().all(), moments, 0.0)

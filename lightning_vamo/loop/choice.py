@@ -29,23 +29,27 @@ class ProbeChoice:
         self.schedule = schedule
         self.clock = StepClock()
         self.figures: dict[str, float] = {}
+        self._evaluation: float | None = None
         self._forward: float | None = None
         self._factors: Tensor | None = None
         self._steps = 0
 
-    def epoch_ends(self, trainer: Trainer, sweep: Sweep | None, factors: Tensor | float, steps: int) -> None:
+    def swept(self, sweep: Sweep) -> None:
+        """Take note of what a sweep took."""
+        self._evaluation = sweep.seconds / sweep.evaluations
+
+    def epoch_ends(self, trainer: Trainer, factors: Tensor | float, steps: int) -> None:
         """Take note of an epoch.
 
         Args:
             trainer: The trainer.
-            sweep: The sweep whose rows its steps used, None if they were plain.
             factors: Sum over the corrected steps of the factors of their rows, shape ``(q,)``.
             steps: How many there were.
         """
         self.clock.stop(trainer.strategy.root_device)
         seconds = self.clock.per_batch()
-        if sweep is not None and seconds:
-            self._forward = sweep.seconds / sweep.evaluations / seconds
+        if self._evaluation is not None and seconds:
+            self._forward = self._evaluation / seconds
         if isinstance(factors, Tensor):
             so_far = 0.0 if self._factors is None else self._factors
             self._factors = so_far + factors.to("cpu", torch.float64)
@@ -68,7 +72,7 @@ class ProbeChoice:
         """
         factors = self._factors / self._steps if self._factors is not None else None
         self.schedule.observe(factors, trainer.strategy.broadcast(self._forward))
-        self._forward, self._factors, self._steps = None, None, 0
+        self._evaluation, self._forward, self._factors, self._steps = None, None, None, 0
         random = torch.arange(1, self.schedule.maximum + 1, dtype=torch.float64, device="cpu") / dimension
         before = self.schedule.chosen
         decision = self.schedule.decide(random if learner is None else learner.shares, difference, sweeps)
@@ -83,6 +87,7 @@ class ProbeChoice:
             "schedule": self.schedule.state_dict(),
             "clock": self.clock.state_dict(),
             "figures": self.figures,
+            "evaluation": self._evaluation,
             "forward": self._forward,
             "factors": self._factors,
             "steps": self._steps,
@@ -96,5 +101,5 @@ class ProbeChoice:
         """
         self.schedule.load_state_dict(state["schedule"])
         self.clock = StepClock(**state["clock"])
-        self.figures, self._forward = state["figures"], state["forward"]
+        self.figures, self._evaluation, self._forward = state["figures"], state["evaluation"], state["forward"]
         self._factors, self._steps = state["factors"], state["steps"]

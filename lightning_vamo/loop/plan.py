@@ -77,18 +77,23 @@ class Plan:
                 total[position] += len(batch) if hasattr(batch, "__len__") else 1
         return total
 
-    def again(self, generator: torch.Generator) -> list[int]:
+    def again(self, generator: torch.Generator, group: int = 1) -> list[int]:
         """Let the next epoch train on the same batches.
 
         The order is reshuffled where it is known to be random: one loader, with one of torch's random samplers.
 
         Args:
             generator: Source of the new order.
+            group: How many consecutive batches are to stay together; fewer than that, which may be left over, stay last.
 
         Returns:
             The row of the plan that each step of the next epoch takes, shape ``(K,)``.
         """
-        order = None if self.keeps_order else torch.randperm(self.length, generator=generator, device="cpu").tolist()
+        order = None
+        if not self.keeps_order:
+            groups = torch.randperm(self.length // group, generator=generator, device="cpu").tolist()
+            order = [first * group + offset for first in groups for offset in range(group)]
+            order += range(len(order), self.length)
         for recorder, passes in zip(self._recorders, self.batches(), strict=True):
             recorder.replay(remaining(passes, 0, order))
         return list(range(self.length)) if order is None else order

@@ -62,7 +62,7 @@ def saved(trainer: Trainer, standing: Standing, directions: Directions) -> list[
 
 def plan_within(trainer: Trainer, standing: Standing) -> Plan | None:
     """The plan that the run is in, or that it keeps for the epochs to come."""
-    if standing.taken is not None and not standing.due:
+    if standing.taken is not None:
         return standing.taken.plan
     return standing.plan or (None if compat.position(trainer) is None else plan_of(trainer))
 
@@ -70,8 +70,7 @@ def plan_within(trainer: Trainer, standing: Standing) -> Plan | None:
 def _state(trainer: Trainer, standing: Standing, directions: Directions) -> dict[str, Any]:
     module, position = trainer.lightning_module, compat.position(trainer)
     within = position is not None
-    taken = None if standing.due else standing.taken
-    plan = plan_within(trainer, standing)
+    taken, plan = standing.taken, plan_within(trainer, standing)
     order = standing.order if taken is not None else range(plan.length) if plan is not None else []
     # Not `compat.accumulates`, which tells of the batch that has begun.
     accumulating = (
@@ -196,6 +195,9 @@ class Resumption:
             _check_fits("the family of directions", snapshot["directions"], type(directions).__name__)
             _check_fits("the number of trainable parameters", snapshot["dimension"], dimension)
             _check_fits("the number of probes", snapshot["probes"], schedule.probes_at(snapshot["epoch"]))
+            if snapshot["carried"] is not None and self._within:
+                group = snapshot["carried"]["group"]
+                _check_fits("the number of accumulated batches", group, trainer.accumulate_grad_batches)
         if state["learner"] is not None and directions.learns:
             learner = directions.learner(parameters, 1, seeded(0))
             # Between snapshots settings may change; what was learned for others is then learned anew.

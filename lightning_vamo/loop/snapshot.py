@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_vamo.core.adaptive import Coefficient
+from lightning_vamo.core.carried import CarriedRows
 from lightning_vamo.core.control_variate import ControlVariate
 from lightning_vamo.core.correction import Correction
 from lightning_vamo.core.directions import Directions, ProbeDirections
@@ -31,7 +32,7 @@ class Taken:
         seed: Seed of the directions.
         correction: Corrects the gradients of the epoch's steps.
         plan: The batches that its rows belong to.
-        sweep: What the sweep measured, and took.
+        sweep: What the sweep measured, and took; None where rows are carried, which are no longer what it measured.
         logs: Figures to log.
     """
 
@@ -39,7 +40,7 @@ class Taken:
     seed: int
     correction: Correction
     plan: Plan
-    sweep: Sweep
+    sweep: Sweep | None
     logs: dict[str, float]
 
 
@@ -102,13 +103,14 @@ def take_snapshot(
 
 def snapshot_state(taken: Taken) -> dict[str, Any]:
     """What a checkpoint holds of a snapshot, as plain types and tensors: the table, and what its directions are drawn from."""
-    directions = taken.correction.directions
+    directions, control = taken.correction.directions, taken.correction.control
     return {
         "epoch": taken.epoch,
         "seed": taken.seed,
         "probes": directions.count,
         "dimension": directions.dimension,
-        "sweep": asdict(taken.sweep),
+        "sweep": None if taken.sweep is None else asdict(taken.sweep),
+        "carried": control.state_dict() if isinstance(control, CarriedRows) else None,
         "logs": taken.logs,
     }
 
@@ -142,9 +144,14 @@ def resumed_snapshot(
     else:
         drawn = learner.leading(state["probes"])
     device = trainer.strategy.root_device
-    measured: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state["sweep"].items()}
-    sweep = Sweep(**measured)
-    correction = _correction(parameters, drawn, sweep, alpha, coefficient)
+    sweep = None
+    if state["sweep"] is None:
+        carried = CarriedRows.of(state["carried"], device, effective_coefficient(alpha, drawn.count, drawn.dimension))
+        correction = Correction(parameters, drawn, carried, coefficient=coefficient)
+    else:
+        measured: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state["sweep"].items()}
+        sweep = Sweep(**measured)
+        correction = _correction(parameters, drawn, sweep, alpha, coefficient)
     return Taken(epoch=state["epoch"], seed=state["seed"], correction=correction, plan=plan, sweep=sweep, logs=state["logs"])
 
 

@@ -442,7 +442,7 @@ class Ranks(L.Callback):
 
     def on_train_end(self, fit, module):
         state = {"state": dict(module.state_dict()), "batches": self.watch.batches, "metrics": dict(fit.callback_metrics)}
-        state["metrics"].pop("vamo/sweep_seconds")
+        state["metrics"].pop("vamo/sweep_seconds", None)
         torch.save(state, self.folder / f"{fit.global_rank}.pt")
 
 
@@ -454,13 +454,13 @@ class KillsARank(Watch):
             super().at(fit, phase, batch_idx)
 
 
-def run_ranks(folder, kill=None, ckpt=None, seed=1, **options):
+def run_ranks(folder, kill=None, ckpt=None, seed=1, callback=None, **options):
     folder.mkdir(exist_ok=True)
     L.seed_everything(1, verbose=False)  # the same in both runs: Lightning seeds the order of distributed samplers with it
     torch.manual_seed(seed)
     watch = KillsARank(kill, lambda: os.kill(os.getpid(), signal.SIGKILL))
     saver = ModelCheckpoint(folder, filename="{epoch}-{step}", save_top_k=-1, every_n_train_steps=2)
-    callback = VAMOCallback(probes=LinearProbes(start=3, end=1, epochs=3), seed=4)
+    callback = callback or VAMOCallback(probes=LinearProbes(start=3, end=1, epochs=3), seed=4)
     fit = trainer(
         folder,
         callbacks=[callback, watch, saver, Ranks(folder, watch)],

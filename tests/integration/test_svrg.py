@@ -50,13 +50,14 @@ def problem(samples=41, dimension=9):
     return a, a @ generator.standard_normal(dimension) + generator.standard_normal(samples)
 
 
-def train(callback, every=1, epochs=5, **loader):
+def train(callback, epochs=5, accumulated=1, **loader):
     a, b = problem()
     L.seed_everything(1, verbose=False)
     module, trajectory = VAMOLeastSquares(a.shape[1], 0.05), Trajectory()
     data = TensorDataset(torch.tensor(a).float(), torch.tensor(b).float(), torch.arange(len(a)))
     loader = DataLoader(data, **{"batch_size": 6, "shuffle": True, **loader})
-    trainer(callbacks=[callback, trajectory], max_epochs=epochs).fit(module, loader)
+    options = {"max_epochs": epochs, "accumulate_grad_batches": accumulated}
+    trainer(callbacks=[callback, trajectory], **options).fit(module, loader)
     start = np.concatenate([np.zeros(a.shape[1] - 2), np.ones(2)])
     return np.stack(trajectory.points), start, module.plan
 

@@ -84,6 +84,26 @@ class ProbeDirections(ABC):
         """
         return slopes
 
+    def turning(self, others: "ProbeDirections", parameters: Sequence[Tensor]) -> Tensor:
+        r"""How coordinates in the basis of this span turn into those of the same vector's part in the span of others.
+
+        Args:
+            others: Other directions for the same parameters. A family whose basis is not orthonormal has no such matrix.
+            parameters: Tensors that give the shapes, types and devices.
+
+        Returns:
+            The inner products of this basis with the other one, shape ``(q, others' q)``, which coordinates are to be
+            multiplied by from the right; over all shards, which takes a reduction for each of the others.
+        """
+        held = [local(parameter) for parameter in parameters]
+        targets = [torch.empty_like(part, dtype=at_least_float32(part.dtype)) for part in held]
+        zeros = [target.new_zeros(()).expand(target.shape) for target in targets]
+        columns = []
+        for index in range(others.count):
+            others.move(targets, zeros, index, 1.0)
+            columns.append(self.project(targets))
+        return others.whiten(torch.stack(columns, dim=-1))
+
     def dense(self, parameters: Sequence[Tensor]) -> Tensor:
         """All directions as one matrix, for tests and for small problems.
 

@@ -1,0 +1,128 @@
+"""Carried rows in training: tables that begin with a sweep, or with an epoch of training, and go on from epoch to epoch."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_vamo.core.adaptive import Coefficient
+from lightning_vamo.core.carried import CarriedRows
+from lightning_vamo.core.correction import Correction
+from lightning_vamo.core.directions import ProbeDirections
+from lightning_vamo.core.mixing import Alpha, effective_coefficient
+from lightning_vamo.errors import InvalidArgumentError
+from lightning_vamo.loop import support
+from lightning_vamo.loop.plan import Plan, plan_of
+from lightning_vamo.loop.snapshot import Taken
+
+
+def check_carry(carry: bool, sweep: bool, every_n_epochs: int) -> None:
+    """Refuse sweeps that leave nothing to carry, and to do without them where nothing is carried.
+
+    Args:
+        carry: Whether rows are carried from epoch to epoch.
+        sweep: Whether sweeps refill the table.
+        every_n_epochs: How often.
+
+    Raises:
+        InvalidArgumentError: If they are no truth values, or do not go together.
+    """
+    for name, value in (("carry", carry), ("sweep", sweep)):
+        if not isinstance(value, bool):
+            raise InvalidArgumentError(f"`{name}` must be True or False, got {value!r}.")
+    if not sweep and not carry:
+        raise InvalidArgumentError(
+            "`sweep=False` got `carry=False`, and without a sweep only carried rows can correct gradients: set `carry=True`."
+        )
+    if carry and sweep and every_n_epochs < 2:
+        raise InvalidArgumentError(
+            f"`carry=True` got `every_n_epochs={every_n_epochs}`, whose sweeps replace all rows before any is used again: set"
+            " `every_n_epochs` to 2 or more, or `sweep=False`."
+        )
+
+
+def next_epoch(taken: Taken, generator: torch.Generator) -> list[int]:
+    """Let the coming epoch train on a snapshot's batches again, with the rows that the last one has left.
+
+    Args:
+        taken: The snapshot.
+        generator: Source of the new order.
+
+    Returns:
+        The row of the plan that each step of the epoch takes, shape ``(K,)``.
+    """
+    control = taken.correction.control
+    if not isinstance(control, CarriedRows):
+        return taken.plan.again(generator)
+    control.begin_epoch()
+    return taken.plan.again(generator, control.group)
+
+
+def fits(trainer: Trainer, taken: Taken) -> bool:
+    """Whether each row still belongs to one optimizer step: accumulation may change between two epochs."""
+    control = taken.correction.control
+    return not isinstance(control, CarriedRows) or control.group == trainer.accumulate_grad_batches
+
+
+def swept_rows(trainer: Trainer, taken: Taken) -> Taken:
+    """Let the steps refresh the rows that a sweep has measured.
+
+    Args:
+        trainer: The trainer.
+        taken: The snapshot with its sweep.
+
+    Returns:
+        The snapshot with carried rows.
+    """
+    correction, sweep = taken.correction, taken.sweep
+    assert sweep is not None, "it has just been made"
+    directions, group = correction.directions, trainer.accumulate_grad_batches
+    deltas = directions.whiten(sweep.deltas)
+    control = CarriedRows(sweep.weights, directions.count, correction.control.beta, group, deltas)
+    carried = Correction(correction.parameters, directions, control, coefficient=correction.coefficient)
+    return dataclasses.replace(taken, correction=carried, sweep=None)
+
+
+def unswept_rows(
+    trainer: Trainer, drawn: ProbeDirections, seed: int, before: Taken | None, alpha: Alpha, coefficient: Coefficient | None
+) -> Taken:
+    """Turn to new directions without a sweep, or begin with a table that the epoch fills.
+
+    Args:
+        trainer: The trainer, whose epoch has drawn its first batch and not yet trained on it.
+        drawn: The directions to turn to.
+        seed: What they were drawn with.
+        before: The table so far, whose batches the epoch goes on with; None if there is none.
+        alpha: Mixing coefficient.
+        coefficient: What changes it from step to step.
+
+    Returns:
+        The table, in the directions that the epoch is to use.
+    """
+    parameters = support.trainable_parameters(trainer.optimizers)
+    if before is not None and not same_tensors(parameters, before.correction.parameters):
+        before = None
+    beta = effective_coefficient(alpha, drawn.count, drawn.dimension)
+    plan = plan_of(trainer) if before is None else before.plan
+    control = None if before is None else before.correction.control
+    if before is None or not isinstance(control, CarriedRows):
+        control = CarriedRows(_weights(trainer, plan), drawn.count, beta, trainer.accumulate_grad_batches)
+    elif drawn is not before.correction.directions:
+        control.turn(before.correction.directions.turning(drawn, parameters))
+    control.beta = beta
+    correction = Correction(parameters, drawn, control, coefficient=coefficient)
+    return Taken(trainer.current_epoch, seed, correction, plan, None, {"vamo/alpha": beta})
+
+
+def same_tensors(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether two lists hold the same objects."""
+    return list(map(id, some)) == list(map(id, others))
+
+
+def _weights(trainer: Trainer, plan: Plan) -> Tensor:
+    """Samples of each batch of the plan over all ranks, shape ``(K,)``, which takes a reduction of as many numbers."""
+    sizes = torch.tensor(plan.sizes(), dtype=torch.float64, device=trainer.strategy.root_device)
+    total: Tensor = trainer.strategy.reduce(sizes, reduce_op="sum")
+    return total

@@ -103,8 +103,8 @@ def test_values_at_equal_cost():
     assert math.isnan(study_tables.value_at(methods["sgd"][0], "evaluations", 2.5, "loss"))
     table = study_tables.values_table(methods, "loss", lambda value: f"{value:.2f}").splitlines()
     assert table[2:] == [
-        "| sgd | 0.1 | 2.00 ± 1.41 | 2.00 ± 1.41 | 2.00 ± 1.41 | 2.00 ± 1.41 |",
-        "| sgd+learned | 0.1 | 0.00 ± 0.00 | 1.00 ± 0.00 | 0.00 ± 0.00 | 0.00 ± 0.00 |",
+        "| sgd | 0.1 | 2.25 ± 1.41 | 2.25 ± 1.41 | 2.25 ± 1.41 | 2.25 ± 1.41 |",
+        "| sgd+learned | 0.1 | 0.25 ± 0.00 | 1.25 ± 0.00 | 0.25 ± 0.00 | 0.25 ± 0.00 |",
     ]
     methods["sgd"].append(run([4.0, math.nan, math.nan], 1, diverged=True))
     assert study_tables.budgets(methods) == limits

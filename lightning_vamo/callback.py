@@ -21,12 +21,15 @@ from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.advice import Advice
 from lightning_vamo.loop.driver import GradientCallback
 from lightning_vamo.loop.fingerprint import BatchWatch
-from lightning_vamo.loop.plan import plan_of
+from lightning_vamo.loop.plan import plan_if_any, plan_of
 from lightning_vamo.loop.precision import check_float32, check_sweep_precision
+from lightning_vamo.loop.recompute import Control, Recomputation, check_control, snapshot_steps
 from lightning_vamo.loop.recording import RecordingBatchSampler, recording
 from lightning_vamo.loop.resume import Resumption, check_readable, plan_within, saved
+from lightning_vamo.loop.second import Swept, second_reading
 from lightning_vamo.loop.snapshot import seeded, take_snapshot
 from lightning_vamo.loop.standing import Standing
+from lightning_vamo.loop.stopwatch import Stopwatch
 from lightning_vamo.loop.warmup import observe, warm_up
 from lightning_vamo.mixin import VAMOMixin
 from lightning_vamo.report import Totals, VAMOReport
@@ -47,7 +50,7 @@ class VAMOCallback(GradientCallback):
     ``variance_removed``, the share of the gradient's second moment that the corrections removed; ``probe_snr``, how far the
     probe differences stand out of their own error; ``directions_dropped``, for losses that were not finite along them;
     ``rows_unused``, batches that were not those that the sweep saw; ``forward_evaluations`` and
-    ``backward_evaluations`` of a batch so far; ``sweep_seconds``.
+    ``backward_evaluations`` of a batch so far; ``sweep_seconds``, and ``row_seconds`` where rows are recomputed.
 
     Args:
         probes: ``q``, the number of probes, or a schedule of it, a :class:`~lightning_vamo.core.schedules.ProbeSchedule`. 0 is
@@ -61,8 +64,14 @@ class VAMOCallback(GradientCallback):
         difference: ``"forward"``, ``1 + q`` forward passes per batch and sweep, or ``"central"``, ``1 + 2q``.
         sweep_precision: ``"32-true"`` sweeps in float32 where the Trainer trains in mixed precision; by default the sweep runs
             in the Trainer's precision.
-        every_n_epochs: Epochs from one snapshot to the next. In between, the snapshot's batches keep their composition, and
-            their order is reshuffled unless the data is read in sequence.
+        control: How a step gets its row. ``"replay"`` has the epoch train on the very batches that the sweep saw.
+            ``"recompute"`` keeps the snapshot's weights and evaluates the ``1 + q`` losses of each step's own batch, for data
+            that does not come twice. ``"auto"`` is replay where the batches of an epoch can be told before it, and else
+            recompute.
+        every_n_epochs: Epochs from one snapshot to the next. In between, the batches of a replayed snapshot keep their
+            composition, and their order is reshuffled unless the data is read in sequence.
+        every_n_train_steps: Optimizer steps from one snapshot to the next, the paper's ``m``, in place of epochs; rows are then
+            recomputed.
         seed: Seed of the directions; by default it follows from the global seed. The global generator is never touched.
 
     Raises:
@@ -83,7 +92,9 @@ class VAMOCallback(GradientCallback):
         mu: float | Literal["auto"] = "auto",
         alpha: float | Literal["theory", "adaptive", "linear-decay"] = "theory",
         difference: Literal["forward", "central"] = "forward",
+        control: Literal["auto", "replay", "recompute"] = "auto",
         every_n_epochs: int = 1,
+        every_n_train_steps: int | None = None,
         seed: int | None = None,
         sweep_precision: Literal["32-true"] | None = None,
     ) -> None:
@@ -97,17 +108,23 @@ class VAMOCallback(GradientCallback):
             raise InvalidArgumentError(f"`directions` must be a family such as SphereDirections(), got {directions!r}.")
         if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int) or every_n_epochs < 1:
             raise InvalidArgumentError(f"`every_n_epochs` must be a whole number >= 1, got {every_n_epochs!r}.")
+        check_control(control, every_n_epochs, every_n_train_steps)
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise InvalidArgumentError(f"`seed` must be a whole number or None, got {seed!r}.")
         self.directions = SphereDirections() if directions is None else directions
         self.mu = mu
         self.alpha: Alpha = alpha
         self.difference: Difference = difference
+        # Snapshots that do not come at an epoch's first batch leave no epoch to replay.
+        self.control: Control = control if every_n_train_steps is None else "recompute"
         self.every_n_epochs = every_n_epochs
+        self.every_n_train_steps = every_n_train_steps
         self.seed = seed
         self.sweep_precision = sweep_precision
+        self.probes_in_float32 = sweep_precision is not None
         self._advice = Advice()
         self._watch = BatchWatch()
+        self._row_time = Stopwatch()
         self._attached = ExitStack()
         self._totals = Totals()
         self._standing = Standing()
@@ -119,6 +136,7 @@ class VAMOCallback(GradientCallback):
     def report(self) -> VAMOReport:
         """What the probes have cost and removed so far; printed, it reads as a few lines of text."""
         totals = copy.copy(self._totals)
+        totals.row_seconds += self._row_time.read()
         # Within an epoch, and after an exception, these are the figures of this rank's shards alone: to add those of the others
         # takes the others.
         if self._standing.moments is not None:
@@ -150,7 +168,8 @@ class VAMOCallback(GradientCallback):
         self._advice = Advice()
         self._attached.enter_context(support.one_optimizer(trainer.strategy))
         if not self._never_probes:
-            self._attached.enter_context(recording(trainer, self._replay))
+            required = self.control == "replay"
+            self._attached.enter_context(recording(trainer, self._replay, required=required))
             self._attached.enter_context(self._watch.watching(trainer, lambda: self.probing))
 
     @override
@@ -174,9 +193,10 @@ class VAMOCallback(GradientCallback):
         self._standing.first = compat.position(trainer) or 0
         if self._resumption is not None:
             self._standing = self._attached.enter_context(
-                self._resumption.taken_up(trainer, self.directions, self.schedule, self.alpha)
+                self._resumption.taken_up(trainer, self.directions, self.schedule, self.alpha, self.control)
             )
-        self._attached.enter_context(compat.manual_steps(trainer, pl_module, self.stepping))
+        stepping = functools.partial(self.stepping, trainer, pl_module)
+        self._attached.enter_context(compat.manual_steps(trainer, pl_module, stepping))
         self._epoch_began = time.perf_counter()
 
     @override
@@ -231,14 +251,17 @@ class VAMOCallback(GradientCallback):
         """Decide whether this epoch takes a snapshot, or goes on with the batches of the last one."""
         self._epoch_began = time.perf_counter()
         self._standing.first = self._standing.unused = 0
+        self._standing.plan = None
         if compat.skips_backward(trainer):
             return
         standing = self._standing
         # A reloaded loader may hold other data, to which the rows do not belong.
-        stale = standing.taken is not None and not standing.taken.plan.belongs_to(compat.train_loader(trainer))
+        stale = standing.taken is not None and not standing.taken.belongs_to(compat.train_loader(trainer))
         learning = standing.learner is not None and standing.taken is None
-        standing.due |= stale or learning or trainer.current_epoch % self.every_n_epochs == 0
-        if not standing.due and standing.taken is not None:
+        standing.due |= stale
+        if self.every_n_train_steps is None:
+            standing.due |= learning or trainer.current_epoch % self.every_n_epochs == 0
+        if not standing.due and standing.taken is not None and standing.taken.plan is not None:
             standing.order = standing.taken.plan.again(seeded(self._seed(f"order of epoch {trainer.current_epoch}")))
 
     @override
@@ -251,23 +274,36 @@ class VAMOCallback(GradientCallback):
         standing = self._standing
         if compat.skips_backward(trainer):
             return
+        if self.every_n_train_steps is not None and batch_idx % trainer.accumulate_grad_batches == 0:
+            standing.due |= trainer.global_step - standing.step >= self.every_n_train_steps
         if standing.due:
             standing.taken = None
+            standing.step = trainer.global_step
             self._take_snapshot(trainer, pl_module, batch_idx)
             standing.due = False
-        taken = standing.taken
-        if taken is not None and self._watch.check(taken.sweep.fingerprints[standing.row(batch_idx)]):
+        if self._is_another(batch_idx):
             left_out = trainer.world_size == 1 or compat.averages_gradients(trainer)
             standing.unused += left_out
             self._advice.on_other_batch(left_out)
+
+    def _is_another(self, batch_idx: int) -> bool:
+        """Whether the batch is another one than its row was measured on."""
+        taken = self._standing.taken
+        replayed = None if taken is None or taken.recomputation is not None else taken.sweep
+        return self._watch.check(None if replayed is None else replayed.fingerprints[self._standing.row(batch_idx)])
 
     def _take_snapshot(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
         probes = self._probes(trainer.current_epoch)
         if probes == 0:
             return
         self._standing.coefficient = coefficient_of(self.alpha, probes, self._standing.coefficient)
-        if self.directions.learns and not self._learned(trainer, module, probes):
+        plan: Swept | None = plan_of(trainer) if self.control == "replay" else plan_if_any(trainer)
+        recompute = self.control == "recompute" or plan is None
+        if recompute:
+            plan = self._standing.plan or plan or second_reading(trainer)
+        if self.directions.learns and not self._learned(trainer, module, probes, plan):
             return
+        every = self.every_n_epochs, self.every_n_train_steps
         taken = take_snapshot(
             trainer,
             module,
@@ -282,24 +318,28 @@ class VAMOCallback(GradientCallback):
             difference=self.difference,
             sweep_precision=self.sweep_precision,
             batch_idx=batch_idx,
+            plan=plan,
+            recompute=recompute,
+            period=snapshot_steps(trainer, *every, self.alpha) if recompute else None,
         )
         self._standing.taken = taken
-        self._standing.order = list(range(taken.plan.length))
-        self._totals.add_sweep(taken.sweep)
-        self._advice.on_sweep(trainer, taken.sweep, taken.logs["vamo/mu"], self.sweep_precision)
+        self._standing.order = [] if taken.plan is None else list(range(taken.plan.length))
+        self._totals.add_snapshot(taken.sweep)
+        if taken.sweep is not None:
+            self._advice.on_sweep(trainer, taken.sweep, taken.logs["vamo/mu"], self.sweep_precision)
 
-    def _learned(self, trainer: Trainer, module: LightningModule, probes: int) -> bool:
+    def _learned(self, trainer: Trainer, module: LightningModule, probes: int, plan: Swept | None) -> bool:
         """Whether directions have been learned; before the first snapshot, batches that take no step may help."""
         standing, parameters = self._standing, support.trainable_parameters(trainer.optimizers)
         # Other parameters, since some were frozen or thawed, span another space.
         if standing.learner is None or list(map(id, parameters)) != list(map(id, standing.parameters)):
             standing.parameters = parameters
             standing.learner = self.directions.learner(standing.parameters, probes, seeded(self._seed("learner")))
-        if not standing.learner.ready and self.directions.warmup_batches:
+        if not standing.learner.ready and self.directions.warmup_batches and plan is not None:
             learner, most = standing.learner, self.directions.warmup_batches
             turn = functools.partial(learner.directions, probes, seeded(self._seed("second pass of the warm-up")))
             with self._watch.looking_away():
-                seen = warm_up(trainer, module, plan_of(trainer), learner, standing.parameters, most, turn)
+                seen = warm_up(trainer, module, plan, learner, standing.parameters, most, turn)
             self._totals.forward_evaluations += seen
             self._totals.backward_evaluations += seen
         return standing.learner.ready
@@ -312,6 +352,14 @@ class VAMOCallback(GradientCallback):
         return random.Random(f"{self._totals.seed}: {purpose}").getrandbits(63)
 
     # ---- steps
+
+    @override
+    def before_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+        """Recompute the row of the batch, where the snapshot's weights have been kept for that."""
+        taken = self._standing.taken
+        if taken is not None and taken.recomputation is not None and not compat.skips_backward(trainer):
+            with self._row_time.running(module.device):
+                self._totals.forward_evaluations += taken.recomputation.evaluate(trainer, module, self, batch)
 
     @override
     def around_backward(self, trainer: Trainer) -> AbstractContextManager[None]:
@@ -343,7 +391,9 @@ class VAMOCallback(GradientCallback):
         if not skipped and not (self._watch.differs and trainer.world_size == 1):
             standing.rows.append(standing.row(trainer.fit_loop.batch_idx))
         if last:
-            correction = standing.taken.correction
+            correction, recomputation = standing.taken.correction, standing.taken.recomputation
+            if recomputation is not None:
+                standing.rows = recomputation.averaged(trainer, standing.rows)
             scale, accumulated = compat.grad_scale(trainer), trainer.accumulate_grad_batches
             moments = correction.apply(standing.rows, accumulated, scale, self._progress(trainer))
             if moments is not None:
@@ -370,10 +420,16 @@ class VAMOCallback(GradientCallback):
             "vamo/forward_evaluations": self._totals.forward_evaluations,
             "vamo/backward_evaluations": self._totals.backward_evaluations,
             **({} if taken is None else {"vamo/rows_unused": self._standing.unused}),
+            **({} if taken is None or taken.recomputation is None else self._recomputation_logs(taken.recomputation)),
         }
         pl_module.log_dict({name: float(value) for name, value in logs.items()}, sync_dist=True)
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        if self.every_n_train_steps is None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._standing.taken = None
+
+    def _recomputation_logs(self, recomputation: Recomputation) -> dict[str, float]:
+        seconds, self._row_time = self._row_time.read(), Stopwatch()
+        self._totals.row_seconds += seconds
+        return {"vamo/rows_unused": recomputation.control.unused, "vamo/row_seconds": seconds}
 
     # ---- checkpoints
 

@@ -11,11 +11,12 @@ class VAMOReport:
     """Totals over a training run, per rank.
 
     Attributes:
-        snapshots: Sweeps taken.
+        snapshots: Snapshots taken.
         steps: Optimizer steps whose gradient was corrected.
         forward_evaluations: Forward passes of a batch, those of the sweeps included.
         backward_evaluations: Backward passes of a batch.
         sweep_seconds: Wall-clock time of the sweeps.
+        row_seconds: Time in which the losses of steps' batches at the snapshot were evaluated, where rows are recomputed.
         training_seconds: Wall-clock time of the training epochs, sweeps and validation within them included.
         variance_removed: Share of the mini-batch gradient's second moment that the corrections removed, over all corrected
             steps; negative if they added to it, and None if there were none.
@@ -26,6 +27,7 @@ class VAMOReport:
     forward_evaluations: int
     backward_evaluations: int
     sweep_seconds: float
+    row_seconds: float
     training_seconds: float
     variance_removed: float | None
 
@@ -44,6 +46,8 @@ class VAMOReport:
         """The report as a few lines of text."""
         if self.variance_removed is None:
             return "VAMO: no step has been corrected."
+        taken = "snapshots" if self.row_seconds else "sweeps"
+        rows = f" and the rows of the steps {self.row_seconds:.1f} s," if self.row_seconds else ""
         pays = self.variance_removed > self.worth_of_equal_batch
         verdict = (
             "The probes paid for themselves on this run."
@@ -52,10 +56,10 @@ class VAMOReport:
         )
         return "\n".join(
             (
-                f"VAMO: {self.snapshots} sweeps, {self.steps} corrected steps.",
+                f"VAMO: {self.snapshots} {taken}, {self.steps} corrected steps.",
                 f"  cost     {self.forward_evaluations} forward and {self.backward_evaluations} backward evaluations of a"
                 f" batch: {self.relative_cost:.2f} times the work without probes;",
-                f"           the sweeps took {self.sweep_seconds:.1f} s of {self.training_seconds:.1f} s.",
+                f"           the sweeps took {self.sweep_seconds:.1f} s{rows} of {self.training_seconds:.1f} s.",
                 f"  benefit  {100 * self.variance_removed:.3g} % of the gradient's second moment removed;",
                 f"           a batch {self.relative_cost:.2f} times larger, for the same work, removes at most"
                 f" {100 * self.worth_of_equal_batch:.3g} %.",
@@ -74,13 +78,16 @@ class Totals:
     forward_evaluations: int = 0
     backward_evaluations: int = 0
     sweep_seconds: float = 0.0
+    row_seconds: float = 0.0
     training_seconds: float = 0.0
     moment_before: float = 0.0
     moment_removed: float = 0.0
 
-    def add_sweep(self, sweep: Sweep) -> None:
-        """Count a sweep."""
+    def add_snapshot(self, sweep: Sweep | None) -> None:
+        """Count a snapshot, and its sweep if it had one."""
         self.snapshots += 1
+        if sweep is None:
+            return
         self.forward_evaluations += sweep.evaluations
         self.sweep_seconds += sweep.seconds
 
@@ -97,6 +104,7 @@ class Totals:
             forward_evaluations=self.forward_evaluations,
             backward_evaluations=self.backward_evaluations,
             sweep_seconds=self.sweep_seconds,
+            row_seconds=self.row_seconds,
             training_seconds=self.training_seconds,
             variance_removed=self.moment_removed / self.moment_before if self.moment_before else None,
         )

@@ -2,12 +2,13 @@ r"""VAMO's gradient: the mini-batch gradient with the control variate taken out,
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_vamo.core.adaptive import Coefficient, Constant, Regression
-from lightning_vamo.core.control_variate import ControlVariate
+from lightning_vamo.core.control_variate import ControlVariate, Rows
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.errors import UnsupportedError
 
@@ -23,8 +24,8 @@ class Correction:
     Args:
         parameters: The parameters, in the order in which the directions were drawn.
         directions: The ``q`` directions :math:`u_j`.
-        control: The table of coefficients :math:`r_{k,j}`. If its ``beta`` is zero, gradients are not touched at all.
-        own: This rank's part of the table, where gradients are averaged over ranks; ``control`` is the mean over the ranks.
+        control: Gives the coefficients :math:`r_{k,j}` of a row. If its ``beta`` is zero, gradients are not touched at all.
+        own: This rank's part of a table, where gradients are averaged over ranks; ``control`` is the mean over the ranks.
         coefficient: Factors of the rows that change from step to step; by default there are none.
     """
 
@@ -32,14 +33,14 @@ class Correction:
         self,
         parameters: Sequence[Tensor],
         directions: ProbeDirections,
-        control: ControlVariate,
+        control: Rows,
         own: ControlVariate | None = None,
         coefficient: Coefficient | None = None,
     ) -> None:
         self.parameters = parameters
         self.directions = directions
         self.control = control
-        self.own = control if own is None else own
+        self.own: Rows = control if own is None else own
         self.coefficient = Constant() if coefficient is None else coefficient
         self.mean_factor: Tensor | float = 1.0
         """Mean over the directions of the factors that the last step used."""
@@ -80,7 +81,7 @@ class Correction:
 
     def apply(
         self,
-        rows: Sequence[int],
+        rows: Sequence[Any],
         accumulated: int = 1,
         scale: Callable[[Tensor], Tensor] | None = None,
         progress: float = 0.0,
@@ -88,7 +89,7 @@ class Correction:
         """Correct the gradients of one optimizer step, in place.
 
         Args:
-            rows: Positions in the plan of the batches whose gradients were accumulated.
+            rows: The rows of the batches whose gradients were accumulated, as ``control`` takes them: positions in the plan.
             accumulated: ``N``, the number that each of their losses was divided by.
             scale: Scales the coefficients as the gradients are scaled, where a GradScaler did so.
             progress: Share of the snapshot's batches that has been trained on.

@@ -12,7 +12,7 @@ from lightning_vamo.core.correction import check_dense
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.guards import no_trace
-from lightning_vamo.loop.plan import Plan
+from lightning_vamo.loop.second import Swept
 
 
 def observe(trainer: Trainer, learner: Learner, parameters: Sequence[Tensor]) -> None:
@@ -40,7 +40,7 @@ def observe(trainer: Trainer, learner: Learner, parameters: Sequence[Tensor]) ->
 def warm_up(
     trainer: Trainer,
     module: LightningModule,
-    plan: Plan,
+    plan: Swept,
     learner: Learner,
     parameters: Sequence[Tensor],
     most: int,

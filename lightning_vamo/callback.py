@@ -21,7 +21,7 @@ from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.advice import Advice
 from lightning_vamo.loop.driver import GradientCallback
 from lightning_vamo.loop.fingerprint import BatchWatch
-from lightning_vamo.loop.plan import plan_if_any, plan_of
+from lightning_vamo.loop.plan import Plan, plan_if_any, plan_of
 from lightning_vamo.loop.precision import check_float32, check_sweep_precision
 from lightning_vamo.loop.recompute import Control, Recomputation, check_control, snapshot_steps
 from lightning_vamo.loop.recording import RecordingBatchSampler, recording
@@ -297,10 +297,8 @@ class VAMOCallback(GradientCallback):
         if probes == 0:
             return
         self._standing.coefficient = coefficient_of(self.alpha, probes, self._standing.coefficient)
-        plan: Swept | None = plan_of(trainer) if self.control == "replay" else plan_if_any(trainer)
-        recompute = self.control == "recompute" or plan is None
-        if recompute:
-            plan = self._standing.plan or plan or second_reading(trainer)
+        plan = self._to_sweep(trainer)
+        recompute = self.control == "recompute" or not isinstance(plan, Plan)
         if self.directions.learns and not self._learned(trainer, module, probes, plan):
             return
         every = self.every_n_epochs, self.every_n_train_steps
@@ -327,6 +325,14 @@ class VAMOCallback(GradientCallback):
         self._totals.add_snapshot(taken.sweep)
         if taken.sweep is not None:
             self._advice.on_sweep(trainer, taken.sweep, taken.logs["vamo/mu"], self.sweep_precision)
+
+    def _to_sweep(self, trainer: Trainer) -> Swept | None:
+        """The epoch's plan of batches; where there is none to replay, another reading of the data, if there can be one."""
+        if self.control == "replay":
+            return plan_of(trainer)
+        # Rows are recomputed in any part of an epoch, of which the loaders may have been given a part.
+        plan = self._standing.plan if self.control == "recompute" else None
+        return plan or plan_if_any(trainer) or second_reading(trainer)
 
     def _learned(self, trainer: Trainer, module: LightningModule, probes: int, plan: Swept | None) -> bool:
         """Whether directions have been learned; before the first snapshot, batches that take no step may help."""

@@ -175,7 +175,9 @@ class Recomputation:
         """
         self._steps += 1
         if trainer.world_size > 1:
-            rows = list(trainer.strategy.reduce(torch.stack(list(rows)), reduce_op="sum") / trainer.world_size)
+            total = torch.stack(list(rows))
+            torch.distributed.all_reduce(total)  # not the strategy's `reduce`, which waits at a barrier first
+            rows = list(total / trainer.world_size)
         self.control.see(rows)
         return list(rows)
 

@@ -114,17 +114,16 @@ def take_snapshot(
         with driver.mode(Mode.PROBE):
             result = sweep(trainer, module, swept, evaluate, parameters, drawn, radius, difference)
     recomputation = None
-    if recompute or not isinstance(plan, Plan):
+    if recompute or result is None or not isinstance(plan, Plan):
         control = _recomputed(drawn, result, alpha)
         loader = compat.train_loader(trainer)
         usable = None if result is None else result.deltas.any(dim=0)  # the columns of dropped directions are zero
         recomputation = Recomputation(parameters, drawn, control, radius, difference, loader, period, usable)
-        correction, plan = Correction(parameters, drawn, control, None, coefficient), None
+        correction, replayed = Correction(parameters, drawn, control, None, coefficient), None
     else:
-        assert result is not None, "what is replayed has been swept"
-        correction = _correction(parameters, drawn, result, alpha, coefficient)
+        correction, replayed = _correction(parameters, drawn, result, alpha, coefficient), plan
     logs = {"vamo/alpha": correction.control.beta, "vamo/mu": radius, **({} if result is None else _figures(result))}
-    return Taken(trainer.current_epoch, seed, correction, plan, result, logs, recomputation)
+    return Taken(trainer.current_epoch, seed, correction, replayed, result, logs, recomputation)
 
 
 def _figures(sweep: Sweep) -> dict[str, float]:

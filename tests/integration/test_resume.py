@@ -79,6 +79,9 @@ class VAMOModule(VAMOMixin, Module):
     pass
 
 
+TIMES = ("vamo/sweep_seconds", "vamo/row_seconds")
+
+
 class Rows(Logger):
     name, version = "rows", 0
 
@@ -90,7 +93,7 @@ class Rows(Logger):
         pass
 
     def log_metrics(self, metrics, step=None):
-        self.rows.append((step, {name: value for name, value in metrics.items() if name != "vamo/sweep_seconds"}))
+        self.rows.append((step, {name: value for name, value in metrics.items() if name not in TIMES}))
 
 
 class Watch(L.Callback):
@@ -171,6 +174,11 @@ CONFIGURATIONS = {
         "saver": {"every_n_epochs": 1, "save_on_train_epoch_end": False},
     },
     "loaders that cycle": {"second": {"batch_size": 16, "shuffle": True}},
+    "recomputed rows": {"vamo": {"control": "recompute", "alpha": "adaptive"}, "accumulate_grad_batches": 2},
+    "recomputed rows, snapshots by steps": {"vamo": {"every_n_train_steps": 5}, "loader": {"num_workers": 1}},
+    "recomputed rows, learned directions": {
+        "vamo": {"control": "recompute", "every_n_epochs": 2, "directions": GradientSubspaceDirections(warmup_batches=4)},
+    },
     "in sequence": {"loader": {"shuffle": False}},
     "limited": {"limit_train_batches": 5},
 }

@@ -450,7 +450,8 @@ class Ranks(L.Callback):
 
     def on_train_end(self, fit, module):
         state = {"state": dict(module.state_dict()), "batches": self.watch.batches, "metrics": dict(fit.callback_metrics)}
-        state["metrics"].pop("vamo/sweep_seconds")
+        for name in TIMES:
+            state["metrics"].pop(name, None)
         torch.save(state, self.folder / f"{fit.global_rank}.pt")
 
 
@@ -462,13 +463,13 @@ class KillsARank(Watch):
             super().at(fit, phase, batch_idx)
 
 
-def run_ranks(folder, kill=None, ckpt=None, seed=1, **options):
+def run_ranks(folder, kill=None, ckpt=None, seed=1, arguments=None, **options):
     folder.mkdir(exist_ok=True)
     L.seed_everything(1, verbose=False)  # the same in both runs: Lightning seeds the order of distributed samplers with it
     torch.manual_seed(seed)
     watch = KillsARank(kill, lambda: os.kill(os.getpid(), signal.SIGKILL))
     saver = ModelCheckpoint(folder, filename="{epoch}-{step}", save_top_k=-1, every_n_train_steps=2)
-    callback = VAMOCallback(probes=LinearProbes(start=3, end=1, epochs=3), seed=4)
+    callback = VAMOCallback(probes=LinearProbes(start=3, end=1, epochs=3), seed=4, **(arguments or {}))
     fit = trainer(
         folder,
         callbacks=[callback, watch, saver, Ranks(folder, watch)],
@@ -483,16 +484,17 @@ def run_ranks(folder, kill=None, ckpt=None, seed=1, **options):
     fit.fit(VAMOModule(), data, val, ckpt_path=ckpt, weights_only=True if ckpt else None)
 
 
-def test_ranks_resume_where_each_of_them_was(tmp_path):
-    run_ranks(tmp_path / "whole")
+@pytest.mark.parametrize("arguments", [{}, {"every_n_train_steps": 2}], ids=["replayed", "recomputed"])
+def test_ranks_resume_where_each_of_them_was(arguments, tmp_path):
+    run_ranks(tmp_path / "whole", arguments=arguments)
     expected = [torch.load(tmp_path / "whole" / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert expected[0]["batches"] != expected[1]["batches"]
     for index, kill in enumerate(((1, 3, "step"), (2, 0, "start"))):
         folder = tmp_path / str(index)
         with pytest.raises(ProcessExitedException, match="SIGKILL"):
-            run_ranks(folder, kill)
+            run_ranks(folder, kill, arguments=arguments)
         checkpoint = last_checkpoint(folder)
-        run_ranks(folder, ckpt=checkpoint, seed=99)
+        run_ranks(folder, ckpt=checkpoint, seed=99, arguments=arguments)
         for rank, whole_run in enumerate(expected):
             resumed = torch.load(folder / f"{rank}.pt", weights_only=True)
             assert 0 < len(resumed["batches"]) < len(whole_run["batches"])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_vamo import VAMOCallback, with_vamo
-from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections, SphereDirections
+from lightning_vamo.core.directions import OrthonormalDirections, SphereDirections
 
 
 class Regression(L.LightningModule):
@@ -132,10 +132,10 @@ def methods(problem: Diabetes | DigitsProblem) -> dict[str, tuple[int, dict]]:
     runs = {"SGD": (problem.epochs, {"probes": 0})}
     for family in (SphereDirections, OrthonormalDirections):
         for probes in problem.probes:
-            runs[f"VAMO, {family.__name__}, q = {probes}"] = (problem.epochs, {"probes": probes, "directions": family()})
+            paper = {"probes": probes, "directions": family(), "alpha": "theory"}
+            runs[f"VAMO, {family.__name__}, q = {probes}"] = (problem.epochs, paper)
     for probes in problem.probes:
-        learned = {"probes": probes, "directions": GradientSubspaceDirections(), "alpha": "adaptive"}
-        runs[f"VAMO, learned, adaptive, q = {probes}"] = (problem.epochs, learned)
+        runs[f"VAMO, learned, adaptive, q = {probes}"] = (problem.epochs, {"probes": probes})
     runs["SGD, for the work of the largest q"] = (round(problem.epochs * cost), {"probes": 0})
     return runs
 

@@ -7,7 +7,6 @@ import lightning as L
 from digits import Digits, DigitsClassifier
 
 from lightning_vamo import VAMOCallback, VAMOMixin
-from lightning_vamo.core.directions import OrthonormalDirections
 
 
 class VAMODigitsClassifier(VAMOMixin, DigitsClassifier):
@@ -16,7 +15,7 @@ class VAMODigitsClassifier(VAMOMixin, DigitsClassifier):
 
 if __name__ == "__main__":
     L.seed_everything(0)
-    vamo = VAMOCallback(probes=8, directions=OrthonormalDirections())
+    vamo = VAMOCallback(probes=8)
     trainer = L.Trainer(max_epochs=10, accelerator="cpu", callbacks=[vamo], log_every_n_steps=10)
     trainer.fit(VAMODigitsClassifier(), Digits())
     print(vamo.report)

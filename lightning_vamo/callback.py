@@ -4,6 +4,7 @@ import copy
 import functools
 import random
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from typing import Any, Literal
@@ -12,18 +13,20 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_vamo.core.directions import Directions, SphereDirections
+from lightning_vamo.core.directions import Directions, GradientSubspaceDirections, ProbeDirections
+from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.mixing import Alpha, check_alpha, coefficient_of
 from lightning_vamo.core.probes import Difference, check_difference, check_mu
-from lightning_vamo.core.schedules import ConstantProbes, ProbeSchedule, as_schedule, check_probes
+from lightning_vamo.core.schedules import ConstantProbes, EfficientProbes, ProbeSchedule, as_schedule, check_probes
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.advice import Advice
+from lightning_vamo.loop.choice import ProbeChoice
 from lightning_vamo.loop.driver import GradientCallback
 from lightning_vamo.loop.fingerprint import BatchWatch
-from lightning_vamo.loop.plan import Plan, plan_if_any, plan_of
+from lightning_vamo.loop.plan import has_plan, plan_of
 from lightning_vamo.loop.precision import check_float32, check_sweep_precision
-from lightning_vamo.loop.recompute import Control, Recomputation, check_control, snapshot_steps
+from lightning_vamo.loop.recompute import Control, check_control, snapshot_steps
 from lightning_vamo.loop.recording import RecordingBatchSampler, recording
 from lightning_vamo.loop.resume import Resumption, check_readable, plan_within, saved
 from lightning_vamo.loop.second import Swept, second_reading
@@ -38,12 +41,14 @@ from lightning_vamo.report import Totals, VAMOReport
 class VAMOCallback(GradientCallback):
     r"""Trains a module that has the :class:`~lightning_vamo.VAMOMixin` with VAMO.
 
-    At an epoch's first batch it takes a snapshot :math:`\tilde x` of the weights, draws ``q`` probe directions, and sweeps the
-    epoch's batches without gradients for their probe differences. Each step then corrects its gradient,
+    At an epoch's first batch it takes a snapshot :math:`\tilde x` of the weights, turns to ``q`` probe directions, and sweeps
+    the epoch's batches without gradients for their probe differences. Each step then corrects its gradient,
 
     .. math:: v_k = \nabla f_{B_k}(x_k) - \alpha\,\frac{d}{q} \sum_j (\delta_{B_k,j} - \bar\delta_j)\, u_j,
 
-    and the optimizer that the module configures, whichever it is, steps with :math:`v_k`.
+    and the optimizer that the module configures, whichever it is, steps with :math:`v_k`. By default the directions are those
+    of the gradient noise, learned in training, and a regression scales each correction. The method of the paper is
+    ``VAMOCallback(directions=SphereDirections(), alpha="theory")``.
 
     Logged at the end of each epoch under ``vamo/``: ``probes``; ``alpha``, the effective coefficient :math:`\alpha d/q`;
     ``mu``; ``snapshot_loss``, the training loss at the snapshot, exact where the loss is a mean over samples;
@@ -55,12 +60,13 @@ class VAMOCallback(GradientCallback):
     Args:
         probes: ``q``, the number of probes, or a schedule of it, a :class:`~lightning_vamo.core.schedules.ProbeSchedule`. 0 is
             plain first-order training.
-        directions: The family of probe directions; by default the paper's,
-            :class:`~lightning_vamo.core.directions.SphereDirections`.
+        directions: The family of probe directions; by default
+            :class:`~lightning_vamo.core.directions.GradientSubspaceDirections`, learned from the gradients of training. The
+            paper's are :class:`~lightning_vamo.core.directions.SphereDirections`.
         mu: Smoothing radius for directions of unit norm, or ``"auto"``: see :func:`~lightning_vamo.core.probes.auto_mu`.
-        alpha: The mixing coefficient :math:`\alpha`, or ``"theory"``: :math:`q/d`. ``"adaptive"`` multiplies the theory's by
-            what a regression of gradients on rows finds, direction by direction, and ``"linear-decay"`` lets it fall to 0
-            over the batches of a snapshot: see :mod:`lightning_vamo.core.adaptive`.
+        alpha: The mixing coefficient :math:`\alpha`, or ``"theory"``: the paper's, :math:`q/d`. ``"adaptive"``, the default,
+            multiplies the theory's by what a regression of gradients on rows finds, direction by direction, and
+            ``"linear-decay"`` lets it fall to 0 over the batches of a snapshot: see :mod:`lightning_vamo.core.adaptive`.
         difference: ``"forward"``, ``1 + q`` forward passes per batch and sweep, or ``"central"``, ``1 + 2q``.
         sweep_precision: ``"32-true"`` sweeps in float32 where the Trainer trains in mixed precision; by default the sweep runs
             in the Trainer's precision.
@@ -90,7 +96,7 @@ class VAMOCallback(GradientCallback):
         probes: int | ProbeSchedule = 1,
         directions: Directions | None = None,
         mu: float | Literal["auto"] = "auto",
-        alpha: float | Literal["theory", "adaptive", "linear-decay"] = "theory",
+        alpha: float | Literal["theory", "adaptive", "linear-decay"] = "adaptive",
         difference: Literal["forward", "central"] = "forward",
         control: Literal["auto", "replay", "recompute"] = "auto",
         every_n_epochs: int = 1,
@@ -105,13 +111,15 @@ class VAMOCallback(GradientCallback):
         check_difference(difference)
         check_sweep_precision(sweep_precision)
         if directions is not None and not isinstance(directions, Directions):
-            raise InvalidArgumentError(f"`directions` must be a family such as SphereDirections(), got {directions!r}.")
+            raise InvalidArgumentError(
+                f"`directions` must be a family such as GradientSubspaceDirections(), got {directions!r}."
+            )
         if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int) or every_n_epochs < 1:
             raise InvalidArgumentError(f"`every_n_epochs` must be a whole number >= 1, got {every_n_epochs!r}.")
         check_control(control, every_n_epochs, every_n_train_steps)
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise InvalidArgumentError(f"`seed` must be a whole number or None, got {seed!r}.")
-        self.directions = SphereDirections() if directions is None else directions
+        self.directions = GradientSubspaceDirections() if directions is None else directions
         self.mu = mu
         self.alpha: Alpha = alpha
         self.difference: Difference = difference
@@ -122,6 +130,9 @@ class VAMOCallback(GradientCallback):
         self.seed = seed
         self.sweep_precision = sweep_precision
         self.probes_in_float32 = sweep_precision is not None
+        if isinstance(self.schedule, EfficientProbes) and alpha != "adaptive":
+            raise InvalidArgumentError(f'`alpha` must be "adaptive", whose factors EfficientProbes goes by, got {alpha!r}.')
+        self._choice = self._begin_choice()
         self._advice = Advice()
         self._watch = BatchWatch()
         self._row_time = Stopwatch()
@@ -164,6 +175,7 @@ class VAMOCallback(GradientCallback):
         support.check_module(pl_module, VAMOMixin)
         self._totals = Totals()
         self._standing = Standing()
+        self._choice = self._begin_choice()
         self._resumption = None
         self._advice = Advice()
         self._attached.enter_context(support.one_optimizer(trainer.strategy))
@@ -176,9 +188,9 @@ class VAMOCallback(GradientCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse optimizers, and numbers of probes, that do not fit."""
         support.check_optimizer(trainer.optimizers)
-        probes = self._probes(trainer.current_epoch)
-        if probes:
-            support.check_probes_fit(trainer.optimizers, self.directions, probes, self.alpha)
+        most = self._most(trainer.current_epoch)
+        if most:
+            support.check_probes_fit(trainer.optimizers, self.directions, most, self.alpha)
         if self.sweep_precision is not None:
             check_float32(trainer, support.trainable_parameters(trainer.optimizers))
         self._totals.seed = self._totals.seed if self.seed is None else self.seed
@@ -192,8 +204,9 @@ class VAMOCallback(GradientCallback):
         # From a checkpoint without a plan, such as plain Lightning's, the plan begins with the batch that comes next.
         self._standing.first = compat.position(trainer) or 0
         if self._resumption is not None:
+            schedule = self.schedule if self._choice is None else self._choice.schedule
             self._standing = self._attached.enter_context(
-                self._resumption.taken_up(trainer, self.directions, self.schedule, self.alpha, self.control)
+                self._resumption.taken_up(trainer, self.directions, schedule, self.alpha, self.control)
             )
         stepping = functools.partial(self.stepping, trainer, pl_module)
         self._attached.enter_context(compat.manual_steps(trainer, pl_module, stepping))
@@ -231,18 +244,25 @@ class VAMOCallback(GradientCallback):
         self._totals.add_moments(before, removed)
         return {"vamo/variance_removed": removed / before if before else 0.0}
 
-    def _count_factors(self) -> dict[str, float]:
+    def _count_factors(self, trainer: Trainer) -> dict[str, float]:
         """The mean effective coefficient of the epoch's steps, where it changes from step to step."""
         standing = self._standing
         steps, factors = standing.steps, standing.factors
         standing.steps, standing.factors = 0, 0.0
-        return {"vamo/alpha": float(factors) / steps} if steps and standing.coefficient is not None else {}
+        if self._choice is not None:
+            sweep = None if standing.taken is None else standing.taken.sweep
+            self._choice.epoch_ends(trainer, sweep, factors, steps, self._row_time.read())
+        if not steps or standing.coefficient is None:
+            return {}
+        return {"vamo/alpha": float(torch.as_tensor(factors).mean()) / steps}
 
     # ---- epochs and snapshots
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with a validation that an exception ended."""
+        """Stop the clock of the steps, and go on with a validation that an exception ended."""
+        if self._choice is not None:
+            self._choice.clock.stop(trainer.strategy.root_device)
         if self._resumption is not None:
             self._resumption.validation_starts(trainer)
 
@@ -278,6 +298,8 @@ class VAMOCallback(GradientCallback):
             standing.due |= trainer.global_step - standing.step >= self.every_n_train_steps
         if standing.due:
             standing.taken = None
+            if self._choice is not None:
+                self._choice.clock.stop(trainer.strategy.root_device)
             standing.step = trainer.global_step
             self._take_snapshot(trainer, pl_module, batch_idx)
             standing.due = False
@@ -285,6 +307,8 @@ class VAMOCallback(GradientCallback):
             left_out = trainer.world_size == 1 or compat.averages_gradients(trainer)
             standing.unused += left_out
             self._advice.on_other_batch(left_out)
+        if self._choice is not None:
+            self._choice.clock.batch_starts()
 
     def _is_another(self, batch_idx: int) -> bool:
         """Whether the batch is another one than its row was measured on."""
@@ -293,64 +317,109 @@ class VAMOCallback(GradientCallback):
         return self._watch.check(None if replayed is None else replayed.fingerprints[self._standing.row(batch_idx)])
 
     def _take_snapshot(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
-        probes = self._probes(trainer.current_epoch)
-        if probes == 0:
+        standing, seed = self._standing, self._seed(f"snapshot {self._totals.snapshots}")
+        plan = functools.cache(functools.partial(self._to_sweep, trainer))  # drawn when it is needed, and once
+        drawn = self._draw(trainer, module, seed, batch_idx, plan)
+        if drawn is None:
             return
-        self._standing.coefficient = coefficient_of(self.alpha, probes, self._standing.coefficient)
-        plan = self._to_sweep(trainer)
-        recompute = self.control == "recompute" or not isinstance(plan, Plan)
-        if self.directions.learns and not self._learned(trainer, module, probes, plan):
-            return
-        every = self.every_n_epochs, self.every_n_train_steps
+        standing.coefficient = coefficient_of(self.alpha, drawn.count, standing.coefficient)
+        recompute, every = self._recomputes(trainer), (self.every_n_epochs, self.every_n_train_steps)
         taken = take_snapshot(
             trainer,
             module,
             self,
-            self.directions,
-            self._standing.learner,
-            self._seed(f"snapshot {self._totals.snapshots}"),
-            probes=probes,
+            drawn,
+            seed,
             mu=self.mu,
+            steep=self.directions.learns,
             alpha=self.alpha,
-            coefficient=self._standing.coefficient,
+            coefficient=standing.coefficient,
             difference=self.difference,
             sweep_precision=self.sweep_precision,
-            batch_idx=batch_idx,
-            plan=plan,
+            plan=plan(),
             recompute=recompute,
             period=snapshot_steps(trainer, *every, self.alpha) if recompute else None,
         )
-        self._standing.taken = taken
-        self._standing.order = [] if taken.plan is None else list(range(taken.plan.length))
+        standing.taken = taken
+        standing.order = [] if taken.plan is None else list(range(taken.plan.length))
         self._totals.add_snapshot(taken.sweep)
         if taken.sweep is not None:
             self._advice.on_sweep(trainer, taken.sweep, taken.logs["vamo/mu"], self.sweep_precision)
 
+    def _recomputes(self, trainer: Trainer) -> bool:
+        return self.control == "recompute" or (self.control == "auto" and not has_plan(trainer))
+
     def _to_sweep(self, trainer: Trainer) -> Swept | None:
-        """The epoch's plan of batches; where there is none to replay, another reading of the data, if there can be one."""
-        if self.control == "replay":
+        """The epoch's plan of batches, or another reading of the data, if there can be one."""
+        if not self._recomputes(trainer):
             return plan_of(trainer)
         # Rows are recomputed in any part of an epoch, of which the loaders may have been given a part.
-        plan = self._standing.plan if self.control == "recompute" else None
-        return plan or plan_if_any(trainer) or second_reading(trainer)
+        plan = self._standing.plan or (plan_of(trainer) if has_plan(trainer) else None)
+        return plan or second_reading(trainer)
 
-    def _learned(self, trainer: Trainer, module: LightningModule, probes: int, plan: Swept | None) -> bool:
-        """Whether directions have been learned; before the first snapshot, batches that take no step may help."""
+    def _draw(
+        self, trainer: Trainer, module: LightningModule, seed: int, batch_idx: int, plan: Callable[[], Swept | None]
+    ) -> ProbeDirections | None:
+        """The directions of a snapshot; None if there is to be none."""
+        probes = self._most(trainer.current_epoch)
+        if probes == 0:
+            return None
+        compat.drop_gradients(trainer, module, batch_idx)
+        if self.directions.learns and not self._learned(trainer, module, probes, plan):
+            return None
+        parameters, learner = support.trainable_parameters(trainer.optimizers), self._standing.learner
+        if learner is not None:
+            learner.directions(probes, seeded(seed))
+        if self._choice is not None:
+            dimension = sum(parameter.numel() for parameter in parameters)
+            decision = self._choice.decide(trainer, learner, dimension, self.difference, self._sweeps(trainer, plan))
+            probes = decision.probes
+            if decision.afresh:
+                self._standing.coefficient = None
+        if probes == 0:
+            return None
+        return self.directions.draw(parameters, probes, seeded(seed)) if learner is None else learner.leading(probes)
+
+    def _sweeps(self, trainer: Trainer, plan: Callable[[], Swept | None]) -> float:
+        """How often a batch is probed per epoch, on average: in a sweep, and in its row where rows are recomputed."""
+        if not self._recomputes(trainer):
+            return 1 / self.every_n_epochs
+        if plan() is None:
+            return 1.0
+        steps = trainer.num_training_batches / trainer.accumulate_grad_batches
+        return 1 + (1 / self.every_n_epochs if self.every_n_train_steps is None else steps / self.every_n_train_steps)
+
+    def _learned(self, trainer: Trainer, module: LightningModule, probes: int, plan: Callable[[], Swept | None]) -> bool:
+        """Whether directions have been learned; before a learner's first snapshot, batches that take no step may help."""
         standing, parameters = self._standing, support.trainable_parameters(trainer.optimizers)
         # Other parameters, since some were frozen or thawed, span another space.
         if standing.learner is None or list(map(id, parameters)) != list(map(id, standing.parameters)):
             standing.parameters = parameters
             standing.learner = self.directions.learner(standing.parameters, probes, seeded(self._seed("learner")))
-        if not standing.learner.ready and self.directions.warmup_batches and plan is not None:
-            learner, most = standing.learner, self.directions.warmup_batches
-            turn = functools.partial(learner.directions, probes, seeded(self._seed("second pass of the warm-up")))
-            with self._watch.looking_away():
-                seen = warm_up(trainer, module, plan, learner, standing.parameters, most, turn)
-            self._totals.forward_evaluations += seen
-            self._totals.backward_evaluations += seen
+            if self.directions.warmup_batches:
+                self._warm_up(trainer, module, standing.learner, probes, plan())
         return standing.learner.ready
 
-    def _probes(self, epoch: int) -> int:
+    def _begin_choice(self) -> ProbeChoice | None:
+        # A copy, which takes what is measured in one fit: the next one begins anew.
+        return ProbeChoice(copy.copy(self.schedule)) if isinstance(self.schedule, EfficientProbes) else None
+
+    def _warm_up(self, trainer: Trainer, module: LightningModule, learner: Learner, probes: int, plan: Swept | None) -> None:
+        if plan is None:  # there are no batches to look at before
+            return
+        turn = functools.partial(learner.directions, probes, seeded(self._seed("second pass of the warm-up")))
+        count = max(min(self.directions.warmup_batches, plan.length), probes + 1)  # fewer cannot tell so many directions apart
+        start = time.perf_counter()
+        with self._watch.looking_away():
+            seen = warm_up(trainer, module, plan, learner, self._standing.parameters, count, turn)
+        self._totals.add_warmup(seen, time.perf_counter() - start)
+        if not learner.ready:
+            self._advice.on_short_warmup(trainer, probes, seen)
+
+    def _most(self, epoch: int) -> int:
+        """The number of probes of an epoch; the largest, where the number is chosen by measurement."""
+        if isinstance(self.schedule, EfficientProbes):
+            return self.schedule.maximum
         return check_probes(f"{type(self.schedule).__name__}.probes_at({epoch})", self.schedule.probes_at(epoch))
 
     def _seed(self, purpose: str) -> int:
@@ -405,7 +474,7 @@ class VAMOCallback(GradientCallback):
             if moments is not None:
                 self._totals.steps += 1
                 standing.steps += 1
-                standing.factors = standing.factors + correction.mean_factor
+                standing.factors = standing.factors + correction.factors
                 # What was added to this rank's gradient only to be taken out again is nothing that was removed.
                 moments = moments * (not standing.withheld)
                 standing.moments = moments if standing.moments is None else standing.moments + moments
@@ -420,22 +489,25 @@ class VAMOCallback(GradientCallback):
             self._standing.moments = taken.correction.total(moments)
         logs = {
             **({} if taken is None else taken.logs),
-            **self._count_factors(),
+            **self._count_factors(trainer),
+            **({} if self._choice is None else self._choice.figures),
             **self._count_moments(),
             "vamo/probes": 0 if taken is None else taken.correction.directions.count,
             "vamo/forward_evaluations": self._totals.forward_evaluations,
             "vamo/backward_evaluations": self._totals.backward_evaluations,
             **({} if taken is None else {"vamo/rows_unused": self._standing.unused}),
-            **({} if taken is None or taken.recomputation is None else self._recomputation_logs(taken.recomputation)),
+            **self._count_rows(),
         }
         pl_module.log_dict({name: float(value) for name, value in logs.items()}, sync_dist=True)
         if self.every_n_train_steps is None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._standing.taken = None
 
-    def _recomputation_logs(self, recomputation: Recomputation) -> dict[str, float]:
+    def _count_rows(self) -> dict[str, float]:
+        """Add the time of the epoch's rows to the totals, and return what of them is to be logged."""
         seconds, self._row_time = self._row_time.read(), Stopwatch()
         self._totals.row_seconds += seconds
-        return {"vamo/rows_unused": recomputation.control.unused, "vamo/row_seconds": seconds}
+        recomputation = None if self._standing.taken is None else self._standing.taken.recomputation
+        return {} if recomputation is None else {"vamo/rows_unused": recomputation.control.unused, "vamo/row_seconds": seconds}
 
     # ---- checkpoints
 
@@ -446,7 +518,8 @@ class VAMOCallback(GradientCallback):
         # Before and after the training, and where nothing is ever probed, a checkpoint is plain Lightning's.
         if self._trainer is not None and not self._never_probes:
             ranks = saved(self._trainer, self._standing, self.directions)
-        return {"totals": self._totals.state_dict(), "ranks": ranks}
+        choice = None if self._choice is None else self._choice.state_dict()
+        return {"totals": self._totals.state_dict(), "choice": choice, "ranks": ranks}
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -458,8 +531,12 @@ class VAMOCallback(GradientCallback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting, and drawing directions, from a checkpoint."""
-        check_readable(state_dict.keys() == {"totals", "ranks"} and state_dict["totals"].keys() == asdict(Totals()).keys())
+        check_readable(
+            state_dict.keys() == {"totals", "choice", "ranks"} and state_dict["totals"].keys() == asdict(Totals()).keys()
+        )
         self._totals.load_state_dict(state_dict["totals"])
+        if self._choice is not None and state_dict["choice"] is not None:
+            self._choice.load_state_dict(state_dict["choice"])
 
     def _replay(self, recorder: RecordingBatchSampler, index: int) -> None:
         """Let a loader that has just been set up begin with the batches that a checkpoint says are left."""

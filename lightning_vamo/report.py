@@ -5,6 +5,14 @@ from typing import Any
 
 from lightning_vamo.loop.sweep import Sweep
 
+# By whether they paid in evaluations, and by the clock.
+_VERDICTS = {
+    (True, True): "The probes paid for themselves on this run.",
+    (True, False): "In evaluations the probes paid for themselves on this run; by the clock of this machine they did not.",
+    (False, True): "In evaluations the probes did not pay on this run; by the clock of this machine they did.",
+    (False, False): "The probes did not pay on this run: a larger batch, or probes=0, uses the work better.",
+}
+
 
 @dataclass(frozen=True)
 class VAMOReport:
@@ -14,10 +22,12 @@ class VAMOReport:
         snapshots: Snapshots taken.
         steps: Optimizer steps whose gradient was corrected.
         forward_evaluations: Forward passes of a batch, those of the sweeps included.
-        backward_evaluations: Backward passes of a batch.
+        backward_evaluations: Backward passes of a batch, those of the warm-up included.
+        warmup_evaluations: Batches that were differentiated to learn directions from, without a step.
         sweep_seconds: Wall-clock time of the sweeps.
         row_seconds: Time in which the losses of steps' batches at the snapshot were evaluated, where rows are recomputed.
-        training_seconds: Wall-clock time of the training epochs, sweeps and validation within them included.
+        warmup_seconds: Wall-clock time of the warm-up.
+        training_seconds: Wall-clock time of the training epochs, warm-up, sweeps and validation within them included.
         variance_removed: Share of the mini-batch gradient's second moment that the corrections removed, over all corrected
             steps; negative if they added to it, and None if there were none.
     """
@@ -26,16 +36,24 @@ class VAMOReport:
     steps: int
     forward_evaluations: int
     backward_evaluations: int
+    warmup_evaluations: int
     sweep_seconds: float
     row_seconds: float
+    warmup_seconds: float
     training_seconds: float
     variance_removed: float | None
 
     @property
     def relative_cost(self) -> float:
         """Work relative to the same steps without probes, a backward pass counted as two forward passes."""
-        plain = 3 * self.backward_evaluations
+        plain = 3 * (self.backward_evaluations - self.warmup_evaluations)
         return (self.forward_evaluations + 2 * self.backward_evaluations) / plain if plain else 1.0
+
+    @property
+    def relative_time(self) -> float:
+        """Wall-clock time of the training epochs relative to that without warm-up, sweeps and rows."""
+        rest = self.training_seconds - self.sweep_seconds - self.row_seconds - self.warmup_seconds
+        return self.training_seconds / rest if rest > 0 else 1.0
 
     @property
     def worth_of_equal_batch(self) -> float:
@@ -49,21 +67,22 @@ class VAMOReport:
         taken = "snapshots" if self.row_seconds else "sweeps"
         rows = f" and the rows of the steps {self.row_seconds:.1f} s," if self.row_seconds else ""
         pays = self.variance_removed > self.worth_of_equal_batch
-        verdict = (
-            "The probes paid for themselves on this run."
-            if pays
-            else "The probes did not pay on this run: a larger batch, or probes=0, uses the work better."
-        )
+        pays_by_clock = self.variance_removed > 1 - 1 / self.relative_time
+        name, warmup = "the sweeps", ""
+        if self.warmup_evaluations:
+            name, warmup = "sweeps and warm-up", f", {self.warmup_evaluations} batches of warm-up"
+        seconds = self.sweep_seconds + self.warmup_seconds
         return "\n".join(
             (
-                f"VAMO: {self.snapshots} {taken}, {self.steps} corrected steps.",
+                f"VAMO: {self.snapshots} {taken}, {self.steps} corrected steps{warmup}.",
                 f"  cost     {self.forward_evaluations} forward and {self.backward_evaluations} backward evaluations of a"
                 f" batch: {self.relative_cost:.2f} times the work without probes;",
-                f"           the sweeps took {self.sweep_seconds:.1f} s{rows} of {self.training_seconds:.1f} s.",
+                f"           {name} took {seconds:.1f} s{rows} of {self.training_seconds:.1f} s:"
+                f" {self.relative_time:.2f} times the time without them.",
                 f"  benefit  {100 * self.variance_removed:.3g} % of the gradient's second moment removed;",
                 f"           a batch {self.relative_cost:.2f} times larger, for the same work, removes at most"
                 f" {100 * self.worth_of_equal_batch:.3g} %.",
-                f"  {verdict}",
+                f"  {_VERDICTS[pays, pays_by_clock]}",
             )
         )
 
@@ -77,8 +96,10 @@ class Totals:
     steps: int = 0
     forward_evaluations: int = 0
     backward_evaluations: int = 0
+    warmup_evaluations: int = 0
     sweep_seconds: float = 0.0
     row_seconds: float = 0.0
+    warmup_seconds: float = 0.0
     training_seconds: float = 0.0
     moment_before: float = 0.0
     moment_removed: float = 0.0
@@ -90,6 +111,13 @@ class Totals:
             return
         self.forward_evaluations += sweep.evaluations
         self.sweep_seconds += sweep.seconds
+
+    def add_warmup(self, batches: int, seconds: float) -> None:
+        """Count gradients that took no step."""
+        self.warmup_seconds += seconds
+        self.forward_evaluations += batches
+        self.backward_evaluations += batches
+        self.warmup_evaluations += batches
 
     def add_moments(self, before: float, removed: float) -> None:
         """Add squared gradient norms, summed over steps: what they were, and what the corrections took off them."""
@@ -103,8 +131,10 @@ class Totals:
             steps=self.steps,
             forward_evaluations=self.forward_evaluations,
             backward_evaluations=self.backward_evaluations,
+            warmup_evaluations=self.warmup_evaluations,
             sweep_seconds=self.sweep_seconds,
             row_seconds=self.row_seconds,
+            warmup_seconds=self.warmup_seconds,
             training_seconds=self.training_seconds,
             variance_removed=self.moment_removed / self.moment_before if self.moment_before else None,
         )

@@ -59,6 +59,16 @@ def test_learned_directions(tmp_path):
     assert table.splitlines()[-1].startswith("| 2 |")
 
 
+@pytest.mark.skipif("MNIST" not in os.environ, reason="needs MNIST=FOLDER, with the gzipped test images and labels")
+def test_on_mnist_learned_directions_hold_nearly_as_much_of_the_noise_as_the_exact_ones(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "subspace.py"), "--mnist", os.environ["MNIST"], "--epochs", "4", "--seeds", "1"]
+    command += ["--json", str(tmp_path / "shares.json")]
+    subprocess.run(command, check=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    [shares] = json.loads((tmp_path / "shares.json").read_text())
+    assert shares["rank 1"][3] >= 0.85 * shares["exact"][3] > 0.2  # eight directions, in the fourth epoch
+    assert shares["dense"][3] >= 0.95 * shares["exact"][3]
+
+
 def test_the_cost_of_learning_directions(tmp_path):
     file = tmp_path / "cost.json"
     command = [sys.executable, str(BENCHMARKS / "subspace.py"), "--cost", "resnet", "--steps", "2", "--json", str(file)]

@@ -41,7 +41,8 @@ def test_configuration(tmp_path, monkeypatch):
         words = line.split()[2:]
         cli = VAMOCLI(args=[*words, "--trainer.fast_dev_run=2"])
         callback = next(c for c in cli.trainer.callbacks if isinstance(c, lightning_vamo.VAMOCallback))
-        assert callback.report.forward_evaluations == 2 + 2 * (1 + (8 if "--vamo.probes" in words else 4)) + 2
+        probes = 8 if "--vamo.probes" in words else 4
+        assert callback.report.forward_evaluations == 2 + 2 * (1 + probes) + 2 + (probes + 1)
 
 
 def test_links_to_files():

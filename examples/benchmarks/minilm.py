@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lightning_vamo import VAMOCallback, with_vamo
-from lightning_vamo.core.directions import GradientSubspaceDirections
 
 
 class Classifier(L.LightningModule):
@@ -79,7 +78,7 @@ def main() -> None:
         tokens = tokenizer(sentences, return_tensors="pt", padding=True, truncation=True, max_length=48)
         return tokens, torch.tensor([int(label) for label, _ in batch])
 
-    vamo = VAMOCallback(probes=options.probes, directions=GradientSubspaceDirections(), alpha="adaptive")
+    vamo = VAMOCallback(probes=options.probes)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = L.Trainer(accelerator="cpu", max_epochs=options.epochs, callbacks=[vamo, PrintEpochs()], **quiet)
     loader = DataLoader(lines, 16, shuffle=True, collate_fn=collate)

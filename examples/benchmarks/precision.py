@@ -27,6 +27,7 @@ from torch.func import functional_call, jvp
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_vamo import VAMOCallback, with_vamo
+from lightning_vamo.core.directions import SphereDirections
 from lightning_vamo.loop.sweep import Sweep, sweep
 
 WIDTHS = {"small": (32, 32, 32, 10), "medium": (784, 512, 512, 10), "large": (1024, 2560, 2560, 10)}
@@ -95,7 +96,7 @@ def measure(widths: tuple[int, ...], difference: str, precision: str, exact: dic
         result["snr"] = taken.snr
         return taken
 
-    callback = VAMOCallback(probes=4, difference=difference, seed=0, **options)
+    callback = VAMOCallback(probes=4, directions=SphereDirections(), difference=difference, seed=0, **options)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = L.Trainer(accelerator="cpu", max_steps=1, precision=precision, callbacks=[callback], **quiet)
     with patch("lightning_vamo.loop.snapshot.sweep", watched):

@@ -42,8 +42,8 @@ class Correction:
         self.control = control
         self.own: Rows = control if own is None else own
         self.coefficient = Constant() if coefficient is None else coefficient
-        self.mean_factor: Tensor | float = 1.0
-        """Mean over the directions of the factors that the last step used."""
+        self.factors: Tensor | float = 1.0
+        """The factors of the rows that the last step used."""
 
     @contextmanager
     def withheld(
@@ -107,7 +107,7 @@ class Correction:
             return None
         check_dense(gradients)
         row = torch.stack([self.control.correction(row) for row in rows]).sum(dim=0) / accumulated
-        coefficients, self.mean_factor = self._weighted(row, progress)
+        coefficients, self.factors = self._weighted(row, progress)
         unit = torch.ones((), device=coefficients.device)
         if scale is not None:
             coefficients, unit = scale(coefficients), scale(unit)
@@ -119,10 +119,10 @@ class Correction:
         return torch.where(moments.isfinite().all(), moments, 0.0)
 
     def _weighted(self, row: Tensor, progress: float) -> tuple[Tensor, Tensor | float]:
-        """A row with the factors of the coming step, and their mean."""
+        """A row with the factors of the coming step, and these."""
         factors = self.coefficient.factors(progress)
         if isinstance(factors, Tensor):
-            return (row * factors.to(row.device)).to(row.dtype), factors.mean()
+            return (row * factors.to(row.device)).to(row.dtype), factors
         return row * factors, factors
 
     def total(self, moments: Tensor) -> Tensor:

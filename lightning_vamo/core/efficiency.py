@@ -48,7 +48,8 @@ def efficiency(removed: Tensor, forward: float, difference: Difference = "forwar
     Above 1 probes pay.
 
     Args:
-        removed: :math:`R_1 \ldots R_q`, the share of the noise's variance that the first ``1..q`` probes remove, shape ``(q,)``.
+        removed: :math:`R_1 \ldots R_q`, the share of the noise's variance that the first ``1..q`` probes remove, below 1, shape
+            ``(q,)``.
         forward: :math:`f`; see :func:`work_factor`.
         difference: See :func:`work_factor`.
         sweeps: :math:`s`; see :func:`work_factor`.

@@ -49,6 +49,22 @@ class Advice:
                 f" improve it, {remedy}.",
             )
 
+    def on_short_warmup(self, trainer: Trainer, probes: int, seen: int) -> None:
+        """Warn of an epoch that trains without probes, since there were too few gradients to learn directions from.
+
+        Args:
+            trainer: The trainer.
+            probes: How many directions were to be learned.
+            seen: How many batches the warm-up has differentiated.
+        """
+        self._once(
+            "short warm-up",
+            f"Epoch {trainer.current_epoch} trains without probes: {probes} directions are learned from {probes + 1} finite"
+            f" gradients or more, and the warm-up, which saw {seen}, had fewer. Later epochs probe, once their steps have given"
+            " enough. Check that `training_step` returns finite losses; under 16-mixed, gradients overflow until the GradScaler"
+            " has found its scale.",
+        )
+
     def on_other_batch(self, left_out: bool) -> None:
         """Warn of a dataset that does not give the same batch twice.
 

@@ -256,6 +256,16 @@ def averages_gradients(trainer: Trainer) -> bool:
     return trainer.world_size > 1 and isinstance(trainer.strategy.model, DistributedDataParallel)
 
 
+def flushed_static_graph(trainer: Trainer) -> None:
+    """Tell DDP's strategy that the first backward pass over a static graph has been made, outside of a training step.
+
+    After the first one under manual optimization, Lightning starts the delayed all-reduce itself. Of a loss that came out of
+    DDP's forward pass DDP has done so, and a second time is an error in torch.
+    """
+    if hasattr(trainer.strategy, "_pl_static_graph_delay_done"):
+        trainer.strategy._pl_static_graph_delay_done = True
+
+
 def grad_scale(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:
     """What scales the gradients until the optimizer steps: the precision plugin's GradScaler, where it has one."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
+from lightning_vamo.loop.support import check_loss
 
 
 class Mode(Enum):
@@ -194,8 +195,10 @@ class _Closure:
         with trainer.precision_plugin.train_step_context():
             output = self._user_step()
         loss, self._outputs = compat.step_output(output, trainer.accumulate_grad_batches)
+        if not compat.skips_backward(trainer):
+            check_loss(trainer, self._module, loss)
         if loss is None:
-            self._check_skip()
+            rank_zero_warn("`training_step` returned None: the batch is skipped. If that is on purpose, ignore this warning.")
         if not compat.skips_backward(trainer):
             self._backward(loss)
         return self._outputs.get("loss")
@@ -207,22 +210,9 @@ class _Closure:
         if first:
             compat.zero_grad(trainer, module, batch_idx)
         if loss is not None:
-            if not loss.requires_grad:
-                raise UnsupportedError(
-                    f"The loss that `{type(module).__name__}.training_step` returned does not depend on any trainable"
-                    " parameter: return the loss before detaching it or turning it into a number."
-                )
             with compat.manual(module), self._driver.around_backward(trainer):
                 module.manual_backward(loss)
         self._driver.after_backward(trainer, module, first=first, last=not compat.accumulates(trainer), skipped=loss is None)
-
-    def _check_skip(self) -> None:
-        if self._trainer.world_size > 1:
-            raise UnsupportedError(
-                "`training_step` returned None on one of several ranks: Lightning cannot skip a batch in distributed"
-                " training. Return a loss for every batch."
-            )
-        rank_zero_warn("`training_step` returned None: the batch is skipped. If that is on purpose, ignore this warning.")
 
 
 @contextmanager

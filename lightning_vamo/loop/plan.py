@@ -179,12 +179,13 @@ def plan_of(trainer: Trainer) -> Plan:
     return Plan(loader, [_draw(part, length, cycles) for part in loader.flattened], length)
 
 
-def plan_if_any(trainer: Trainer) -> Plan | None:
-    """The plan of :func:`plan_of`, or None where the training data has none."""
-    try:
-        return plan_of(trainer)
-    except UnsupportedError:
-        return None
+def has_plan(trainer: Trainer) -> bool:
+    """Whether :func:`plan_of` has a plan to give; nothing is drawn for the answer."""
+    loader = compat.train_loader(trainer)
+    if loader is None or trainer.num_training_batches == float("inf"):
+        return False
+    recorders = [getattr(part, "batch_sampler", None) for part in loader.flattened]
+    return all(isinstance(recorder, RecordingBatchSampler) and recorder.current is not None for recorder in recorders)
 
 
 def _recorder(loader: Any) -> RecordingBatchSampler:

@@ -1,4 +1,4 @@
-"""A progress bar for the sweep, in the style of whichever bar the Trainer shows."""
+"""Progress bars for what comes before an epoch, in the style of whichever bar the Trainer shows."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -8,32 +8,31 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-DESCRIPTION = "VAMO sweep"
-
 
 @contextmanager
-def sweep_bar(trainer: Trainer, total: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(trainer: Trainer, description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar below the training bar for the length of the context.
 
     Args:
         trainer: The trainer; where it shows no bar, or one of another kind, none is shown here.
-        total: Number of batches of the sweep.
+        description: What to call it.
+        total: Number of batches.
 
     Yields:
         A function to call with the number of batches done.
     """
     bar = trainer.progress_bar_callback
     if isinstance(bar, TQDMProgressBar) and not bar.is_disabled:
-        yield from _tqdm(bar, total)
+        yield from _tqdm(bar, description, total)
     elif isinstance(bar, RichProgressBar) and not bar.is_disabled and bar.progress is not None:
-        yield from _rich(bar, total)
+        yield from _rich(bar, description, total)
     else:
         yield lambda done: None
 
 
-def _tqdm(bar: TQDMProgressBar, total: int) -> Iterator[Callable[[int], None]]:
+def _tqdm(bar: TQDMProgressBar, description: str, total: int) -> Iterator[Callable[[int], None]]:
     with Tqdm(
-        desc=DESCRIPTION,
+        desc=description,
         total=total,
         position=2 * bar.process_position + 1,
         leave=False,
@@ -49,11 +48,11 @@ def _tqdm(bar: TQDMProgressBar, total: int) -> Iterator[Callable[[int], None]]:
         yield show
 
 
-def _rich(bar: RichProgressBar, total: int) -> Iterator[Callable[[int], None]]:
+def _rich(bar: RichProgressBar, description: str, total: int) -> Iterator[Callable[[int], None]]:
     progress = bar.progress
     assert progress is not None
     style = bar.theme.description
-    task = progress.add_task(f"[{style}]{DESCRIPTION}" if style else DESCRIPTION, total=total)
+    task = progress.add_task(f"[{style}]{description}" if style else description, total=total)
 
     def show(done: int) -> None:
         if done % bar.refresh_rate == 0 or done == total:

@@ -6,7 +6,7 @@ position in it, the rows that its steps still need, its random states, and what 
 
 import functools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from lightning_vamo.core.sharding import local
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.packing import packed, random_state, set_random_state, unpacked
-from lightning_vamo.loop.plan import Plan, plan_if_any, remaining
+from lightning_vamo.loop.plan import Plan, has_plan, plan_of, remaining
 from lightning_vamo.loop.recompute import Control
 from lightning_vamo.loop.recording import Pass, RecordingBatchSampler
 from lightning_vamo.loop.snapshot import resumed_snapshot, seeded, snapshot_state
@@ -66,7 +66,8 @@ def plan_within(trainer: Trainer, standing: Standing) -> Plan | None:
     taken = standing.taken
     if taken is not None and not standing.due and taken.plan is not None:
         return taken.plan
-    return standing.plan or (None if compat.position(trainer) is None else plan_if_any(trainer))
+    within = compat.position(trainer) is not None
+    return standing.plan or (plan_of(trainer) if within and has_plan(trainer) else None)
 
 
 def _state(trainer: Trainer, standing: Standing, directions: Directions) -> dict[str, Any]:
@@ -212,10 +213,6 @@ class Resumption:
         elif state["snapshot"] is not None:
             standing.coefficient = coefficient_of(alpha, state["snapshot"]["probes"], None)
         snapshot, parameters = state["snapshot"], support.trainable_parameters(trainer.optimizers)
-        if state["learner"] is not None and directions.learns:
-            standing.learner = directions.learner(parameters, 1, seeded(0))
-            standing.learner.load_state_dict(state["learner"])
-            standing.parameters = parameters
         if snapshot is not None:
             then = "replay" if snapshot["recomputation"] is None else "recompute"
             _check_fits("`control`", then, then if control == "auto" else control)
@@ -225,6 +222,13 @@ class Resumption:
             _check_fits("the family of directions", snapshot["directions"], type(directions).__name__)
             _check_fits("the number of trainable parameters", snapshot["dimension"], dimension)
             _check_fits("the number of probes", snapshot["probes"], schedule.probes_at(snapshot["epoch"]))
+        if state["learner"] is not None and directions.learns:
+            learner = directions.learner(parameters, 1, seeded(0))
+            # Between snapshots settings may change; what was learned for others is then learned anew.
+            with suppress(InvalidArgumentError) if snapshot is None else nullcontext():
+                learner.load_state_dict(state["learner"])
+                standing.learner, standing.parameters = learner, parameters
+        if snapshot is not None:
             plan = None if state["plan"] is None else resumed_plan(trainer, state["plan"])
             standing.taken = resumed_snapshot(
                 trainer, snapshot, plan, directions, standing.learner, alpha, standing.coefficient

@@ -1,4 +1,4 @@
-"""Taking a snapshot: draw directions, sweep the epoch's batches, and make the correction that the steps apply."""
+"""Taking a snapshot: sweep the epoch's batches, and make the correction that the steps apply."""
 
 import functools
 from collections.abc import Sequence
@@ -61,17 +61,15 @@ def take_snapshot(
     trainer: Trainer,
     module: LightningModule,
     driver: GradientCallback,
-    directions: Directions,
-    learner: Learner | None,
+    drawn: ProbeDirections,
     seed: int,
     *,
-    probes: int,
     mu: float | Literal["auto"],
+    steep: bool,
     alpha: Alpha,
     coefficient: Coefficient | None,
     difference: Difference,
     sweep_precision: SweepPrecision,
-    batch_idx: int,
     plan: Swept | None,
     recompute: bool,
     period: int | None,
@@ -82,16 +80,14 @@ def take_snapshot(
         trainer: The trainer, whose epoch has drawn its first batch and not yet trained on it.
         module: Its module.
         driver: The callback that answers the module's ``training_step``.
-        directions: The family of probe directions.
-        learner: What has learned some, if the family learns.
-        seed: Seed of the directions.
-        probes: ``q``, at least 1.
+        drawn: The probe directions.
+        seed: What they were drawn with.
         mu: Smoothing radius, or ``"auto"``.
+        steep: Whether losses are expected to change more along them than along random ones.
         alpha: Mixing coefficient.
         coefficient: What changes it from step to step.
         difference: ``"forward"`` or ``"central"``.
         sweep_precision: ``"32-true"``, or None for the Trainer's.
-        batch_idx: Index of the batch that comes next.
         plan: The epoch's batches, or another reading of the data, to be swept; None if it cannot be read twice.
         recompute: Whether the rows are recomputed, and the sweep is for their mean only.
         period: Optimizer steps that the snapshot is to last, if that is known.
@@ -100,12 +96,9 @@ def take_snapshot(
         The correction, and what it took.
     """
     parameters = support.trainable_parameters(trainer.optimizers)
-    draw = functools.partial(directions.draw, parameters) if learner is None else learner.directions
-    drawn = draw(probes, seeded(seed))
-    compat.drop_gradients(trainer, module, batch_idx)
     radius = mu
     if radius == "auto":
-        radius = auto_mu(parameters, difference, arithmetic(trainer, sweep_precision), steep=directions.learns)
+        radius = auto_mu(parameters, difference, arithmetic(trainer, sweep_precision), steep=steep)
 
     result = None
     if plan is not None:
@@ -182,9 +175,10 @@ def resumed_snapshot(
         The snapshot as it was.
     """
     parameters = support.trainable_parameters(trainer.optimizers)
-    drawn = None if learner is None else learner.current
-    if drawn is None:
+    if learner is None:
         drawn = directions.draw(parameters, state["probes"], seeded(state["seed"]))
+    else:
+        drawn = learner.leading(state["probes"])
     device = trainer.strategy.root_device
     state = apply_to_collection(state, Tensor, lambda tensor: tensor.to(device))
     if state["recomputation"] is not None:

@@ -150,6 +150,29 @@ def trainable_parameters(optimizers: Sequence[Any]) -> list[Tensor]:
     return parameters
 
 
+def check_loss(trainer: Trainer, module: LightningModule, loss: Tensor | None) -> None:
+    """Refuse what cannot be differentiated, before other ranks wait for this one's gradients.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        loss: What its ``training_step`` returned.
+
+    Raises:
+        UnsupportedError: If there is no loss on one of several ranks, or none that depends on a parameter.
+    """
+    if loss is None and trainer.world_size > 1:
+        raise UnsupportedError(
+            "`training_step` returned None on one of several ranks: Lightning cannot skip a batch in distributed"
+            " training. Return a loss for every batch."
+        )
+    if loss is not None and not loss.requires_grad:
+        raise UnsupportedError(
+            f"The loss that `{type(module).__name__}.training_step` returned does not depend on any trainable"
+            " parameter: return the loss before detaching it or turning it into a number."
+        )
+
+
 def check_probes_fit(optimizers: Sequence[Any], directions: Directions, probes: int, alpha: Alpha) -> None:
     """Refuse more probes than the family can draw, and warn about a coefficient that adds more noise than it removes.
 

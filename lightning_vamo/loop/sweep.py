@@ -16,7 +16,7 @@ from lightning_vamo.loop import compat
 from lightning_vamo.loop.fingerprint import fingerprint
 from lightning_vamo.loop.group import Evaluate, SweptBatch, groups, probe
 from lightning_vamo.loop.guards import no_trace
-from lightning_vamo.loop.progress import sweep_bar
+from lightning_vamo.loop.progress import progress_bar
 from lightning_vamo.loop.second import Swept
 from lightning_vamo.loop.table import Row, reduced
 
@@ -87,7 +87,7 @@ def sweep(
         no_trace(trainer, module, parameters) as state,
         Snapshot(parameters) as snapshot,
         plan.loaded() as batches,
-        sweep_bar(trainer, plan.length) as show,
+        progress_bar(trainer, "VAMO sweep", plan.length) as show,
     ):
 
         def load(position: int, batch: Any) -> SweptBatch:

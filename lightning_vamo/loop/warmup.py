@@ -1,7 +1,8 @@
 """Gradients that take no step, for directions to be learned from before the first snapshot."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from lightning_vamo.core.correction import check_dense
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.guards import no_trace
+from lightning_vamo.loop.progress import progress_bar
 from lightning_vamo.loop.second import Swept
+from lightning_vamo.loop.support import check_loss
 
 
 def observe(trainer: Trainer, learner: Learner, parameters: Sequence[Tensor]) -> None:
@@ -43,31 +46,39 @@ def warm_up(
     plan: Swept,
     learner: Learner,
     parameters: Sequence[Tensor],
-    most: int,
+    count: int,
     turn: Callable[[], object],
 ) -> int:
-    """Let a learner see the gradients of the plan's first batches, leaving no trace.
+    """Let a learner see gradients of the plan's first batches, leaving no trace.
 
     Args:
-        trainer: The trainer, between two training steps, with no gradients that accumulate.
+        trainer: The trainer, between two training steps.
         module: Its module, whose ``training_step`` is called plainly.
         plan: The epoch's batches.
         learner: What learns.
         parameters: The parameters that it learns directions for.
-        most: How many batches at most.
+        count: How many: where the plan has fewer, it is gone through again.
         turn: Lets the learner turn to what it has learned. Called halfway: on the MNIST perceptron with four probes, 64
             batches in two passes of power iteration gave directions that hold 0.28 of the noise, and 0.20 in one.
 
     Returns:
-        How many batches were evaluated, forward and backward.
+        How many were evaluated, forward and backward: those with a loss.
+
+    Raises:
+        UnsupportedError: If a loss is one that cannot be trained on.
     """
     reshard = compat.resharding(module)
     reshard()  # as before a sweep: what is kept and put back are the shards
-    seen, half = 0, min(most, plan.length) // 2
-    with no_trace(trainer, module, parameters) as state, plan.loaded() as batches:
-        for position, loaded in enumerate(itertools.islice(batches, most)):
+    seen, half = 0, count // 2
+    with (
+        _gradients_set_aside(parameters),
+        no_trace(trainer, module, parameters) as state,
+        closing(_repeated(plan, count)) as batches,
+        progress_bar(trainer, "VAMO warm-up", count) as show,
+    ):
+        for done, (position, loaded) in enumerate(batches, start=1):
             batch = compat.to_device(trainer, compat.before_transfer(trainer, loaded))
-            if batch is not None and _backward(trainer, batch, position):
+            if batch is not None and _backward(trainer, module, batch, position):
                 observe(trainer, learner, parameters)
                 seen += 1
                 if seen == half:
@@ -77,14 +88,39 @@ def warm_up(
             reshard()
             state.restore_tensors()
             state.restore_attributes()
+            show(done)
     return seen
 
 
-def _backward(trainer: Trainer, batch: Any, position: int) -> bool:
-    """Differentiate the loss of a batch; False where there is none, or none that depends on a parameter."""
+def _repeated(plan: Swept, count: int) -> Generator[tuple[int, Any]]:
+    """Batches with their positions in the plan."""
+    for left in range(count, 0, -plan.length):
+        with plan.loaded() as batches:
+            yield from enumerate(itertools.islice(batches, left))
+
+
+@contextmanager
+def _gradients_set_aside(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Begin without gradients; those that the last step left, and a hook may mean to look at, come back at the end."""
+    kept = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, kept, strict=True):
+            parameter.grad = gradient
+
+
+def _backward(trainer: Trainer, module: LightningModule, batch: Any, position: int) -> bool:
+    """Differentiate the loss of a batch; False where there is none."""
     with torch.enable_grad():
         loss, _ = compat.step_output(compat.run_training_step(trainer, batch, position), 1)
-        if loss is None or not loss.requires_grad:
+        check_loss(trainer, module, loss)
+        if loss is None:
             return False
-        trainer.strategy.backward(loss, None)
+        # Callbacks see the backward passes of training only: nothing puts back what their hooks change.
+        with compat.replaced(trainer, "callbacks", []):
+            trainer.strategy.backward(loss, None)
+        compat.flushed_static_graph(trainer)
     return True

@@ -107,14 +107,32 @@ def test_noise_of_rank_one_in_each_matrix_is_found_by_directions_of_rank_one():
     axes = [_outer(shapes, generator, scale) for scale in (4.0, 2.0, 1.0)]
     weights = torch.randn(240, 3, generator=generator, dtype=torch.float64)
     steps = [[sum(w * axis[i] for w, axis in zip(row, axes, strict=True)) for i in range(3)] for row in weights]
-    learner, directions = fed(GradientSubspaceDirections(), zeros(shapes, torch.float64), steps, passes=6)
+    _, directions = fed(GradientSubspaceDirections(), zeros(shapes, torch.float64), steps, passes=6)
     u = reference.matrix(directions, zeros(shapes, torch.float64))
     samples = reference.gradient_noise(flat(steps))
     exact = reference.principal_directions(samples, 2)
     assert reference.share_removed(u[:2], samples) > 0.99 * reference.share_removed(exact, samples)
-    assert learner.shares.tolist() == sorted(learner.shares.tolist())
-    last = reference.gradient_noise(flat(steps[200:]))
-    assert float(learner.shares[0]) == pytest.approx(reference.share_removed(u[:1], last), abs=0.1)
+
+
+@forms
+@pytest.mark.parametrize("drift", [0.0, 0.3])
+def test_shares_are_those_that_the_directions_hold_of_noise_they_have_not_seen(rank, drift):
+    shapes, generator = [(10, 12), (10,), (5, 10)], seeded(5)
+    axes = [_outer(shapes, generator, scale) for scale in (4.0, 2.0, 1.0)]
+    weights = torch.randn(400, 3, generator=generator, dtype=torch.float64)
+    weights += drift * torch.linspace(-1, 1, 400, dtype=torch.float64)[:, None]
+    steps = [[sum(w * axis[i] for w, axis in zip(row, axes, strict=True)) for i in range(3)] for row in weights]
+    steps = [[part + torch.randn(part.shape, generator=generator, dtype=torch.float64) for part in step] for step in steps]
+    points = zeros(shapes, torch.float64)
+    learner, directions = fed(GradientSubspaceDirections(rank), points, steps[:100], passes=2)
+    for step in steps[100:]:
+        learner.observe(step)
+    u, noise = reference.matrix(directions, points), reference.gradient_noise(flat(steps[100:]))
+    learner.directions(3, seeded(1))
+    expected = [reference.share_removed(u[: count + 1], noise) for count in range(3)]
+    assert 0.15 < expected[0] < expected[2] < 0.95
+    errors = [share - true for share, true in zip(learner.shares.tolist(), expected, strict=True)]
+    assert -0.05 < min(errors) < max(errors) < 0.01
 
 
 @pytest.mark.parametrize(("rank", "least"), [(1, 0.85), (None, 0.95)])

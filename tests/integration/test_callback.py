@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 
-from lightning_vamo import VAMOCallback, VAMOMixin, with_vamo
+from lightning_vamo import VAMOCallback, VAMOMixin, VAMOReport, with_vamo
 from lightning_vamo.core.directions import OrthonormalDirections
 from lightning_vamo.core.schedules import ExponentialProbes, LinearProbes
 from tests.modules import Everything, VAMOEverything, WatchedSweeps, loaders, trainer
@@ -35,30 +35,60 @@ def fit(callback, module=None, callbacks=(), **options):
 
 
 def test_figures():
-    callback = VAMOCallback(probes=3, mu=0.02)
-    run, _, epochs = fit(callback, max_epochs=2)
+    callback = VAMOCallback(probes=3, mu=0.02, alpha=0.01)
+    run, module, epochs = fit(callback, max_epochs=2)
     last = {k: v.item() for k, v in run.callback_metrics.items()}
     assert epochs[-1]["vamo/probes"] == 3
-    assert epochs[-1]["vamo/alpha"] == 1
+    dimension = sum(parameter.numel() for parameter in module.parameters())
+    assert epochs[-1]["vamo/alpha"] == pytest.approx(0.01 * dimension / 3)
     assert epochs[-1]["vamo/mu"] == pytest.approx(0.02)
-    assert epochs[-1]["vamo/forward_evaluations"] == 2 * (12 * (1 + 3) + 8) + 2 * 12  # 8 at twice the radius
-    assert epochs[-1]["vamo/backward_evaluations"] == 2 * 12
+    # 8 evaluations of a sweep are at twice the radius, and 12 batches are a warm-up.
+    assert epochs[-1]["vamo/forward_evaluations"] == 2 * (12 * (1 + 3) + 8) + 2 * 12 + 12
+    assert epochs[-1]["vamo/backward_evaluations"] == 2 * 12 + 12
     assert epochs[-1]["vamo/sweep_seconds"] > 0
     assert 0.5 < last["vamo/snapshot_loss"] < 2
     report = callback.report
-    assert (report.snapshots, report.steps) == (2, 24)
-    assert report.relative_cost == pytest.approx((136 + 48) / 72)
-    assert report.worth_of_equal_batch == pytest.approx(1 - 72 / 184)
+    assert (report.snapshots, report.steps, report.warmup_evaluations) == (2, 24, 12)
+    assert report.relative_cost == pytest.approx((148 + 2 * 36) / 72)  # plain training has no warm-up
+    assert report.worth_of_equal_batch == pytest.approx(1 - 72 / 220)
     removed = sorted(epoch["vamo/variance_removed"] for epoch in epochs)
     assert removed[0] < report.variance_removed < removed[1]  # a mean that weighs an epoch by its gradients
     assert 0 < report.sweep_seconds < report.training_seconds
+    added = report.sweep_seconds + report.warmup_seconds
+    assert report.relative_time == pytest.approx(1 / (1 - added / report.training_seconds))
+    assert "24 corrected steps, 12 batches of warm-up." in str(report)
     assert "did not pay" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("removed", "seconds", "verdict"),
+    [
+        (0.7, 1.0, "The probes paid for themselves on this run."),
+        (0.7, 9.0, "paid for themselves on this run; by the clock of this machine they did not"),
+        (0.2, 1.0, "In evaluations the probes did not pay on this run; by the clock of this machine they did"),
+        (0.2, 9.0, "The probes did not pay on this run: a larger batch"),
+    ],
+)
+def test_the_report_weighs_what_was_removed_against_evaluations_and_the_clock(removed, seconds, verdict):
+    report = VAMOReport(
+        snapshots=1,
+        steps=10,
+        forward_evaluations=40,
+        backward_evaluations=10,
+        warmup_evaluations=0,
+        sweep_seconds=seconds - 0.5,
+        warmup_seconds=0.5,
+        training_seconds=10.0,
+        variance_removed=removed,
+    )
+    assert report.relative_cost == 2
+    assert verdict in str(report)
 
 
 def test_central_differences_cost_twice_the_forwards():
     callback = VAMOCallback(probes=3, difference="central")
     fit(callback, max_epochs=1)
-    assert callback.report.forward_evaluations == 12 * (1 + 6) + 2 * 8 + 12
+    assert callback.report.forward_evaluations == 12 * (1 + 6) + 2 * 8 + 12 + 12
 
 
 def test_snapshot_loss_is_the_training_loss_at_the_snapshot():
@@ -85,7 +115,7 @@ def test_probe_counts_follow_the_schedule():
         callback = VAMOCallback(probes=schedule)
         _, _, epochs = fit(callback, max_epochs=4)
         assert [epoch["vamo/probes"] for epoch in epochs] == expected
-        assert callback.report.forward_evaluations == 4 * 12 + sum(12 * (1 + q) + 8 for q in expected if q)
+        assert callback.report.forward_evaluations == 4 * 12 + sum(12 * (1 + q) + 8 for q in expected if q) + 12
 
 
 def test_no_probes_between_snapshots_of_no_probes():
@@ -185,6 +215,7 @@ def test_progress_bars(bar, capsys):
     if bar is RichProgressBar:
         assert any("VAMO sweep" in description for description in shown)
     else:
+        assert "VAMO warm-up" in output
         assert "VAMO sweep" in output
         assert "12/12" in output
 

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from lightning_vamo import UnsupportedError, VAMOCallback, VAMOMixin
 from lightning_vamo.cli import VAMOCLI, main
-from lightning_vamo.core.directions import OrthonormalDirections, RademacherDirections, SphereDirections
+from lightning_vamo.core.directions import GradientSubspaceDirections, RademacherDirections
 from lightning_vamo.core.schedules import LinearProbes
 from tests.modules import Everything
 
@@ -81,7 +81,7 @@ def test_the_section_and_the_command_line_set_the_callbacks_arguments(tmp_path):
 
 def test_a_schedule_of_ones_own(tmp_path):
     callback = callback_of(command(tmp_path, vamo={"probes": {"class_path": "tests.integration.test_cli.Own"}}))
-    assert callback.report.forward_evaluations == 4 * (1 + 3) + 4 + 4
+    assert callback.report.forward_evaluations == 4 * (1 + 3) + 4 + 4 + 4
 
 
 class Own:
@@ -91,7 +91,7 @@ class Own:
 
 def test_a_callback_in_the_configuration(tmp_path):
     callbacks = [{"class_path": "lightning_vamo.VAMOCallback", "init_args": {"probes": 2}}]
-    assert callback_of(command(tmp_path, trainer={"callbacks": callbacks})).report.forward_evaluations == 4 * 3 + 4 + 4
+    assert callback_of(command(tmp_path, trainer={"callbacks": callbacks})).report.forward_evaluations == 4 * 3 + 4 + 4 + 4
     with pytest.raises(UnsupportedError, match=r"both a section `vamo` and a VAMOCallback.*keep one"):
         command(tmp_path, trainer={"callbacks": callbacks}, vamo={"probes": 3})
 
@@ -173,6 +173,8 @@ def test_examples_run(arguments, tmp_path):
         assert "VAMO: " in done.stdout
 
 
-def test_the_default_family():
-    assert isinstance(VAMOCallback().directions, SphereDirections)
-    assert not isinstance(VAMOCallback().directions, OrthonormalDirections)
+def test_the_defaults(tmp_path):
+    for callback in (VAMOCallback(), callback_of(command(tmp_path))):
+        assert isinstance(callback.directions, GradientSubspaceDirections)
+        assert callback.directions.rank == 1
+        assert callback.alpha == "adaptive"

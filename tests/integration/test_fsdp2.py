@@ -246,9 +246,11 @@ class Stored(L.Callback):
 
 def what_it_costs(folder, **options):
     stored = Stored()
-    train(VAMO, [VAMOCallback(probes=3), stored], **options)
+    paper = {"directions": SphereDirections(), "alpha": "theory"}
+    train(VAMO, [VAMOCallback(probes=3, **paper), stored], **options)
     counts = []
-    for cls, callbacks in ((Layered, []), (VAMOLayered, [VAMOCallback(probes=3)])):
+    for cls, arguments in ((Layered, None), (VAMOLayered, paper), (VAMOLayered, {})):
+        callbacks = [] if arguments is None else [VAMOCallback(probes=3, **arguments)]
         counting = Collectives()
         train(cls, [*callbacks, counting], limit_val_batches=0, **options)
         counts.append(counting.counts)
@@ -257,8 +259,9 @@ def what_it_costs(folder, **options):
 
 def test_a_step_communicates_no_more_and_a_process_keeps_its_share_of_the_directions(tmp_path):
     first, second = in_processes(what_it_costs, tmp_path)
-    for plain, vamo in (first["counts"], second["counts"]):
+    for plain, vamo, learned in (first["counts"], second["counts"]):
         assert vamo == plain
+        assert learned == [count + 2 for count in plain]  # to learn directions, and a coefficient for each
         assert len(plain) == 12
         assert min(plain) > 0
     dimension = sum(parameter.numel() for parameter in Plain(True).net.parameters())

@@ -1,5 +1,7 @@
 """Directions learned in training: what they remove, with what Lightning does around the steps, and on several processes."""
 
+from unittest.mock import patch
+
 import lightning as L
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_vamo import VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections
 from lightning_vamo.core.schedules import LinearProbes
+from lightning_vamo.loop.warmup import observe
 from tests.integration.test_ddp import Save
 from tests.integration.test_fsdp2 import VAMO, train
 from tests.modules import VAMOEverything, WatchedSweeps, loaders, trainer
@@ -39,10 +42,10 @@ def overlapping(samples=400):
     return TensorDataset(inputs, labels)
 
 
-def fit(callback, cls=Classifier, epochs=4, **options):
+def fit(callback, cls=Classifier, epochs=4, callbacks=(), **options):
     L.seed_everything(1, verbose=False)
     module = cls()
-    run = trainer(callbacks=[callback], max_epochs=epochs, **options)
+    run = trainer(callbacks=[callback, *callbacks], max_epochs=epochs, **options)
     run.fit(module, DataLoader(overlapping(), 8, shuffle=True))
     return run, module, {name: float(value) for name, value in run.callback_metrics.items()}
 
@@ -142,3 +145,111 @@ def test_shards_learn_what_the_whole_does(tmp_path):
         for name in ("factored", "dense"):
             whole, sharded = result[f"{name} False"], result[f"{name} True"]
             assert all(torch.allclose(sharded[key], value, rtol=1e-8, atol=1e-10) for key, value in whole.items())
+
+
+# The warm-up
+
+
+class Epochs(L.Callback):
+    """Keeps some figures of each epoch."""
+
+    def __init__(self):
+        self.probes, self.evaluations, self.removed = [], [], []
+
+    def on_train_epoch_end(self, run, module):
+        self.probes.append(int(run.callback_metrics["vamo/probes"]))
+        self.evaluations.append(int(run.callback_metrics["vamo/backward_evaluations"]))
+        self.removed.append(float(run.callback_metrics.get("vamo/variance_removed", 0)))
+
+
+@pytest.mark.parametrize("directions", FORMS.values(), ids=FORMS)
+def test_the_batches_of_a_short_epoch_are_gone_through_again(directions):
+    epochs = Epochs()
+    callback = VAMOCallback(probes=4, directions=directions, seed=1)
+    fit(callback, epochs=3, limit_train_batches=3, callbacks=[epochs])
+    assert epochs.probes == [4, 4, 4]
+    assert epochs.evaluations == [8, 11, 14]  # warmed up once
+    assert epochs.removed[0] > 0.15
+
+
+def test_a_warm_up_takes_as_many_gradients_as_tell_the_directions_apart():
+    callback = VAMOCallback(probes=6, directions=GradientSubspaceDirections(warmup_batches=2), seed=1)
+    _, _, metrics = fit(callback, epochs=1)
+    assert metrics["vamo/probes"] == 6
+    assert callback.report.warmup_evaluations == 7
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned None")
+def test_without_enough_gradients_the_first_epoch_is_plain_and_a_warning_says_why():
+    class Skipping(Classifier):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx % 2 else super().training_step(batch, batch_idx)
+
+    epochs = Epochs()
+    message = "Epoch 0 trains without probes: 4 directions .* 5 finite gradients .* the warm-up, which saw 3, had fewer"
+    with pytest.warns(UserWarning, match=message) as caught:
+        fit(VAMOCallback(probes=4, seed=1), Skipping, limit_train_batches=4, callbacks=[epochs])
+    assert sum("trains without probes" in str(warning.message) for warning in caught) == 1
+    assert epochs.probes == [0, 4, 4, 4]
+    assert epochs.evaluations == [5, 7, 9, 11]  # warmed up once
+
+
+@pytest.mark.parametrize("batches", [True, 3])
+def test_a_trial_run_sweeps(batches):
+    callback = WatchedSweeps(probes=4)
+    fit(callback, fast_dev_run=batches)
+    assert len(callback.sweeps) == 1
+
+
+def test_callbacks_see_the_backward_passes_of_training_alone():
+    class Counting(L.Callback):
+        before = after = 0
+
+        def on_before_backward(self, run, module, loss):
+            self.before += 1
+
+        def on_after_backward(self, run, module):
+            self.after += 1
+
+    counting = Counting()
+    fit(VAMOCallback(probes=2), epochs=1, limit_train_batches=8, callbacks=[counting])
+    assert (counting.before, counting.after) == (8, 8)
+
+
+class Thawing(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.net[0].requires_grad_(False)
+
+    def on_train_epoch_start(self):
+        self.net[0].requires_grad_(self.current_epoch > 0)
+
+
+class Looking(Thawing):
+    """Looks at its gradients before they are zeroed, which keeps them until then."""
+
+    def on_before_zero_grad(self, optimizer):
+        seen = self.net[2].bias.grad
+        object.__setattr__(self, "looked", [*getattr(self, "looked", []), None if seen is None else seen.clone()])
+
+
+@pytest.mark.parametrize("cls", [Thawing, Looking])
+def test_a_warm_up_in_a_later_epoch_begins_without_the_last_steps_gradient(cls):
+    warmed = []
+
+    def watched(trainer, learner, parameters):
+        warmed.append((trainer.current_epoch, [parameter.grad.clone() for parameter in parameters]))
+        observe(trainer, learner, parameters)
+
+    class Reference(L.Callback):
+        def on_train_batch_start(self, run, module, batch, batch_idx):
+            if run.current_epoch == 1 and batch_idx == 0:
+                self.gradients = torch.autograd.grad(module.training_step(batch, batch_idx), list(module.parameters()))
+
+    reference = Reference()
+    with patch("lightning_vamo.loop.warmup.observe", watched):
+        _, module, _ = fit(VAMOCallback(probes=2, seed=1), cls, epochs=2, limit_train_batches=4, callbacks=[reference])
+    first = next(gradients for epoch, gradients in warmed if epoch == 1)
+    assert all(torch.allclose(a, b) for a, b in zip(first, reference.gradients, strict=True))
+    if cls is Looking:
+        assert [gradient is None for gradient in module.looked] == [True] + 7 * [False]

@@ -214,25 +214,31 @@ def test_gradients_that_a_hook_looks_at_are_kept():
 
 
 class Failing(VAMOEverything):
-    failure = RuntimeError("out of memory, say")
+    """Fails at the third batch: of the warm-up, which takes gradients, or of the sweep, which does not."""
+
+    def __init__(self, in_warmup):
+        super().__init__()
+        self.in_warmup = in_warmup
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
-        self.evaluations = getattr(self, "evaluations", 0) + 1
-        if self.trainer.global_step == 0 and batch_idx == 2 and not isinstance(self.trainer.loggers[0], MemoryLogger):
-            raise self.failure
+        silent = not isinstance(self.trainer.loggers[0], MemoryLogger)
+        if silent and batch_idx == 2 and torch.is_grad_enabled() == self.in_warmup:
+            raise RuntimeError("out of memory, say")
         return loss
 
 
-def test_an_error_in_the_sweep_propagates_and_leaves_no_trace():
+@pytest.mark.parametrize("in_warmup", [True, False])
+def test_an_error_before_the_first_step_propagates_and_leaves_no_trace(in_warmup):
     L.seed_everything(0, verbose=False)
-    callback, module = Compare(probes=3), Failing()
+    callback, module = Compare(probes=3), Failing(in_warmup)
     weights = contents(dict(module.state_dict()))
     fit = trainer(callbacks=[callback], logger=MemoryLogger("somewhere"), num_sanity_val_steps=0)
     with pytest.raises(RuntimeError, match="out of memory, say"):
         fit.fit(module, *loaders())
-    assert callback.compared == 1
+    assert callback.compared == (0 if in_warmup else 1)
     assert contents(dict(module.state_dict())) == weights
+    assert all(parameter.grad is None for parameter in module.parameters())
     assert module.automatic_optimization
     assert "log" not in vars(module)
 

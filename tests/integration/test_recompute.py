@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 from lightning_vamo import InvalidArgumentError, VAMOCallback
-from lightning_vamo.core.directions import CoordinateDirections, OrthonormalDirections
+from lightning_vamo.core.directions import CoordinateDirections, OrthonormalDirections, SphereDirections
 from lightning_vamo.core.schedules import LinearProbes
 from tests.integration.test_no_trace import Meddling, VAMOMeddling, contents, everything
 from tests.integration.test_svrg import VAMOLeastSquares, problem, train
@@ -25,7 +25,7 @@ class Watched(VAMOCallback):
     """Keeps each snapshot, each row, and the slopes of the gradient that it corrects."""
 
     def __init__(self, **arguments):
-        super().__init__(**arguments)
+        super().__init__(**{"directions": SphereDirections(), "alpha": "theory", **arguments})
         self.snapshots = []
         self.rows = []
         self.slopes = []
@@ -162,7 +162,7 @@ def test_augmentation_leaves_replay_without_rows_and_does_not_disturb_recomputin
 
 def test_augmentation_in_replay_is_answered_with_advice():
     with pytest.warns(UserWarning, match="Set control='recompute'"):
-        trainer(callbacks=[VAMOCallback(probes=1)], max_epochs=1).fit(
+        trainer(callbacks=[Watched(probes=1)], max_epochs=1).fit(
             VAMOLeastSquares(9, RATE), DataLoader(Augmented(samples()), 6)
         )
 
@@ -298,7 +298,7 @@ def test_snapshots_every_few_steps():
 
 
 def test_figures():
-    callback = VAMOCallback(probes=3, control="recompute")
+    callback = VAMOCallback(probes=3, control="recompute", directions=SphereDirections())
     fit = trainer(callbacks=[callback], max_epochs=2)
     fit.fit(VAMOEverything(), *loaders())
     metrics = {name: value.item() for name, value in fit.callback_metrics.items()}
@@ -326,7 +326,7 @@ def test_a_coefficient_that_decays_over_the_steps_of_a_snapshot():
         def after_backward(self, fit, module, **flags):
             super().after_backward(fit, module, **flags)
             if flags["last"]:
-                factors.append(self._standing.taken.correction.mean_factor)
+                factors.append(self._standing.taken.correction.factors)
 
     factors = []
     callback = Factors(probes=2, every_n_train_steps=4, alpha="linear-decay")

@@ -8,7 +8,12 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_vamo import InvalidArgumentError, UnsupportedError, VAMOCallback, VAMOMixin, with_vamo
-from lightning_vamo.core.directions import CoordinateDirections, GradientSubspaceDirections, OrthonormalDirections
+from lightning_vamo.core.directions import (
+    CoordinateDirections,
+    GradientSubspaceDirections,
+    OrthonormalDirections,
+    SphereDirections,
+)
 from lightning_vamo.loop.support import check_strategy
 from tests.modules import Everything, Indexed, VAMOEverything, loaders, trainer
 
@@ -57,7 +62,7 @@ ARGUMENTS = {
 def test_arguments(name, value):
     with pytest.raises(InvalidArgumentError, match=f"`{name}") as error:
         VAMOCallback(**{name: value})
-    assert repr(value) in str(error.value) or "SphereDirections()" in str(error.value)
+    assert repr(value) in str(error.value) or "GradientSubspaceDirections()" in str(error.value)
 
 
 def test_callback_without_mixin():
@@ -271,8 +276,9 @@ def test_a_probe_loss_that_is_no_loss(loss):
 
 
 def test_independent_directions_in_too_small_a_space_are_warned_about():
+    callback = VAMOCallback(probes=5, directions=SphereDirections())
     with pytest.warns(UserWarning, match="5 probes along SphereDirections and 2 trainable"):
-        trainer(callbacks=[VAMOCallback(probes=5)], max_epochs=1).fit(Small(), DataLoader(Indexed(4)))
+        trainer(callbacks=[callback], max_epochs=1).fit(Small(), DataLoader(Indexed(4)))
 
 
 class Small(Vamo):
@@ -356,7 +362,7 @@ def test_a_step_that_skips_every_batch():
             return None
 
     with pytest.raises(UnsupportedError, match="None for every batch"):
-        fit(Skipping())
+        fit(Skipping(), callback=VAMOCallback(probes=1, directions=SphereDirections()))
 
 
 def test_a_step_that_returns_nonsense():

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_vamo import VAMOCallback, VAMOMixin
-from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections
+from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections, SphereDirections
 from lightning_vamo.core.schedules import LinearProbes
 from lightning_vamo.errors import InvalidArgumentError
 from tests.modules import classification_data, trainer
@@ -158,8 +158,8 @@ CONFIGURATIONS = {
     "accumulation": {"accumulate_grad_batches": 2},
     "probes that change": {"vamo": {"probes": LinearProbes(start=0, end=3, epochs=3)}},
     "a snapshot for two epochs": {"vamo": {"every_n_epochs": 2}},
-    "an adaptive coefficient": {"vamo": {"alpha": "adaptive"}},
-    "learned directions": {"vamo": {"alpha": "adaptive", "directions": GradientSubspaceDirections(warmup_batches=4)}},
+    "the paper's method": {"vamo": {"directions": SphereDirections(), "alpha": "theory"}},
+    "a short warm-up": {"vamo": {"directions": GradientSubspaceDirections(warmup_batches=4)}},
     "learned directions, dense": {"vamo": {"directions": GradientSubspaceDirections(rank=None, warmup_batches=0)}},
     "orthonormal, central": {"vamo": {"directions": OrthonormalDirections("seeded"), "difference": "central"}},
     "validation within the epoch": {"val_check_interval": 3},
@@ -530,7 +530,10 @@ def resume(checkpoint, module=None, batch_size=BATCH, **arguments):
     ("change", "message"),
     [
         ({"probes": 3}, "the number of probes was 2, and in the present run it is 3"),
-        ({"directions": OrthonormalDirections()}, "directions was SphereDirections, and in .* is OrthonormalDirections"),
+        (
+            {"directions": OrthonormalDirections()},
+            "directions was GradientSubspaceDirections, and in .* is OrthonormalDirections",
+        ),
         ({"batch_size": 10}, "the number of batches per epoch was 7, and in the present run it is 5"),
         ({"module": Frozen}, "the number of trainable parameters was 99, and in the present run it is 96"),
     ],
@@ -546,9 +549,17 @@ def test_a_table_that_does_not_fit_is_refused(change, message, within):
     assert module.automatic_optimization
 
 
-def test_at_an_epochs_end_the_settings_may_change(tmp_path):
+@pytest.mark.parametrize(
+    ("cls", "directions"),
+    [
+        (VAMOModule, OrthonormalDirections()),
+        (VAMOModule, GradientSubspaceDirections(rank=None)),
+        (Frozen, GradientSubspaceDirections()),
+    ],
+)
+def test_at_an_epochs_end_the_settings_may_change(cls, directions, tmp_path):
     run(tmp_path, {"saver": {"every_n_epochs": 1, "save_on_train_epoch_end": True}}, (2, 0, "sweep"))
-    fit = resume(last_checkpoint(tmp_path), batch_size=10, probes=3, directions=OrthonormalDirections())
+    fit = resume(last_checkpoint(tmp_path), cls(), batch_size=10, probes=3, directions=directions)
     assert fit.global_step == 2 * 7 + 5
     assert fit.callback_metrics["vamo/probes"] == 3
 

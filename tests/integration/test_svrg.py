@@ -64,7 +64,7 @@ def train(callback, every=1, epochs=5, **loader):
 @pytest.mark.parametrize("family", [OrthonormalDirections(), OrthonormalDirections("seeded"), CoordinateDirections()])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_directions_give_first_order_svrg(family, workers):
-    callback = VAMOCallback(probes=9, directions=family, difference="central", seed=0)
+    callback = VAMOCallback(probes=9, directions=family, alpha="theory", difference="central", seed=0)
     points, start, plan = train(callback, num_workers=workers)
     expected = fo_svrg(*problem(), start, plan, 0.05)
     assert np.abs(points - expected).max() < 1e-5
@@ -74,7 +74,8 @@ def test_all_directions_give_first_order_svrg(family, workers):
 
 
 def test_a_snapshot_kept_for_two_epochs_gives_svrg_with_that_snapshot():
-    callback = VAMOCallback(probes=9, directions=OrthonormalDirections(), difference="central", every_n_epochs=2, seed=0)
+    arguments = {"directions": OrthonormalDirections(), "alpha": "theory", "difference": "central", "seed": 0}
+    callback = VAMOCallback(probes=9, every_n_epochs=2, **arguments)
     points, start, plan = train(callback, epochs=4)
     joined = [plan[0] + plan[1], plan[2] + plan[3]]
     expected = fo_svrg(*problem(), start, joined, 0.05)
@@ -88,7 +89,8 @@ def test_accumulated_steps_use_the_mean_of_their_rows():
 
     def run(probes):
         module = VAMOLeastSquares(9, 0.05)
-        fit = trainer(callbacks=[VAMOCallback(probes=probes, seed=0, mu=0.1)], max_epochs=3, accumulate_grad_batches=7)
+        callback = VAMOCallback(probes=probes, directions=OrthonormalDirections(), alpha="theory", seed=0, mu=0.1)
+        fit = trainer(callbacks=[callback], max_epochs=3, accumulate_grad_batches=7)
         fit.fit(module, DataLoader(data, batch_size=6))
         return torch.cat(list(module.weights)).detach()
 
@@ -99,7 +101,8 @@ def test_fewer_directions_remove_their_share_of_the_noise():
     """Share q/d of the variance at the snapshot, so less than all of the distance to first-order SVRG."""
     removed = {}
     for probes in (1, 3, 6, 9):
-        callback = VAMOCallback(probes=probes, directions=OrthonormalDirections(), difference="central", seed=0)
+        arguments = {"directions": OrthonormalDirections(), "alpha": "theory", "difference": "central", "seed": 0}
+        callback = VAMOCallback(probes=probes, **arguments)
         train(callback, epochs=8)
         removed[probes] = callback.report.variance_removed
     assert 0 < removed[1] < removed[3] < removed[6] < removed[9]

@@ -59,7 +59,7 @@ def _roots(values: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
     return torch.where(counted, values, 0.0).sqrt(), torch.where(counted, values, torch.inf).rsqrt()
 
 
-def leading(gram: Tensor, cutoff: float = 1e-12) -> tuple[Tensor, Tensor]:
+def leading(gram: Tensor, cutoff: float = 1e-12) -> Tensor:
     r"""How to combine vectors into orthonormal ones, those of the most variance first.
 
     Args:
@@ -67,12 +67,13 @@ def leading(gram: Tensor, cutoff: float = 1e-12) -> tuple[Tensor, Tensor]:
         cutoff: Variances up to this share of the largest count as zero, and get no vector.
 
     Returns:
-        ``R``, shape ``(q, k)``, :math:`k \le q`, for the vectors :math:`\sum_j R_{jk} y_j`; and the ``q`` singular values.
+        ``R``, shape ``(q, k)``, :math:`k \le q`, for the vectors :math:`\sum_j R_{jk} y_j`.
     """
     values, vectors = torch.linalg.eigh(gram)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     count = int((values > cutoff * values[0]).sum())
-    return vectors[:, :count] / values[:count].sqrt(), values.sqrt()
+    result: Tensor = vectors[:, :count] / values[:count].sqrt()
+    return result
 
 
 def damped_inverse(cross: Tensor, scale: Tensor, damping: float) -> Tensor:

@@ -55,14 +55,12 @@ class DenseLearner(PowerIteration[Rows]):
     def _basis(self) -> Rows:
         return self._rows
 
-    def _power_iterated(self) -> tuple[Rows, Tensor] | None:
+    def _power_iterated(self) -> Rows | None:
         gram = self._following.shards.total(_gram(self._sums))
         if not bool(gram.isfinite().all()):
             return None
-        mixing, spectrum = leading(gram)
-        if mixing.shape[1] == 0:
-            return None
-        return _mixed_(self._sums, mixing.t()), spectrum
+        mixing = leading(gram)
+        return _mixed_(self._sums, mixing.t()) if mixing.shape[1] else None
 
     def _follow(self, basis: Rows, count: int, generator: torch.Generator) -> StoredDirections:
         held = len(basis[0])
@@ -75,6 +73,9 @@ class DenseLearner(PowerIteration[Rows]):
         identity = torch.eye(count, dtype=torch.float64, device="cpu")
         self._rows = _mixed_(basis, torch.linalg.solve_triangular(factor, identity, upper=False))
         return dense_directions(self._parameters, self._rows)
+
+    def _first(self, count: int) -> StoredDirections:
+        return dense_directions(self._parameters, [rows[:count] for rows in self._rows])
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Learner.state_dict`."""

@@ -43,10 +43,11 @@ class FactoredLearner(PowerIteration[Factors]):
         """See :meth:`Learner.observe`; a gradient that is not finite is passed over."""
         layout, factors, last = self._layout, self._basis(), self._last
         now, square = layout.products(gradients, factors)
-        change, known, finite = self._change(layout.shards.total(slopes(layout, factors, now.left, now.whole)))
+        along = layout.shards.total(slopes(layout, factors, now.left, now.whole)).double()
+        change, _, finite = self._change(self._directions.deflation @ along)
         for product in now.tensors():
             product.masked_fill_(~finite, 0.0)
-        change = (self._directions.deflation @ change.double()).to(change)
+        change = change.to(last.whole)
         columns = change.repeat_interleave(layout.rank)[:, None]
         for sums, product, before in zip(self._sums.tensors(), now.tensors(), last.tensors(), strict=True):
             torch.sub(product, before, out=before)
@@ -55,7 +56,7 @@ class FactoredLearner(PowerIteration[Factors]):
             else:
                 sums.addcmul_(columns, before)
         # The mean gradient is small against the noise: its square may stand for the noise's, which would take the last one.
-        self._squares += torch.where(known, square, 0.0)
+        self._squares += torch.where(finite, square, 0.0)
         self._last = now
 
     @property
@@ -65,9 +66,9 @@ class FactoredLearner(PowerIteration[Factors]):
     def _basis(self) -> Factors:
         return self._directions.factors
 
-    def _power_iterated(self) -> tuple[Factors, Tensor] | None:
+    def _power_iterated(self) -> Factors | None:
         turn = power_iterated(self._layout, self._directions, self._sums)
-        return None if turn is None else (normalised(self._layout, turn[0]), turn[1])
+        return None if turn is None else normalised(self._layout, turn)
 
     def _follow(self, basis: Factors, count: int, generator: torch.Generator) -> FactoredDirections:
         layout, held = self._layout, len(basis.whole)
@@ -76,6 +77,9 @@ class FactoredLearner(PowerIteration[Factors]):
         elif held < count:
             basis = basis.followed_by(normalised(layout, layout.random(count - held, generator)))
         return FactoredDirections(layout, basis)
+
+    def _first(self, count: int) -> FactoredDirections:
+        return FactoredDirections(self._layout, self._basis().leading(count, self._layout.rank))
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Learner.state_dict`."""

@@ -20,7 +20,7 @@ class Learner(ABC):
         current: The directions that :meth:`directions` gave last, to correct gradients with and, after a resume, to do so
             again; None before.
         shares: Estimate of the share of the gradient noise's variance in the span of the first ``1..q`` of ``current``, shape
-            ``(q,)``, float64, on the CPU; None while there is no estimate.
+            ``(q,)``, float64, on the CPU, rather too low than too high; None while there is none.
     """
 
     current: ProbeDirections | None
@@ -50,6 +50,14 @@ class Learner(ABC):
 
         Returns:
             The directions, leading ones first: :attr:`current`.
+        """
+
+    @abstractmethod
+    def leading(self, count: int) -> ProbeDirections:
+        """The first ones of :attr:`current`, with which fewer can be probed than are learned.
+
+        Args:
+            count: How many, at least 1 and at most as many as there are.
         """
 
     @abstractmethod

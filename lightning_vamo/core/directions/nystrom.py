@@ -17,7 +17,7 @@ DAMPING = 0.2
 FLOOR = 1e-6
 
 
-def power_iterated(layout: Layout, old: FactoredDirections, sums: Factors) -> tuple[Factors, Tensor] | None:
+def power_iterated(layout: Layout, old: FactoredDirections, sums: Factors) -> Factors | None:
     r"""Directions from the sketches of a pass, the leading ones first.
 
     A matrix of :math:`Y_j` is :math:`P_j (A_j^\top P_j)^{+} Q_j^\top`, the generalised Nyström approximation. Orthonormal
@@ -31,8 +31,8 @@ def power_iterated(layout: Layout, old: FactoredDirections, sums: Factors) -> tu
             of each; the sums over the processes are formed here.
 
     Returns:
-        Directions of norm about one, as many as can be told apart, and the ``q`` singular values of the whitened :math:`Y`;
-        None if there is nothing to learn from, or the sums are not finite.
+        Directions of norm about one, as many as can be told apart; None if there is nothing to learn from, or the sums are not
+        finite.
 
     References:
         Nakatsukasa, "Fast and stable randomized low-rank matrix approximation", arXiv:2009.11392.
@@ -48,7 +48,7 @@ def power_iterated(layout: Layout, old: FactoredDirections, sums: Factors) -> tu
         scale = (_diagonal(left)[:, block] * _diagonal(right)[:, block]).sqrt() * lengths[:, block]
         middle[:, block, block] = damped_inverse(cross[:, block, block], scale, DAMPING)
     gram = (middle.mT @ left @ middle * right).sum(dim=0).view(count, rank, count, rank).sum(dim=(1, 3)) + rest
-    mixing, spectrum = leading(gram)
+    mixing = leading(gram)
     if mixing.shape[1] == 0:
         return None
     core = middle[:, None] * mixing.t().repeat_interleave(rank, dim=1)[:, None, :]
@@ -60,7 +60,7 @@ def power_iterated(layout: Layout, old: FactoredDirections, sums: Factors) -> tu
         factors.left[:, matrix.left] = x[index].t().to(sums.left) @ sums.left[:, matrix.left]
         factors.right[:, matrix.right] = y[index].t().to(sums.right) @ sums.right[:, matrix.right]
     _keep_alive(layout, factors, old.factors, sizes.flatten(1), lengths)
-    return factors, spectrum
+    return factors
 
 
 def _keep_alive(layout: Layout, factors: Factors, old: Factors, now: Tensor, before: Tensor) -> None:

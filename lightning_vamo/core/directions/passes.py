@@ -35,6 +35,9 @@ class PowerIteration(Learner, Generic[Basis]):
     def _begin_pass(self) -> None:
         self._differences = torch.zeros((), dtype=torch.int64, device=self._device)
         self._squares = torch.zeros((), dtype=torch.float64, device=self._device)
+        # Sums of slopes, of their squares, and of half the squares of their differences; and of how many gradients.
+        self._moments = torch.zeros(3, self._following.count, dtype=torch.float64, device=self._device)
+        self._seen = torch.zeros((), dtype=torch.int64, device=self._device)
         self._last_slopes: Tensor | None = None
 
     @property
@@ -49,6 +52,9 @@ class PowerIteration(Learner, Generic[Basis]):
     def _change(self, slopes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take note of a gradient's slopes along the directions, over all processes.
 
+        Args:
+            slopes: Inner products with each direction, of which is taken what the ones before it span, shape ``(q,)``.
+
         Returns:
             By how much they changed, or zeros; whether the change is known; whether the gradient is finite. None of them is
             read here, for a GPU not to be waited for.
@@ -56,16 +62,20 @@ class PowerIteration(Learner, Generic[Basis]):
         last = torch.full_like(slopes, torch.nan) if self._last_slopes is None else self._last_slopes
         finite = slopes.isfinite().all()
         known = finite & last.isfinite().all()
+        change = torch.where(known, slopes - last, 0.0)
         self._last_slopes = slopes
         self._differences += known
-        return torch.where(known, slopes - last, 0.0), known, finite
+        self._seen += finite
+        own, between = slopes.double(), change.double()
+        self._moments += torch.where(finite, torch.stack((own, own.square(), between.square() / 2)), 0.0)
+        return change, known, finite
 
     @torch.no_grad()
     def directions(self, count: int, generator: torch.Generator) -> ProbeDirections:
         """See :meth:`Learner.directions`; a pass with fewer differences of gradients than directions goes on."""
         if self._enough or count != self._following.count:
             turn = self._power_iterated() if self._enough else None
-            basis, shares = (self._basis(), self.shares) if turn is None else (turn[0], self._shares(turn[1]))
+            basis, shares = (self._basis(), self.shares) if turn is None else (turn, self._shares())
             self._following = self._follow(basis, count, generator)
             # A random direction removes nothing.
             self.shares = None if shares is None else torch.cat((shares, shares[-1:].expand(count)))[:count]
@@ -73,24 +83,43 @@ class PowerIteration(Learner, Generic[Basis]):
         self.current = self._following
         return self._following
 
-    def _shares(self, spectrum: Tensor) -> Tensor | None:
-        """Shares of the noise in the leading directions, from the singular values of ``2 Y``."""
-        # From random directions, those of the first pass, the spectrum is far too small.
+    def leading(self, count: int) -> ProbeDirections:
+        """See :meth:`Learner.leading`."""
+        return self._following if count == self._following.count else self._first(count)
+
+    def _shares(self) -> Tensor | None:
+        """Shares of the pass's noise in the leading directions that it began with, which had not seen it.
+
+        Those that it ends with hold a little more. The singular values of ``Y`` would say too much of them: they grow with
+        what the directions have taken from the noise of so few samples.
+
+        Returns:
+            See :attr:`Learner.shares`.
+        """
+        # Random directions, those of the first pass, hold nothing.
         known, self._turned = self._turned, True
-        total = self._following.shards.total(self._squares.cpu())
-        return (spectrum / (2 * total)).cumsum(0).clamp(max=1) if known else None
+        if not known:
+            return None
+        total, squares, differences = self._moments.cpu()
+        # A gradient that drifts makes the first too large, steps that swing to and fro the second.
+        along = torch.minimum(squares - total.square() / self._seen.cpu(), differences)
+        return (along / self._following.shards.total(self._squares.cpu())).cumsum(0).clamp(0, 1)
 
     @abstractmethod
     def _basis(self) -> Basis:
         """The directions being followed."""
 
     @abstractmethod
-    def _power_iterated(self) -> tuple[Basis, Tensor] | None:
-        """The directions that the pass gives, as many as can be told apart, and its singular values; None without noise."""
+    def _power_iterated(self) -> Basis | None:
+        """The directions that the pass gives, as many as can be told apart; None without noise."""
 
     @abstractmethod
     def _follow(self, basis: Basis, count: int, generator: torch.Generator) -> ProbeDirections:
         """The first ``count`` of some directions, and random ones where there are fewer."""
+
+    @abstractmethod
+    def _first(self, count: int) -> ProbeDirections:
+        """The first ``count`` of the directions being followed."""
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Learner.state_dict`."""
@@ -100,6 +129,8 @@ class PowerIteration(Learner, Generic[Basis]):
             "shares": self.shares,
             "differences": self._differences,
             "squares": self._squares,
+            "moments": self._moments,
+            "seen": self._seen,
             "last_slopes": self._last_slopes,
         }
 
@@ -112,7 +143,8 @@ class PowerIteration(Learner, Generic[Basis]):
         self._turned = state["turned"]
         self.current = self._following if state["given"] else None
         self.shares = state["shares"]
-        self._differences, self._squares = self._copies([state["differences"], state["squares"]])
+        counts = ("differences", "squares", "moments", "seen")
+        self._differences, self._squares, self._moments, self._seen = self._copies([state[key] for key in counts])
         self._last_slopes = None if state["last_slopes"] is None else self._copies([state["last_slopes"]])[0]
 
     def _copies(self, tensors: list[Tensor]) -> list[Tensor]:

@@ -30,7 +30,8 @@ class GradientSubspaceDirections(Directions):
     Args:
         rank: Outer products that a matrix of a direction is made of: little memory. None keeps directions as they are, for at
             most ``(2q + 1) * d`` numbers. Factored directions are not quite orthogonal, which coordinates make up for.
-        warmup_batches: How many gradients to learn from before the first snapshot, without taking a step. On the MNIST
+        warmup_batches: How many gradients to learn from before the first snapshot, without taking a step: at most as many as
+            the epoch has batches, and at least ``q + 1``, without which nothing can be learned. On the MNIST
             perceptron, with ``q = 8``, ``rank=1`` and one pass, 64 give directions that hold 0.31 of the noise, 128 such that
             hold 0.33, and 32 such that hold 0.27. 0: the first epoch trains plainly, and its steps are learned from.
 

@@ -1,0 +1,39 @@
+"""What a schedule of the number of probes is."""
+
+from typing import Protocol, runtime_checkable
+
+from lightning_vamo.errors import InvalidArgumentError
+
+
+@runtime_checkable
+class ProbeSchedule(Protocol):
+    """Anything with this one method schedules probes."""
+
+    def probes_at(self, epoch: int) -> int:
+        """The number of probes for an epoch.
+
+        Args:
+            epoch: The epoch that starts, counted from 0.
+
+        Returns:
+            ``q >= 0``; 0 means plain first-order training.
+        """
+
+
+def check_probes(name: str, value: object, least: int = 0) -> int:
+    """Refuse what is not a whole number, or too small a one.
+
+    Args:
+        name: What to call the value in the message.
+        value: The value.
+        least: The smallest that is allowed.
+
+    Returns:
+        The value.
+
+    Raises:
+        InvalidArgumentError: If it is not allowed.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidArgumentError(f"`{name}` must be a whole number >= {least}, got {value!r}.")
+    return value

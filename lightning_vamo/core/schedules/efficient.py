@@ -1,0 +1,184 @@
+r"""The number of probes that removes most noise for its work, by measurement."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.efficiency import batch_factor, efficiency, work_factor
+from lightning_vamo.core.probes import Difference
+from lightning_vamo.core.schedules.base import check_probes
+
+# Before it is measured: a forward pass is about a third of a training step, whose backward pass takes two thirds.
+_ASSUMED_FORWARD = 1 / 3
+# The same where it is hoped that probes which did not pay have become cheaper.
+_HOPED_FORWARD = 1 / 10
+# Clocks and spectra are noisy: a number of probes that pays is kept until another one is better by this factor.
+_BETTER = 1.05
+# No directions remove all of the noise, whatever an estimate says.
+_MOST = 0.99
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How many probes, and why.
+
+    Attributes:
+        probes: ``q``.
+        removed: Share of the noise's variance that they are expected to remove.
+        work: The work of training with them, relative to training without.
+        afresh: Whether nothing measured of earlier probes stands behind it.
+        reason: The same in words.
+    """
+
+    probes: int
+    removed: float
+    work: float
+    afresh: bool
+    reason: str
+
+
+class EfficientProbes:
+    r"""As many probes as remove most noise for their work, up to a maximum; none where none pay.
+
+    At every snapshot the number is chosen anew that has the highest :func:`~lightning_vamo.core.efficiency.efficiency`. The
+    share of the noise that the first ``q`` directions are expected to remove is
+
+    .. math:: R_q = \sum_{j \le q} \bar\beta_j^2 \lambda_j
+
+    with :math:`\lambda_j` the share of the noise in direction ``j``, which the directions' learning gives (random directions
+    have :math:`1/d`), and :math:`\bar\beta_j` the mean over the last snapshot's steps of the coefficient that
+    ``alpha="adaptive"`` found: 1 where rows are exact and fresh. Directions that were not probed are taken to do as well as the
+    others did on average. The work is that of the sweep's forward passes, whose time relative to a training step is measured.
+
+    When no number of probes pays, the directions go on being learned, without probes. After a while all that was measured is
+    forgotten, and if good coefficients and cheap forward passes would make probes pay, a single one finds out. If it does so in
+    vain, the next while is twice as long.
+
+    It needs ``alpha="adaptive"``.
+
+    Args:
+        maximum: The largest number of probes, at least 1. As many directions are learned, whether or not they are probed.
+        retry_after: Snapshots without probes after which what was measured is forgotten, at least 1.
+
+    Raises:
+        InvalidArgumentError: If an argument is not allowed.
+
+    Attributes:
+        chosen: The number that was chosen last; None before the first choice.
+
+    Example:
+        >>> schedule = EfficientProbes(maximum=4)
+        >>> schedule.decide(torch.tensor([0.6, 0.62, 0.63, 0.64])).probes
+        1
+        >>> schedule.decide(torch.tensor([0.1, 0.15, 0.18, 0.2])).probes
+        0
+    """
+
+    def __init__(self, maximum: int, retry_after: int = 5) -> None:
+        self.maximum = check_probes("maximum", maximum, 1)
+        self.retry_after = check_probes("retry_after", retry_after, 1)
+        self.chosen: int | None = None
+        self._forward: float | None = None
+        self._factors: Tensor | None = None
+        self._idle = 0
+        self._wait = retry_after
+        self._retrying = False
+
+    def probes_at(self, epoch: int) -> int:
+        """The number that was chosen last, whichever the epoch; before the first choice, the maximum."""
+        return self.maximum if self.chosen is None else self.chosen
+
+    def observe(self, factors: Tensor | None, forward: float | None) -> None:
+        r"""See what came of the probes of a snapshot.
+
+        Args:
+            factors: :math:`\bar\beta`, mean over the snapshot's steps, shape ``(q,)``; None if there were none.
+            forward: Time of a sweep's forward pass, relative to that of a training step on the same batch; None if unknown.
+        """
+        if factors is not None:
+            self._factors = factors.detach().to("cpu", torch.float64)
+        if forward is not None:
+            self._forward = forward if self._forward is None else (self._forward + forward) / 2
+
+    def decide(self, shares: Tensor | None, difference: Difference = "forward", sweeps: float = 1.0) -> Decision:
+        r"""Choose the number of probes for the snapshot to come.
+
+        Args:
+            shares: :math:`\sum_{i \le j} \lambda_i`, the share of the noise's variance in the first :math:`j` directions, shape
+                ``(maximum,)``; None while it is not known.
+            difference: ``"forward"`` or ``"central"``.
+            sweeps: Sweeps per epoch, on average.
+
+        Returns:
+            The choice.
+        """
+        if shares is None:
+            self.chosen = 0
+            return Decision(0, 0.0, 1.0, False, "probes=0: the gradient noise is not known yet")
+        again = self._idle >= self._wait
+        if again:
+            self._factors = self._forward = None
+        removed = self._expected(shares.double())
+        unmeasured = _HOPED_FORWARD if again else _ASSUMED_FORWARD
+        forward = unmeasured if self._forward is None else self._forward
+        values = efficiency(removed, forward, difference, sweeps)
+        best, before = int(values.argmax()), self.chosen or 0
+        if float(values[best]) < _BETTER * float(values[before]) and (before == 0 or float(values[before]) > 1):
+            best = before
+        if again:
+            best = min(best, 1)
+        afresh = best > 0 and self._factors is None
+        self._count(best, afresh)
+        work = work_factor(self.maximum, forward, difference, sweeps)
+        return _decision(best, int(values[1:].argmax()) + 1, removed, work, afresh)
+
+    def _expected(self, shares: Tensor) -> Tensor:
+        factors = torch.ones_like(shares)
+        if self._factors is not None:
+            measured = self._factors[: len(shares)]
+            factors[:] = measured.mean()
+            factors[: len(measured)] = measured
+        own = torch.diff(shares, prepend=shares.new_zeros(1))
+        return (factors.square() * own).cumsum(0).clamp(max=_MOST)
+
+    def _count(self, probes: int, afresh: bool) -> None:
+        """Note for how long there have been no probes, and how long to wait until the next attempt."""
+        if self._retrying:
+            self._wait = self.retry_after if probes else 2 * self._wait
+        self._retrying = afresh and self._idle > 0
+        self._idle = 0 if probes else self._idle + 1
+        self.chosen = probes
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was measured and chosen, as plain types and tensors."""
+        return {
+            "chosen": self.chosen,
+            "forward": self._forward,
+            "factors": self._factors,
+            "idle": self._idle,
+            "wait": self._wait,
+            "retrying": self._retrying,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was called.
+
+        Args:
+            state: What it returned.
+        """
+        self.chosen, self._forward, self._factors = state["chosen"], state["forward"], state["factors"]
+        self._idle, self._wait, self._retrying = state["idle"], state["wait"], state["retrying"]
+
+
+def _decision(probes: int, best: int, removed: Tensor, work: Tensor, afresh: bool) -> Decision:
+    """Put it in words, which say of the best number above 0 why it did not pay, if none did."""
+    looked = probes or best
+    share, times = float(removed[looked - 1]), float(work[looked])
+    larger = float(batch_factor(removed[looked - 1]))
+    expected = f"expected to remove {100 * share:.2g} % of the gradient noise, as a {larger:.2f} times larger batch would, for"
+    expected += f" {times:.2f} times the work"
+    if probes:
+        return Decision(probes, share, times, afresh, f"probes={probes}: {expected}")
+    return Decision(0, 0.0, 1.0, afresh, f"probes=0: the best number, {best}, is {expected}")

@@ -174,6 +174,7 @@ class VAMOCallback(GradientCallback):
         support.check_strategy(trainer.strategy)
         support.check_module(pl_module, VAMOMixin)
         self._totals = Totals()
+        self._row_time = Stopwatch()
         self._standing = Standing()
         self._choice = self._begin_choice()
         self._resumption = None

@@ -162,9 +162,7 @@ def test_augmentation_leaves_replay_without_rows_and_does_not_disturb_recomputin
 
 def test_augmentation_in_replay_is_answered_with_advice():
     with pytest.warns(UserWarning, match="Set control='recompute'"):
-        trainer(callbacks=[Watched(probes=1)], max_epochs=1).fit(
-            VAMOLeastSquares(9, RATE), DataLoader(Augmented(samples()), 6)
-        )
+        trainer(callbacks=[Watched(probes=1)], max_epochs=1).fit(VAMOLeastSquares(9, RATE), DataLoader(Augmented(samples()), 6))
 
 
 # ---- no trace

@@ -11,6 +11,8 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, TensorD
 
 from lightning_vamo import InvalidArgumentError, UnsupportedError, VAMOCallback
 from lightning_vamo.core.directions import GradientSubspaceDirections
+from lightning_vamo.core.schedules import EfficientProbes
+from lightning_vamo.loop.choice import ProbeChoice
 from lightning_vamo.loop.sweep import Sweep
 from tests.integration.test_no_trace import contents
 from tests.integration.test_recompute import RATE, Watched, every_direction, groups, samples
@@ -169,6 +171,28 @@ def test_directions_that_are_learned_on_a_stream():
     trainer(callbacks=[callback], max_epochs=1).fit(VAMOEverything(), DataLoader(data, 8))
     assert [taken is not None for _, _, taken in callback.snapshots] == [False, True, True, True, True, True]
     assert callback.report.steps == 25
+
+
+def test_the_number_of_probes_is_chosen_by_what_rows_cost_too(monkeypatch):
+    """A batch is probed once per epoch in a sweep, for each snapshot, and once in its row."""
+    asked, decide = [], ProbeChoice.decide
+
+    def watched(self, fit, learner, dimension, difference, sweeps):
+        asked.append(sweeps)
+        return decide(self, fit, learner, dimension, difference, sweeps)
+
+    def sweeps(data, **arguments):
+        asked.clear()
+        callback = VAMOCallback(probes=EfficientProbes(maximum=2), **arguments)
+        trainer(callbacks=[callback], max_epochs=2).fit(VAMOEverything(), data)
+        return asked[0]
+
+    monkeypatch.setattr(ProbeChoice, "decide", watched)
+    data = DataLoader(classification_data(96), 8)
+    assert sweeps(data, every_n_epochs=2) == 1 / 2
+    assert sweeps(data, every_n_epochs=2, control="recompute") == 1 + 1 / 2
+    assert sweeps(data, every_n_train_steps=4) == 1 + 3
+    assert sweeps(DataLoader(Stream(classification_data(96)), 8)) == 1
 
 
 def test_batches_whose_losses_are_not_finite_have_no_row():

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_vamo.core.directions import Directions, GradientSubspaceDirections, ProbeDirections
@@ -324,6 +325,11 @@ class VAMOCallback(GradientCallback):
         if drawn is None:
             return
         standing.coefficient = coefficient_of(self.alpha, drawn.count, standing.coefficient)
+        if isinstance(standing.factors, Tensor) and len(standing.factors) != drawn.count:
+            standing.steps, standing.factors = (
+                0,
+                0.0,
+            )  # within an epoch: those of other directions cannot be added up with these
         recompute, every = self._recomputes(trainer), (self.every_n_epochs, self.every_n_train_steps)
         taken = take_snapshot(
             trainer,

@@ -25,11 +25,11 @@ class VAMOReport:
         backward_evaluations: Backward passes of a batch, those of the warm-up included.
         warmup_evaluations: Batches that were differentiated to learn directions from, without a step.
         sweep_seconds: Wall-clock time of the sweeps.
-        row_seconds: Time in which the losses of steps' batches at the snapshot were evaluated, where rows are recomputed.
         warmup_seconds: Wall-clock time of the warm-up.
         training_seconds: Wall-clock time of the training epochs, warm-up, sweeps and validation within them included.
         variance_removed: Share of the mini-batch gradient's second moment that the corrections removed, over all corrected
             steps; negative if they added to it, and None if there were none.
+        row_seconds: Time in which the losses of steps' batches at the snapshot were evaluated, where rows are recomputed.
     """
 
     snapshots: int
@@ -38,10 +38,10 @@ class VAMOReport:
     backward_evaluations: int
     warmup_evaluations: int
     sweep_seconds: float
-    row_seconds: float
     warmup_seconds: float
     training_seconds: float
     variance_removed: float | None
+    row_seconds: float = 0.0
 
     @property
     def relative_cost(self) -> float:

@@ -203,11 +203,12 @@ def fresh_loader(loader: Any, **others: Any) -> Any:
         others: Attributes that are to be others.
 
     Returns:
-        The copy, for use within the guards: the seeds of its workers come from the global generator, and so are others for
-        each sweep, but from a generator of its own, as the user's is not to move.
+        The copy. It draws its workers' seeds from a generator of its own, as the user's is not to move; they are others for
+        each state of the global generator, which does not move either.
     """
     clone = copy.copy(loader)
-    generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
+    with torch.random.fork_rng(devices=[]):
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
     # Set behind DataLoader's back, which forbids it, as in `record`. Persistent workers would outlive the sweep.
     for name, value in {"_iterator": None, "generator": generator, "persistent_workers": False, **others}.items():
         object.__setattr__(clone, name, value)

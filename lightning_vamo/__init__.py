@@ -7,6 +7,8 @@ References:
 from lightning_vamo.callback import VAMOCallback
 from lightning_vamo.core.estimators import estimate_gradient
 from lightning_vamo.errors import InvalidArgumentError, NonFiniteLossError, UnsupportedError, VAMOError
+from lightning_vamo.finder import find_probes
+from lightning_vamo.finding import ProbeFigures, ProbeFinding
 from lightning_vamo.mixin import VAMOMixin, with_vamo
 from lightning_vamo.report import VAMOReport
 
@@ -15,6 +17,8 @@ __version__ = "0.1.0"
 __all__ = [
     "InvalidArgumentError",
     "NonFiniteLossError",
+    "ProbeFigures",
+    "ProbeFinding",
     "UnsupportedError",
     "VAMOCallback",
     "VAMOError",
@@ -22,5 +26,6 @@ __all__ = [
     "VAMOReport",
     "__version__",
     "estimate_gradient",
+    "find_probes",
     "with_vamo",
 ]

@@ -1,16 +1,20 @@
-"""The console command ``lightning-vamo``: a LightningCLI that trains any LightningModule with VAMO."""
+"""The console command ``lightning-vamo``: a LightningCLI that trains any LightningModule with VAMO, or finds out if it pays."""
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from jsonargparse import class_from_function  # type: ignore[attr-defined]
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_vamo.callback import VAMOCallback
 from lightning_vamo.errors import UnsupportedError, VAMOError
+from lightning_vamo.finder import find_probes
+from lightning_vamo.finding import ProbeFinding
 from lightning_vamo.loop.driver import GradientCallback
 from lightning_vamo.mixin import with_vamo
 
@@ -19,9 +23,31 @@ class VAMOCLI(LightningCLI):
     """A LightningCLI whose model trains with VAMO, whatever LightningModule class the configuration names.
 
     The model gets the mixin. The Trainer gets a callback made from the section ``vamo``, whose keys are the arguments of
-    :class:`~lightning_vamo.VAMOCallback`; a VAMOCallback among ``trainer.callbacks`` takes its place. Everything else, the
-    subcommands ``fit``, ``validate``, ``test`` and ``predict`` among it, is LightningCLI's.
+    :class:`~lightning_vamo.VAMOCallback`; a VAMOCallback among ``trainer.callbacks`` takes its place. The subcommand ``find``,
+    which takes the configuration of ``fit``, tells whether probes would pay. Everything else, the subcommands ``fit``,
+    ``validate``, ``test`` and ``predict`` among it, is LightningCLI's.
     """
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The subcommands, each with the arguments that are not the command line's."""
+        return {**LightningCLI.subcommands(), "find": {"model", "datamodule"}}
+
+    def setup_parser(self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]) -> None:
+        """Set up as usual. LightningCLI reads a subcommand's arguments from the Trainer's method of its name.
+
+        Args:
+            add_subcommands: Whether there are subcommands.
+            main_kwargs: Arguments of the parser.
+            subparser_kwargs: Arguments of the subcommands' parsers.
+        """
+        trainer_class: Any = self.trainer_class
+        cls = trainer_class if isinstance(trainer_class, type) else class_from_function(trainer_class)
+        self.trainer_class = type(cls.__name__, (cls,), {"find": _find})
+        try:
+            super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        finally:
+            self.trainer_class = trainer_class
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the section ``vamo``.
@@ -59,6 +85,12 @@ class VAMOCLI(LightningCLI):
             )
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand == "find":  # not a method of the Trainer that was instantiated
+            _find(self.trainer, **self._prepare_subcommand_kwargs(subcommand))
+        else:
+            super()._run_subcommand(subcommand)
+
     @rank_zero_only
     def after_fit(self) -> None:
         """Print the last metrics, what the probes cost and removed, and where the logs are."""
@@ -69,6 +101,52 @@ class VAMOCLI(LightningCLI):
         logs = [os.path.relpath(logger.root_dir) for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
         hints = [f"See the curves: tensorboard --logdir {directory}" for directory in logs]
         print("\n".join(["", "Last metrics:", *lines, *reports, *hints]))
+
+
+def _find(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None = None,
+    at: str | None = None,
+    maximum: int = 16,
+    batches: int = 64,
+    output: str | None = None,
+    ckpt_path: str | None = None,
+    weights_only: bool | None = None,
+) -> None:
+    """Tell whether probes would pay, from a few dozen gradients of the model.
+
+    Prints a table and a sentence of advice, and writes ``probes.json`` and, with matplotlib, ``probes.png``.
+
+    Args:
+        trainer: The Trainer.
+        model: The model.
+        datamodule: Its data.
+        at: A checkpoint to measure at, in the middle of training; by default the model is measured as it is made.
+        maximum: The largest number of probes to look at.
+        batches: How many mini-batches to draw gradients from.
+        output: Folder of the files; by default the Trainer's default_root_dir.
+        ckpt_path: What a configuration for ``fit`` may have, taken for ``at`` where that is not given.
+        weights_only: How to load the checkpoint, as for ``fit``.
+    """
+    finding = find_probes(
+        trainer, model, datamodule, maximum=maximum, batches=batches, ckpt_path=at or ckpt_path, weights_only=weights_only
+    )
+    _write(finding, Path(output or trainer.default_root_dir))
+
+
+@rank_zero_only
+def _write(finding: ProbeFinding, folder: Path) -> None:
+    print(f"\n{finding}\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    finding.to_json(folder / "probes.json")
+    written = [folder / "probes.json"]
+    try:
+        finding.plot().savefig(folder / "probes.png", dpi=150)
+        written.append(folder / "probes.png")
+    except UnsupportedError as error:
+        print(error)
+    print(f"Written: {', '.join(map(os.path.relpath, written))}")
 
 
 def _as_list(callbacks: Any) -> list[Any]:

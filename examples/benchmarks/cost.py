@@ -1,6 +1,6 @@
 """What VAMO costs: time per training step, time per forward pass of the sweep, and peak memory, against plain Lightning.
 
-python examples/benchmarks/cost.py                          # three models, under 15 minutes on two free cores
+python examples/benchmarks/cost.py                          # three models, half an hour on two free cores
 python examples/benchmarks/cost.py --models mlp --rounds 3  # a quick look
 python examples/benchmarks/cost.py --device cuda --batch-size 4096 --json cost.json
 
@@ -103,7 +103,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=lambda names: names.split(","), default=list(cost_models.MODELS))
     parser.add_argument("--probes", type=int, nargs="*", default=[0, 1, 4, 8], help="q")
-    parser.add_argument("--directions", nargs="*", default=["SphereDirections"], help="families of lightning_vamo.core")
+    families = ["SphereDirections", "GradientSubspaceDirections"]
+    parser.add_argument("--directions", nargs="*", default=families, help="families of lightning_vamo.core")
     parser.add_argument("--seeded", action="store_true", help="time seeded directions too")
     parser.add_argument("--skip", choices=["time", "memory"], nargs="*", default=[])
     parser.add_argument("--rounds", type=int, default=7, help="at least 2")

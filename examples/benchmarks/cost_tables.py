@@ -1,5 +1,6 @@
 """The figures of a cost benchmark, and the Markdown tables that docs/cost.md shows."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from statistics import median, quantiles
@@ -133,7 +134,7 @@ def kinds(times: dict[Method, Times]) -> Iterable[tuple[str, Callable[[int], Tim
 
 def kind_of(method: Method) -> str:
     """Family, and storage where the family has the choice."""
-    name = method.family.removesuffix("Directions").lower()
+    name = re.sub(r"\B([A-Z])", r" \1", method.family.removesuffix("Directions")).lower()
     return f"{name}, {method.storage}" if has_storage(method.family) else name
 
 

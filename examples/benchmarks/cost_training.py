@@ -48,7 +48,11 @@ class Method:
 
     def callbacks(self) -> list[L.Callback]:
         """The Trainer's callbacks that make it train so."""
-        return [] if self.probes is None else [VAMOCallback(probes=self.probes, directions=self.directions(), seed=0)]
+        if self.probes is None:
+            return []
+        family = self.directions()
+        alpha = "adaptive" if family.learns else "theory"
+        return [VAMOCallback(probes=self.probes, directions=family, alpha=alpha, seed=0)]
 
 
 PLAIN = Method()
@@ -135,7 +139,7 @@ class Run:
     Attributes:
         step: Median over the steps of the last epoch, the sweep's own left out.
         evaluation: A forward pass of the sweep, its share of loading and perturbing included; 0 without a sweep.
-        drawing: What the snapshot took beside its sweep: drawing the directions, for the most part.
+        drawing: What the snapshot took beside its sweep and the warm-up: drawing the directions, for the most part.
     """
 
     step: float
@@ -153,7 +157,7 @@ def train(
         loader: The batches of an epoch.
         method: What to train with.
         device: Where.
-        epochs: How many; a family that learns its directions needs more than one.
+        epochs: How many.
         clock: ``"wall"`` or ``"cpu"``.
 
     Returns:
@@ -168,10 +172,12 @@ def train(
     if not method.probes:
         return Run(step, 0.0, 0.0)
     report = callbacks[0].report
-    # The report goes by the wall clock; by the other one, the sweeps' share of the snapshots is the same.
-    sweeps = watch.snapshots * report.sweep_seconds / watch.snapshots_wall
-    evaluations = report.forward_evaluations - len(watch.steps)
-    return Run(step, sweeps / evaluations, (watch.snapshots - sweeps) / report.snapshots)
+    # The report goes by the wall clock; by the other one, shares of the snapshots are the same.
+    sweeps, warm_up = (
+        watch.snapshots * seconds / watch.snapshots_wall for seconds in (report.sweep_seconds, report.warmup_seconds)
+    )
+    evaluations = report.forward_evaluations - report.warmup_evaluations - len(watch.steps)
+    return Run(step, sweeps / evaluations, (watch.snapshots - sweeps - warm_up) / report.snapshots)
 
 
 def bare_forward(

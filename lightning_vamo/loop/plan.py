@@ -69,6 +69,10 @@ class Plan:
         finally:
             second.reset()
 
+    def first(self, length: int) -> "Plan":
+        """The plan's first batches, as a plan: at most as many as there are."""
+        return Plan(self._loader, self._passes, length)
+
     def sizes(self) -> list[int]:
         """Number of samples of each batch, shape ``(K,)``."""
         total = [0] * self.length

@@ -1,11 +1,11 @@
-"""Progress bars for what comes before an epoch, in the style of whichever bar the Trainer shows."""
+"""Progress bars: for what comes before an epoch, in the style of whichever bar the Trainer shows, and for the finder."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 
@@ -64,3 +64,20 @@ def _rich(bar: RichProgressBar, description: str, total: int) -> Iterator[Callab
     finally:
         # Hidden, not removed: Lightning 2.6.0 finds its own tasks by their place among all of them.
         progress.update(task, visible=False)
+
+
+@contextmanager
+def finder_bar(bar: ProgressBar | None) -> Iterator[Callable[[], object] | None]:
+    """Count evaluations for the length of the context, in the place of the training bar; how many there will be is not known.
+
+    Args:
+        bar: The Trainer's bar; where it has none, or shows none, none is shown here.
+
+    Yields:
+        A function to call after each evaluation, if there is a bar.
+    """
+    if not getattr(bar, "is_enabled", False):
+        yield None
+        return
+    with Tqdm(desc="Finding probes", unit=" evaluations", leave=False, dynamic_ncols=True, file=sys.stdout) as tqdm:
+        yield tqdm.update

@@ -1,7 +1,8 @@
 """Gradients that take no step, for directions to be learned from before the first snapshot."""
 
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -19,7 +20,7 @@ from lightning_vamo.loop.support import check_loss
 
 
 def observe(trainer: Trainer, learner: Learner, parameters: Sequence[Tensor]) -> None:
-    """Show a learner the gradients in ``.grad``, uncorrected and averaged over ranks, as they are without a GradScaler.
+    """Show a learner the gradients in ``.grad``: see :func:`gradients_of`.
 
     It passes over gradients that are not finite, with which the optimizer skips the step.
 
@@ -27,9 +28,22 @@ def observe(trainer: Trainer, learner: Learner, parameters: Sequence[Tensor]) ->
         trainer: The trainer.
         learner: What learns from them.
         parameters: The parameters that have them.
+    """
+    learner.observe(gradients_of(trainer, parameters))
+
+
+def gradients_of(trainer: Trainer, parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients in ``.grad``, uncorrected and averaged over ranks, as they are without a GradScaler.
+
+    Args:
+        trainer: The trainer.
+        parameters: The parameters that have them.
+
+    Returns:
+        The gradients.
 
     Raises:
-        UnsupportedError: If a gradient is sparse.
+        UnsupportedError: If one is sparse.
     """
     gradients: list[Tensor | None] = [parameter.grad for parameter in parameters]
     check_dense(gradients)
@@ -37,7 +51,7 @@ def observe(trainer: Trainer, learner: Learner, parameters: Sequence[Tensor]) ->
     if scale is not None:
         factor = 1 / scale(torch.ones((), device=parameters[0].device))
         gradients = [None if gradient is None else gradient * factor for gradient in gradients]
-    learner.observe(gradients)
+    return gradients
 
 
 def warm_up(
@@ -67,29 +81,61 @@ def warm_up(
     Raises:
         UnsupportedError: If a loss is one that cannot be trained on.
     """
+    seen, half = 0, count // 2
+
+    def see(position: int, gradients: list[Tensor | None], start: float) -> None:
+        nonlocal seen
+        learner.observe(gradients)
+        seen += 1
+        if seen == half:
+            turn()
+
+    with closing(_repeated(plan, count)) as batches, progress_bar(trainer, "VAMO warm-up", count) as show:
+        differentiate(trainer, module, _shown(batches, show), parameters, see)
+        show(count)
+    return seen
+
+
+def differentiate(
+    trainer: Trainer,
+    module: LightningModule,
+    batches: Iterable[tuple[int, Any]],
+    parameters: Sequence[Tensor],
+    see: Callable[[int, list[Tensor | None], float], None],
+) -> None:
+    """Compute the gradients of batches, leaving no trace.
+
+    Args:
+        trainer: The trainer, between two training steps.
+        module: Its module, whose ``training_step`` is called plainly.
+        batches: The batches, each after its position in the plan.
+        parameters: The parameters that have gradients.
+        see: Called for each that gives a loss, with its position, the gradients, which are not kept, and the time at which the
+            batch was asked for.
+
+    Raises:
+        UnsupportedError: If a loss is one that cannot be trained on.
+    """
     reshard = compat.resharding(module)
     reshard()  # as before a sweep: what is kept and put back are the shards
-    seen, half = 0, count // 2
-    with (
-        _gradients_set_aside(parameters),
-        no_trace(trainer, module, parameters) as state,
-        closing(_repeated(plan, count)) as batches,
-        progress_bar(trainer, "VAMO warm-up", count) as show,
-    ):
-        for done, (position, loaded) in enumerate(batches, start=1):
+    with _gradients_set_aside(parameters), no_trace(trainer, module, parameters) as state:
+        start = time.perf_counter()
+        for position, loaded in batches:
             batch = compat.to_device(trainer, compat.before_transfer(trainer, loaded))
             if batch is not None and _backward(trainer, module, batch, position):
-                observe(trainer, learner, parameters)
-                seen += 1
-                if seen == half:
-                    turn()
+                see(position, gradients_of(trainer, parameters), start)
             for parameter in parameters:
                 parameter.grad = None
             reshard()
             state.restore_tensors()
             state.restore_attributes()
-            show(done)
-    return seen
+            start = time.perf_counter()
+
+
+def _shown(batches: Iterable[tuple[int, Any]], show: Callable[[int], None]) -> Iterator[tuple[int, Any]]:
+    for done, batch in enumerate(batches):
+        show(done)
+        yield batch
 
 
 def _repeated(plan: Swept, count: int) -> Generator[tuple[int, Any]]:

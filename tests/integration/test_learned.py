@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_vamo import VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections
 from lightning_vamo.core.schedules import LinearProbes
-from lightning_vamo.loop.warmup import observe
+from lightning_vamo.loop.warmup import gradients_of
 from tests.integration.test_ddp import Save
 from tests.integration.test_fsdp2 import VAMO, train
 from tests.modules import VAMOEverything, WatchedSweeps, loaders, trainer
@@ -237,9 +237,9 @@ class Looking(Thawing):
 def test_a_warm_up_in_a_later_epoch_begins_without_the_last_steps_gradient(cls):
     warmed = []
 
-    def watched(trainer, learner, parameters):
+    def watched(trainer, parameters):
         warmed.append((trainer.current_epoch, [parameter.grad.clone() for parameter in parameters]))
-        observe(trainer, learner, parameters)
+        return gradients_of(trainer, parameters)
 
     class Reference(L.Callback):
         def on_train_batch_start(self, run, module, batch, batch_idx):
@@ -247,7 +247,7 @@ def test_a_warm_up_in_a_later_epoch_begins_without_the_last_steps_gradient(cls):
                 self.gradients = torch.autograd.grad(module.training_step(batch, batch_idx), list(module.parameters()))
 
     reference = Reference()
-    with patch("lightning_vamo.loop.warmup.observe", watched):
+    with patch("lightning_vamo.loop.warmup.gradients_of", watched):
         _, module, _ = fit(VAMOCallback(probes=2, seed=1), cls, epochs=2, limit_train_batches=4, callbacks=[reference])
     first = next(gradients for epoch, gradients in warmed if epoch == 1)
     assert all(torch.allclose(a, b) for a, b in zip(first, reference.gradients, strict=True))

@@ -1,0 +1,182 @@
+r"""Gradient noise: how large it is against the gradient, and how much of it lies along given directions.
+
+All estimates come from :math:`n` gradients :math:`g_t` with mean :math:`G` and covariance :math:`\Sigma`, seen once each. The
+differences
+
+.. math:: h_t = \sqrt{\tfrac{t - 1}{t}} \Bigl(g_t - \frac{1}{t-1} \sum_{s < t} g_s\Bigr), \qquad t = 2 \ldots n,
+
+Helmert's transform, have mean zero and covariance :math:`\Sigma` and are uncorrelated, and
+:math:`\sum_t h_t h_t^\top = \sum_t (g_t - \bar g)(g_t - \bar g)^\top`. So a mean over them is the unbiased sample variance, and
+comes with a standard error.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.directions import ProbeDirections
+from lightning_vamo.core.directions.algebra import deflation
+from lightning_vamo.core.numerics import at_least_float32
+
+
+class GradientMoments:
+    r"""The mean of gradients and the squared lengths of their noise :math:`h_t`, in ``d`` numbers.
+
+    Args:
+        parameters: Tensors that give the gradients' shapes.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.count = 0
+        """``n``, how many gradients were seen."""
+        self.mean = [torch.zeros_like(p, dtype=at_least_float32(p.dtype), requires_grad=False) for p in parameters]
+        """Their mean."""
+        self._squares: list[Tensor] = []
+
+    @torch.no_grad()
+    def observe(self, gradients: Sequence[Tensor | None]) -> None:
+        """See a gradient.
+
+        Args:
+            gradients: Of the parameters' shapes, finite, neither kept nor changed; ``None`` stands for zeros.
+        """
+        self.count += 1
+        squares = []
+        for mean, gradient in zip(self.mean, gradients, strict=True):
+            change = -mean if gradient is None else gradient.to(mean.dtype) - mean
+            squares.append(torch.linalg.vector_norm(change, dtype=torch.float64).cpu() ** 2)
+            mean.add_(change, alpha=1 / self.count)
+        if self.count > 1:
+            self._squares.append(torch.stack(squares).sum() * (self.count - 1) / self.count)
+
+    @torch.no_grad()
+    def product(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """The inner product of the mean with another gradient.
+
+        Args:
+            gradients: See :meth:`observe`.
+
+        Returns:
+            Shape ``()``, float64, on the CPU.
+        """
+        pairs = [(mean, gradient) for mean, gradient in zip(self.mean, gradients, strict=True) if gradient is not None]
+        dots = [torch.dot(mean.view(-1), gradient.to(mean.dtype).reshape(-1)).double().cpu() for mean, gradient in pairs]
+        return torch.stack([*dots, torch.zeros((), dtype=torch.float64, device="cpu")]).sum()
+
+    @property
+    def squares(self) -> Tensor:
+        r""":math:`\lVert h_t \rVert^2`, shape ``(n - 1,)``, float64."""
+        return torch.stack(self._squares)
+
+
+@dataclass(frozen=True)
+class Noise:
+    r"""The noise of a gradient against its mean.
+
+    Attributes:
+        variance: :math:`\operatorname{tr} \Sigma`, estimated without bias.
+        signal: :math:`\lVert G \rVert^2`, estimated without bias: below zero where it drowns in the noise.
+        signal_error: Standard error of ``signal``, about.
+    """
+
+    variance: float
+    signal: float
+    signal_error: float
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the signal stands out of its error."""
+        return self.signal > 2 * self.signal_error
+
+    @property
+    def to_signal(self) -> float:
+        r"""The ratio :math:`\operatorname{tr} \Sigma / \lVert G \rVert^2`; if the signal is not known, what it is at least.
+
+        In units of the batch that the gradients come from, it is the *simple noise scale*: a batch that many times as large has
+        as much signal as noise.
+
+        References:
+            McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv:1812.06162, section 2.2 and appendix A.
+        """
+        signal = self.signal if self.is_known else max(self.signal, 0.0) + 2 * self.signal_error
+        return self.variance / signal if signal > 0 else 0.0
+
+
+def noise_of(squares: Tensor, products: Tensor) -> Noise:
+    r"""Estimate the noise of gradients.
+
+    The inner product of a gradient with the mean of *other* gradients estimates :math:`\lVert G \rVert^2` without bias. That
+    mean's own error is of the size of theirs, where there are as many: so their standard error is taken times
+    :math:`\sqrt 2`, which is about right where there is signal, and too much where there is none.
+
+    Args:
+        squares: :math:`\lVert h_t \rVert^2` of all gradients.
+        products: Inner products of some of them with the mean of about as many others, shape ``(n,)``, at least 2.
+
+    Returns:
+        The estimates.
+    """
+    error = (2 * products.var() / len(products)).sqrt()
+    return Noise(float(squares.mean()), float(products.mean()), float(error))
+
+
+def nested(directions: ProbeDirections) -> Tensor:
+    """Turn a family's orthonormal coordinates so that the first ``k`` are of the span of the first ``k`` directions.
+
+    Args:
+        directions: The directions, leading ones first.
+
+    Returns:
+        An orthogonal matrix, shape ``(q, q)``, float64, on the CPU, to multiply rows of coordinates by from the right.
+    """
+    # Slopes s become coordinates s W, with W = M^{-1/2} of the Gram matrix M; Gram-Schmidt makes s D^T of them.
+    whitening = directions.whiten(torch.eye(directions.count, dtype=torch.float64, device="cpu"))
+    root = torch.linalg.pinv(whitening)
+    turn: Tensor = root @ deflation(root @ root).T
+    return turn
+
+
+def noise_along(coordinates: Tensor) -> Tensor:
+    r"""The coordinates of the noise :math:`h_t`.
+
+    Args:
+        coordinates: Those of the gradients, shape ``(n, q)``.
+
+    Returns:
+        Shape ``(n - 1, q)``, float64.
+    """
+    wide = coordinates.double()
+    before = torch.arange(1, len(wide), dtype=torch.float64, device=wide.device)[:, None]
+    return (wide[1:] - wide.cumsum(0)[:-1] / before) * (before / (before + 1)).sqrt()
+
+
+def removed(coordinates: Tensor, rows: Tensor) -> Tensor:
+    r"""How much of the noise goes if measured slopes are subtracted along the first ``1..q`` directions.
+
+    Args:
+        coordinates: Nested coordinates of gradients, shape ``(n, q)``.
+        rows: What is subtracted from them, before centring, of the same shape: themselves, for all that the span holds.
+
+    Returns:
+        Shape ``(n - 1, q)``, float64: by how much :math:`\lVert h_t \rVert^2` falls.
+    """
+    noise, rest = noise_along(coordinates), noise_along(coordinates.double() - rows.double())
+    return (noise.square() - rest.square()).cumsum(1)
+
+
+def ratio(parts: Tensor, wholes: Tensor) -> tuple[Tensor, Tensor]:
+    """A share of sums, with its standard error.
+
+    Args:
+        parts: Shape ``(m, q)``.
+        wholes: Shape ``(m,)``, of which ``parts`` are parts.
+
+    Returns:
+        The shares and their errors, shape ``(q,)``.
+    """
+    total, count = wholes.sum(), len(wholes)
+    share = parts.sum(0) / total
+    spread = (parts - share * wholes[:, None]).square().sum(0) * count / max(1, count - 1)
+    return share, spread.sqrt() / total

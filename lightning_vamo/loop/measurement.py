@@ -1,0 +1,308 @@
+"""The finder's measurements, at the first batch of a fit that takes no step."""
+
+import itertools
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_vamo.core.directions import Directions, OrthonormalDirections, ProbeDirections
+from lightning_vamo.core.efficiency import batch_factor, efficiency, work_factor
+from lightning_vamo.core.noise import GradientMoments, nested, noise_along, noise_of, ratio, removed
+from lightning_vamo.core.probes import Difference, auto_mu, check_difference, check_mu
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.finding import ProbeFigures, ProbeFinding
+from lightning_vamo.loop import compat, support
+from lightning_vamo.loop.advice import LOWEST_SNR, Advice
+from lightning_vamo.loop.driver import GradientCallback, Mode
+from lightning_vamo.loop.plan import Plan, plan_of
+from lightning_vamo.loop.precision import SweepPrecision, arithmetic, check_float32, check_sweep_precision
+from lightning_vamo.loop.snapshot import seeded
+from lightning_vamo.loop.sweep import Sweep, sweep
+from lightning_vamo.loop.warmup import differentiate
+
+FEWEST_BATCHES = 8
+"""Fewer gradients than that say nothing about their noise."""
+
+RANDOM_BATCHES = 8
+"""How many held-out gradients are projected on random directions too, whose numbers are drawn anew for each."""
+
+WIDER = (1.0, 4.0, 16.0)
+"""Multiples of the automatic radius that are tried, as long as the probe differences drown in their error."""
+
+MOST_REMOVED = 0.999
+"""A few dozen gradients cannot show that more than this share of the noise is gone."""
+
+Gradients = list[Tensor | None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure: the arguments of :func:`~lightning_vamo.find_probes`.
+
+    Raises:
+        InvalidArgumentError: If one is not allowed.
+    """
+
+    maximum: int
+    batches: int
+    directions: Directions
+    mu: float | Literal["auto"]
+    difference: Difference
+    sweep_precision: SweepPrecision
+    seed: int | None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("maximum", self.maximum, 1), ("batches", self.batches, FEWEST_BATCHES)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InvalidArgumentError(f"`{name}` must be a whole number >= {least}, got {value!r}.")
+        if not isinstance(self.directions, Directions) or not self.directions.learns:
+            raise InvalidArgumentError(
+                f"`directions` must be a family that learns, such as GradientSubspaceDirections(), got {self.directions!r};"
+                " random directions are measured anyway."
+            )
+        check_mu(self.mu)
+        check_difference(self.difference)
+        check_sweep_precision(self.sweep_precision)
+
+
+class Measurement(GradientCallback):
+    """Measures at the first batch of a fit, and ends the fit there.
+
+    Args:
+        settings: What to measure.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.finding: ProbeFinding | None = None
+        """What came of it; None as long as there was no first batch."""
+        self.advance: Callable[[], object] | None = None
+        """Called after each evaluation of a batch, for whoever waits to see it."""
+
+    @override
+    def after_backward(self, trainer: Trainer, module: LightningModule, *, first: bool, last: bool, skipped: bool) -> None:
+        """Not called: no step is taken."""
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the optimizer, and let a training that has come to its end begin one more epoch."""
+        support.check_optimizer(trainer.optimizers)
+        if self.settings.sweep_precision is not None:
+            check_float32(trainer, support.trainable_parameters(trainer.optimizers))
+        # After the schedulers were made, which may ask for the number of steps.
+        trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Measure."""
+        compat.drop_gradients(trainer, pl_module, batch_idx)
+        self.finding = self._measured(trainer, pl_module, plan_of(trainer))
+        raise compat.FitEnded
+
+    def _measured(self, trainer: Trainer, module: LightningModule, plan: Plan) -> ProbeFinding:
+        settings = self.settings
+        parameters = support.trainable_parameters(trainer.optimizers)
+        count = min(settings.batches, plan.length)
+        if count < FEWEST_BATCHES:
+            raise UnsupportedError(
+                f"The epoch has {plan.length} batches, and the noise of gradients cannot be told from fewer than"
+                f" {FEWEST_BATCHES}: use more data, or smaller batches."
+            )
+        held = plan.first(count // 2)  # so that a sweep of the held-out batches need not pass over others
+        generator = seeded(trainer.strategy.broadcast(torch.initial_seed()) if settings.seed is None else settings.seed)
+        learning = _Gradients(trainer, module, plan, parameters, range(held.length, count), self.advance)
+        learned, moments = _learned(learning, settings, generator)
+        random = OrthonormalDirections("seeded").draw(parameters, learned.count, generator)
+        seen = _HeldOut(learned, random, moments, module)
+        _Gradients(trainer, module, held, parameters, range(held.length), self.advance).show(seen)
+        if seen.moments.count < 2:
+            raise UnsupportedError("Fewer than two held-out batches gave a finite gradient: there is no noise to look at.")
+        swept, mu, forward_seconds = self._swept(trainer, module, held, parameters, learned)
+        rows = learned.whiten(swept.deltas)[seen.positions].double().cpu()
+        # Clocks differ, and no rank is to give other advice than the others.
+        step_seconds, forward_seconds = trainer.strategy.broadcast((seen.seconds, forward_seconds))
+        spectrum, figures = seen.figures(rows, forward_seconds / step_seconds, settings.difference)
+        noise = noise_of(torch.cat((moments.squares, seen.moments.squares)), torch.stack(seen.products))
+        return ProbeFinding(
+            epoch=trainer.current_epoch,
+            step=trainer.global_step,
+            parameters=learned.dimension,
+            batches=moments.count + seen.moments.count,
+            batch_size=sum(plan.sizes()[:count]) / count * trainer.world_size,
+            batches_per_step=trainer.accumulate_grad_batches,
+            noise_to_signal=noise.to_signal,
+            signal_is_known=noise.is_known,
+            spectrum=spectrum,
+            mu=mu,
+            difference=settings.difference,
+            snr=swept.snr,
+            step_seconds=step_seconds,
+            forward_seconds=forward_seconds,
+            figures=figures,
+        )
+
+    def _swept(
+        self, trainer: Trainer, module: LightningModule, plan: Plan, parameters: Sequence[Tensor], learned: ProbeDirections
+    ) -> tuple[Sweep, float, float]:
+        """Sweep as training would; returns what that measured, the radius, and the time of a forward pass."""
+        settings, began = self.settings, [0.0]
+        self.probes_in_float32 = settings.sweep_precision is not None
+
+        def evaluate(batch: Any, position: int) -> Any:
+            # From the first batch on: before it workers start, which they do once an epoch.
+            began[0] = began[0] or _now(module)
+            if self.advance is not None:
+                self.advance()
+            self.probed_position = position
+            return compat.run_training_step(trainer, batch, position)
+
+        radii = [settings.mu] if settings.mu != "auto" else []
+        if not radii:
+            dtype = arithmetic(trainer, settings.sweep_precision)
+            radii = [factor * auto_mu(parameters, settings.difference, dtype, steep=True) for factor in WIDER]
+        tried: list[tuple[Sweep, float, float]] = []
+        for radius in radii:
+            began[0] = 0.0
+            with self.mode(Mode.PROBE):
+                swept = sweep(trainer, module, plan, evaluate, parameters, learned, radius, settings.difference)
+            tried.append((swept, radius, (_now(module) - began[0]) / swept.evaluations))
+            if swept.snr is None or swept.snr >= LOWEST_SNR:
+                break
+        best = max(tried, key=lambda one: one[0].snr or 0.0)
+        Advice().on_sweep(trainer, best[0], best[1], settings.sweep_precision)
+        return best
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """The gradients of some batches of a plan, but for those that are not finite, with which the optimizer skips the step."""
+
+    trainer: Trainer
+    module: LightningModule
+    plan: Plan
+    parameters: Sequence[Tensor]
+    positions: range
+    advance: Callable[[], object] | None
+
+    def show(self, see: Callable[[int, Gradients, float], None]) -> None:
+        def finite(position: int, gradients: Gradients, start: float) -> None:
+            if self.advance is not None:
+                self.advance()
+            if all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients):
+                see(position, gradients, start)
+
+        with closing(self._batches()) as batches:
+            differentiate(self.trainer, self.module, batches, self.parameters, finite)
+
+    def _batches(self) -> Generator[tuple[int, Any]]:
+        with self.plan.loaded() as batches:
+            yield from itertools.islice(enumerate(batches), self.positions.start, self.positions.stop)
+
+
+def _learned(learning: _Gradients, settings: Settings, generator: torch.Generator) -> tuple[ProbeDirections, GradientMoments]:
+    """Directions after two passes of power iteration over the same gradients, and the moments of these."""
+    dimension = sum(parameter.numel() for parameter in learning.parameters)
+    # As many as there are differences to learn from.
+    maximum = min(settings.maximum, dimension, len(learning.positions) - 1)
+    learner = settings.directions.learner(learning.parameters, maximum, generator)
+
+    def see(position: int, gradients: Gradients, start: float) -> None:
+        learner.observe(gradients)
+        moments.observe(gradients)
+
+    for _ in range(2):
+        moments = GradientMoments(learning.parameters)
+        learning.show(see)
+        learned = learner.directions(maximum, generator)
+    if not learner.ready:
+        raise UnsupportedError(
+            f"Of {len(learning.positions)} batches, {moments.count} gave a finite gradient: too few to learn {maximum}"
+            " directions from. Set a smaller `maximum`."
+        )
+    return learned, moments
+
+
+class _HeldOut:
+    """Looks at gradients that nothing was learned from.
+
+    Args:
+        learned: Learned directions.
+        random: As many random ones.
+        others: The mean of the gradients that were learned from.
+        module: The module, whose device is waited for.
+    """
+
+    def __init__(
+        self, learned: ProbeDirections, random: ProbeDirections, others: GradientMoments, module: LightningModule
+    ) -> None:
+        self.positions: list[int] = []
+        self.products: list[Tensor] = []
+        self.moments = GradientMoments(others.mean)
+        self._learned, self._random, self._others, self._module = learned, random, others, module
+        self._along: list[Tensor] = []
+        self._chance: list[Tensor] = []
+        self._times: list[float] = []
+
+    def __call__(self, position: int, gradients: Gradients, start: float) -> None:
+        self._times.append(_now(self._module) - start)
+        self.positions.append(position)
+        self.products.append(self._others.product(gradients))
+        self.moments.observe(gradients)
+        self._along.append(self._learned.project(gradients).double().cpu())
+        if len(self._chance) < RANDOM_BATCHES:
+            self._chance.append(self._random.project(gradients).double().cpu())
+
+    @property
+    def seconds(self) -> float:
+        """Time of a training step; that of the first, which may wait for workers to start, does not count."""
+        return sum(self._times[1:]) / len(self._times[1:])
+
+    def figures(
+        self, rows: Tensor, forward: float, difference: Difference
+    ) -> tuple[tuple[float, ...], tuple[ProbeFigures, ...]]:
+        """What probes remove.
+
+        Args:
+            rows: What a sweep measured, in the coordinates of :meth:`ProbeDirections.project`, a row for each gradient.
+            forward: Time of its forward passes, relative to that of a training step.
+            difference: ``"forward"`` or ``"central"``.
+
+        Returns:
+            The spectrum, and the figures for 1, 2, 4 and so on probes.
+        """
+        turn, whole, chance = nested(self._learned), self.moments.squares, torch.stack(self._chance)
+        along, rows = torch.stack(self._along) @ turn, rows @ turn
+        spectrum, _ = ratio(noise_along(along).square(), whole)
+        random, _ = ratio(removed(chance, chance), whole[: len(chance) - 1])
+        held, held_error = ratio(removed(along, along), whole)
+        gone, gone_error = ratio(removed(along, rows), whole)
+        most = self._learned.count
+        capped = gone.clamp(max=MOST_REMOVED)
+        work = work_factor(most, forward, difference)[1:]
+        columns = (
+            random,
+            held,
+            held_error,
+            gone,
+            gone_error,
+            batch_factor(capped),
+            work,
+            efficiency(capped, forward, difference)[1:],
+        )
+        counts = sorted({2**power for power in range(most.bit_length())} | {most})
+        figures = [ProbeFigures(count, *(float(column[count - 1]) for column in columns)) for count in counts]
+        return tuple(spectrum.tolist()), tuple(figures)
+
+
+def _now(module: LightningModule) -> float:
+    if module.device.type == "cuda":
+        torch.cuda.synchronize(module.device)
+    return time.perf_counter()

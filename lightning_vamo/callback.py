@@ -4,12 +4,14 @@ import copy
 import functools
 import random
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_vamo.core.directions import Directions, GradientSubspaceDirections, ProbeDirections
@@ -24,12 +26,15 @@ from lightning_vamo.loop.carrying import check_carry, fits, next_epoch, same_ten
 from lightning_vamo.loop.choice import ProbeChoice
 from lightning_vamo.loop.driver import GradientCallback
 from lightning_vamo.loop.fingerprint import BatchWatch
-from lightning_vamo.loop.plan import plan_of
+from lightning_vamo.loop.plan import has_plan, plan_of
 from lightning_vamo.loop.precision import check_float32, check_sweep_precision
+from lightning_vamo.loop.recompute import Control, check_control, snapshot_steps
 from lightning_vamo.loop.recording import RecordingBatchSampler, recording
 from lightning_vamo.loop.resume import Resumption, check_readable, plan_within, saved
+from lightning_vamo.loop.second import Swept, second_reading
 from lightning_vamo.loop.snapshot import Taken, seeded, take_snapshot
 from lightning_vamo.loop.standing import Standing
+from lightning_vamo.loop.stopwatch import Stopwatch
 from lightning_vamo.loop.warmup import observe, warm_up
 from lightning_vamo.mixin import VAMOMixin
 from lightning_vamo.report import Totals, VAMOReport
@@ -52,7 +57,7 @@ class VAMOCallback(GradientCallback):
     ``variance_removed``, the share of the gradient's second moment that the corrections removed; ``probe_snr``, how far the
     probe differences stand out of their own error; ``directions_dropped``, for losses that were not finite along them;
     ``rows_unused``, batches that were not those that the sweep saw; ``forward_evaluations`` and
-    ``backward_evaluations`` of a batch so far; ``sweep_seconds``.
+    ``backward_evaluations`` of a batch so far; ``sweep_seconds``, and ``row_seconds`` where rows are recomputed.
 
     Args:
         probes: ``q``, the number of probes, or a schedule of it, a :class:`~lightning_vamo.core.schedules.ProbeSchedule`. 0 is
@@ -67,8 +72,14 @@ class VAMOCallback(GradientCallback):
         difference: ``"forward"``, ``1 + q`` forward passes per batch and sweep, or ``"central"``, ``1 + 2q``.
         sweep_precision: ``"32-true"`` sweeps in float32 where the Trainer trains in mixed precision; by default the sweep runs
             in the Trainer's precision.
-        every_n_epochs: Epochs from one snapshot to the next. In between, the snapshot's batches keep their composition, and
-            their order is reshuffled unless the data is read in sequence.
+        control: How a step gets its row. ``"replay"`` has the epoch train on the very batches that the sweep saw.
+            ``"recompute"`` keeps the snapshot's weights and evaluates the ``1 + q`` losses of each step's own batch, for data
+            that does not come twice. ``"auto"`` is replay where the batches of an epoch can be told before it, and else
+            recompute.
+        every_n_epochs: Epochs from one snapshot to the next. In between, the batches of a replayed snapshot keep their
+            composition, and their order is reshuffled unless the data is read in sequence.
+        every_n_train_steps: Optimizer steps from one snapshot to the next, the paper's ``m``, in place of epochs; rows are then
+            recomputed.
         carry: Whether each step refreshes the row that it has used, for the next epoch to use: see
             :class:`~lightning_vamo.core.carried.CarriedRows`. Without it the rows of a snapshot stay as they were measured.
         sweep: With ``carry``, False leaves sweeps out: an epoch of training fills the table, and the batches keep their
@@ -93,7 +104,9 @@ class VAMOCallback(GradientCallback):
         mu: float | Literal["auto"] = "auto",
         alpha: float | Literal["theory", "adaptive", "linear-decay"] = "adaptive",
         difference: Literal["forward", "central"] = "forward",
+        control: Literal["auto", "replay", "recompute"] = "auto",
         every_n_epochs: int = 1,
+        every_n_train_steps: int | None = None,
         seed: int | None = None,
         sweep_precision: Literal["32-true"] | None = None,
         carry: bool = False,
@@ -111,23 +124,31 @@ class VAMOCallback(GradientCallback):
             )
         if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int) or every_n_epochs < 1:
             raise InvalidArgumentError(f"`every_n_epochs` must be a whole number >= 1, got {every_n_epochs!r}.")
-        check_carry(carry, sweep, every_n_epochs)
+        check_control(control, every_n_epochs, every_n_train_steps)
+        check_carry(carry, sweep, every_n_epochs, control if every_n_train_steps is None else "recompute")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise InvalidArgumentError(f"`seed` must be a whole number or None, got {seed!r}.")
         self.directions = GradientSubspaceDirections() if directions is None else directions
         self.mu = mu
         self.alpha: Alpha = alpha
         self.difference: Difference = difference
+        # Snapshots that do not come at an epoch's first batch leave no epoch to replay.
+        self.control: Control = control if every_n_train_steps is None else "recompute"
+        if carry:
+            self.control = "replay"
         self.every_n_epochs = every_n_epochs
+        self.every_n_train_steps = every_n_train_steps
         self.seed = seed
         self.sweep_precision = sweep_precision
         self.carry = carry
         self.sweep = sweep
+        self.probes_in_float32 = sweep_precision is not None
         if isinstance(self.schedule, EfficientProbes) and alpha != "adaptive":
             raise InvalidArgumentError(f'`alpha` must be "adaptive", whose factors EfficientProbes goes by, got {alpha!r}.')
         self._choice = self._begin_choice()
         self._advice = Advice()
         self._watch = BatchWatch()
+        self._row_time = Stopwatch()
         self._attached = ExitStack()
         self._totals = Totals()
         self._standing = Standing()
@@ -139,6 +160,7 @@ class VAMOCallback(GradientCallback):
     def report(self) -> VAMOReport:
         """What the probes have cost and removed so far; printed, it reads as a few lines of text."""
         totals = copy.copy(self._totals)
+        totals.row_seconds += self._row_time.read()
         # Within an epoch, and after an exception, these are the figures of this rank's shards alone: to add those of the others
         # takes the others.
         if self._standing.moments is not None:
@@ -165,13 +187,15 @@ class VAMOCallback(GradientCallback):
         support.check_strategy(trainer.strategy)
         support.check_module(pl_module, VAMOMixin)
         self._totals = Totals()
+        self._row_time = Stopwatch()
         self._standing = Standing()
         self._choice = self._begin_choice()
         self._resumption = None
         self._advice = Advice()
         self._attached.enter_context(support.one_optimizer(trainer.strategy))
         if not self._never_probes:
-            self._attached.enter_context(recording(trainer, self._replay))
+            required = self.control == "replay"
+            self._attached.enter_context(recording(trainer, self._replay, required=required))
             if not self.carry:  # else a row belongs to samples, however they are augmented: the last use was of others too
                 self._attached.enter_context(self._watch.watching(trainer, lambda: self.probing))
 
@@ -197,9 +221,10 @@ class VAMOCallback(GradientCallback):
         if self._resumption is not None:
             schedule = self.schedule if self._choice is None else self._choice.schedule
             self._standing = self._attached.enter_context(
-                self._resumption.taken_up(trainer, self.directions, schedule, self.alpha)
+                self._resumption.taken_up(trainer, self.directions, schedule, self.alpha, self.control)
             )
-        self._attached.enter_context(compat.manual_steps(trainer, pl_module, self.stepping))
+        stepping = functools.partial(self.stepping, trainer, pl_module)
+        self._attached.enter_context(compat.manual_steps(trainer, pl_module, stepping))
         self._epoch_began = time.perf_counter()
 
     @override
@@ -240,7 +265,7 @@ class VAMOCallback(GradientCallback):
         steps, factors = standing.steps, standing.factors
         standing.steps, standing.factors = 0, 0.0
         if self._choice is not None:
-            self._choice.epoch_ends(trainer, factors, steps)
+            self._choice.epoch_ends(trainer, factors, steps, self._row_time.read())
         if not steps or standing.coefficient is None:
             return {}
         return {"vamo/alpha": float(torch.as_tensor(factors).mean()) / steps}
@@ -260,18 +285,22 @@ class VAMOCallback(GradientCallback):
         """Decide whether this epoch takes a snapshot, or goes on with the batches of the last one."""
         self._epoch_began = time.perf_counter()
         self._standing.first = self._standing.unused = 0
+        self._standing.plan = None
         if compat.skips_backward(trainer):
             return
         standing = self._standing
         # A reloaded loader may hold other data, to which the rows do not belong.
-        stale = standing.taken is not None and not standing.taken.plan.belongs_to(compat.train_loader(trainer))
+        stale = standing.taken is not None and not standing.taken.belongs_to(compat.train_loader(trainer))
         learning = standing.learner is not None and standing.taken is None
-        standing.due |= stale or learning or trainer.current_epoch % self.every_n_epochs == 0
+        standing.due |= stale
+        if self.every_n_train_steps is None:
+            standing.due |= learning or trainer.current_epoch % self.every_n_epochs == 0
         if stale or (standing.due and self.sweep):
             standing.taken = None
-        if standing.taken is not None:
-            generator = seeded(self._seed(f"order of epoch {trainer.current_epoch}"))
-            standing.order = next_epoch(standing.taken, generator)
+        if standing.taken is not None and standing.taken.plan is not None:
+            standing.order = next_epoch(
+                standing.taken, standing.taken.plan, seeded(self._seed(f"order of epoch {trainer.current_epoch}"))
+            )
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -285,68 +314,104 @@ class VAMOCallback(GradientCallback):
             return
         if standing.taken is not None and not fits(trainer, standing.taken):
             standing.taken, standing.due = None, True
+        if self.every_n_train_steps is not None and batch_idx % trainer.accumulate_grad_batches == 0:
+            standing.due |= trainer.global_step - standing.step >= self.every_n_train_steps
         if standing.due:
+            if self._choice is not None:
+                self._choice.clock.stop(trainer.strategy.root_device)
+            standing.step = trainer.global_step
             self._take_snapshot(trainer, pl_module, batch_idx)
             standing.due = False
-        if self._choice is not None:
-            self._choice.clock.batch_starts()
-        taken = standing.taken
-        if taken is None or taken.sweep is None:
-            return
-        if self._watch.check(taken.sweep.fingerprints[standing.row(batch_idx)]):
+        if self._is_another(batch_idx):
             left_out = trainer.world_size == 1 or compat.averages_gradients(trainer)
             standing.unused += left_out
             self._advice.on_other_batch(left_out)
+        if self._choice is not None:
+            self._choice.clock.batch_starts()
+
+    def _is_another(self, batch_idx: int) -> bool:
+        """Whether the batch is another one than its row was measured on."""
+        taken = self._standing.taken
+        replayed = None if taken is None or taken.recomputation is not None else taken.sweep
+        return self._watch.check(None if replayed is None else replayed.fingerprints[self._standing.row(batch_idx)])
 
     def _take_snapshot(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
         standing, seed = self._standing, self._seed(f"snapshot {self._totals.snapshots}")
         before, standing.taken = standing.taken, None
-        drawn = self._draw(trainer, module, seed, batch_idx, before)
+        plan = functools.cache(functools.partial(self._to_sweep, trainer))  # drawn when it is needed, and once
+        drawn = self._draw(trainer, module, seed, batch_idx, plan, before)
         if drawn is None:
             return
         standing.coefficient = coefficient_of(self.alpha, drawn.count, standing.coefficient)
+        if isinstance(standing.factors, Tensor) and len(standing.factors) != drawn.count:
+            # Within an epoch: those of other directions cannot be added up with these.
+            standing.steps, standing.factors = 0, 0.0
         if self.sweep:
-            taken = take_snapshot(
-                trainer,
-                module,
-                self,
-                drawn,
-                seed,
-                mu=self.mu,
-                steep=self.directions.learns,
-                alpha=self.alpha,
-                coefficient=standing.coefficient,
-                difference=self.difference,
-                sweep_precision=self.sweep_precision,
-            )
+            taken = self._swept(trainer, module, drawn, seed, plan())
         else:
             taken = unswept_rows(trainer, drawn, seed, before, self.alpha, standing.coefficient)
+        standing.taken = swept_rows(trainer, taken) if self.carry and self.sweep else taken
+        if before is None or taken.plan is None or taken.plan is not before.plan:
+            standing.order = [] if taken.plan is None else list(range(taken.plan.length))
+
+    def _swept(self, trainer: Trainer, module: LightningModule, drawn: ProbeDirections, seed: int, plan: Swept | None) -> Taken:
+        recompute, every = self._recomputes(trainer), (self.every_n_epochs, self.every_n_train_steps)
+        taken = take_snapshot(
+            trainer,
+            module,
+            self,
+            drawn,
+            seed,
+            mu=self.mu,
+            steep=self.directions.learns,
+            alpha=self.alpha,
+            coefficient=self._standing.coefficient,
+            difference=self.difference,
+            sweep_precision=self.sweep_precision,
+            plan=plan,
+            recompute=recompute,
+            period=snapshot_steps(trainer, *every, self.alpha) if recompute else None,
+        )
+        self._totals.add_snapshot(taken.sweep)
         if taken.sweep is not None:
-            self._totals.add_sweep(taken.sweep)
             self._advice.on_sweep(trainer, taken.sweep, taken.logs["vamo/mu"], self.sweep_precision)
             if self._choice is not None:
                 self._choice.swept(taken.sweep)
-        standing.taken = swept_rows(trainer, taken) if self.carry and self.sweep else taken
-        if before is None or taken.plan is not before.plan:
-            standing.order = list(range(taken.plan.length))
+        return taken
+
+    def _recomputes(self, trainer: Trainer) -> bool:
+        return self.control == "recompute" or (self.control == "auto" and not has_plan(trainer))
+
+    def _to_sweep(self, trainer: Trainer) -> Swept | None:
+        """The epoch's plan of batches, or another reading of the data, if there can be one."""
+        if not self._recomputes(trainer):
+            return plan_of(trainer)
+        # Rows are recomputed in any part of an epoch, of which the loaders may have been given a part.
+        plan = self._standing.plan or (plan_of(trainer) if has_plan(trainer) else None)
+        return plan or second_reading(trainer)
 
     def _draw(
-        self, trainer: Trainer, module: LightningModule, seed: int, batch_idx: int, before: Taken | None
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        seed: int,
+        batch_idx: int,
+        plan: Callable[[], Swept | None],
+        before: Taken | None,
     ) -> ProbeDirections | None:
         """The directions of a snapshot; None if there is to be none."""
         probes = self._most(trainer.current_epoch)
         if probes == 0:
             return None
         compat.drop_gradients(trainer, module, batch_idx)
-        if self.directions.learns and not self._learned(trainer, module, probes):
+        if self.directions.learns and not self._learned(trainer, module, probes, plan):
             return None
         parameters, learner = support.trainable_parameters(trainer.optimizers), self._standing.learner
         if learner is not None:
             learner.directions(probes, seeded(seed))
         if self._choice is not None:
             dimension = sum(parameter.numel() for parameter in parameters)
-            sweeps = 1 / self.every_n_epochs if self.sweep else 0.0
-            decision = self._choice.decide(trainer, learner, dimension, self.difference, sweeps)
+            decision = self._choice.decide(trainer, learner, dimension, self.difference, self._sweeps(trainer, plan))
             probes = decision.probes
             if decision.afresh:
                 self._standing.coefficient = None
@@ -359,7 +424,18 @@ class VAMOCallback(GradientCallback):
             return last.directions  # other random ones would hold next to nothing of the rows, and no more of the noise
         return self.directions.draw(parameters, probes, seeded(seed))
 
-    def _learned(self, trainer: Trainer, module: LightningModule, probes: int) -> bool:
+    def _sweeps(self, trainer: Trainer, plan: Callable[[], Swept | None]) -> float:
+        """How often a batch is probed per epoch, on average: in a sweep, and in its row where rows are recomputed."""
+        if not self.sweep:
+            return 0.0
+        if not self._recomputes(trainer):
+            return 1 / self.every_n_epochs
+        if plan() is None:
+            return 1.0
+        steps = trainer.num_training_batches / trainer.accumulate_grad_batches
+        return 1 + (1 / self.every_n_epochs if self.every_n_train_steps is None else steps / self.every_n_train_steps)
+
+    def _learned(self, trainer: Trainer, module: LightningModule, probes: int, plan: Callable[[], Swept | None]) -> bool:
         """Whether directions have been learned; before a learner's first snapshot, batches that take no step may help."""
         standing, parameters = self._standing, support.trainable_parameters(trainer.optimizers)
         # Other parameters, since some were frozen or thawed, span another space.
@@ -367,16 +443,17 @@ class VAMOCallback(GradientCallback):
             standing.parameters = parameters
             standing.learner = self.directions.learner(standing.parameters, probes, seeded(self._seed("learner")))
             if self.directions.warmup_batches:
-                self._warm_up(trainer, module, standing.learner, probes)
+                self._warm_up(trainer, module, standing.learner, probes, plan())
         return standing.learner.ready
 
     def _begin_choice(self) -> ProbeChoice | None:
         # A copy, which takes what is measured in one fit: the next one begins anew.
         return ProbeChoice(copy.copy(self.schedule)) if isinstance(self.schedule, EfficientProbes) else None
 
-    def _warm_up(self, trainer: Trainer, module: LightningModule, learner: Learner, probes: int) -> None:
+    def _warm_up(self, trainer: Trainer, module: LightningModule, learner: Learner, probes: int, plan: Swept | None) -> None:
+        if plan is None:  # there are no batches to look at before
+            return
         turn = functools.partial(learner.directions, probes, seeded(self._seed("second pass of the warm-up")))
-        plan = plan_of(trainer)
         count = max(min(self.directions.warmup_batches, plan.length), probes + 1)  # fewer cannot tell so many directions apart
         start = time.perf_counter()
         with self._watch.looking_away():
@@ -396,6 +473,14 @@ class VAMOCallback(GradientCallback):
         return random.Random(f"{self._totals.seed}: {purpose}").getrandbits(63)
 
     # ---- steps
+
+    @override
+    def before_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+        """Recompute the row of the batch, where the snapshot's weights have been kept for that."""
+        taken = self._standing.taken
+        if taken is not None and taken.recomputation is not None and not compat.skips_backward(trainer):
+            with self._row_time.running(module.device):
+                self._totals.forward_evaluations += taken.recomputation.evaluate(trainer, module, self, batch)
 
     @override
     def around_backward(self, trainer: Trainer) -> AbstractContextManager[None]:
@@ -427,7 +512,9 @@ class VAMOCallback(GradientCallback):
         if not skipped and not (self._watch.differs and trainer.world_size == 1):
             standing.rows.append(standing.row(trainer.fit_loop.batch_idx))
         if last:
-            correction = standing.taken.correction
+            correction, recomputation = standing.taken.correction, standing.taken.recomputation
+            if recomputation is not None:
+                standing.rows = recomputation.averaged(trainer, standing.rows)
             scale, accumulated = compat.grad_scale(trainer), trainer.accumulate_grad_batches
             moments = correction.apply(standing.rows, accumulated, scale, self._progress(trainer))
             if moments is not None:
@@ -455,10 +542,19 @@ class VAMOCallback(GradientCallback):
             "vamo/forward_evaluations": self._totals.forward_evaluations,
             "vamo/backward_evaluations": self._totals.backward_evaluations,
             **({} if taken is None else {"vamo/rows_unused": self._standing.unused}),
+            **self._count_rows(),
         }
         pl_module.log_dict({name: float(value) for name, value in logs.items()}, sync_dist=True)
-        if self.sweep and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        keeps = not self.sweep or self.every_n_train_steps is not None
+        if not keeps and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._standing.taken = None
+
+    def _count_rows(self) -> dict[str, float]:
+        """Add the time of the epoch's rows to the totals, and return what of them is to be logged."""
+        seconds, self._row_time = self._row_time.read(), Stopwatch()
+        self._totals.row_seconds += seconds
+        recomputation = None if self._standing.taken is None else self._standing.taken.recomputation
+        return {} if recomputation is None else {"vamo/rows_unused": recomputation.control.unused, "vamo/row_seconds": seconds}
 
     # ---- checkpoints
 

@@ -19,7 +19,7 @@ class VAMOReport:
     """Totals over a training run, per rank.
 
     Attributes:
-        snapshots: Sweeps taken.
+        snapshots: Snapshots taken.
         steps: Optimizer steps whose gradient was corrected.
         forward_evaluations: Forward passes of a batch, those of the sweeps included.
         backward_evaluations: Backward passes of a batch, those of the warm-up included.
@@ -29,6 +29,7 @@ class VAMOReport:
         training_seconds: Wall-clock time of the training epochs, warm-up, sweeps and validation within them included.
         variance_removed: Share of the mini-batch gradient's second moment that the corrections removed, over all corrected
             steps; negative if they added to it, and None if there were none.
+        row_seconds: Time in which the losses of steps' batches at the snapshot were evaluated, where rows are recomputed.
     """
 
     snapshots: int
@@ -40,6 +41,7 @@ class VAMOReport:
     warmup_seconds: float
     training_seconds: float
     variance_removed: float | None
+    row_seconds: float = 0.0
 
     @property
     def relative_cost(self) -> float:
@@ -49,8 +51,8 @@ class VAMOReport:
 
     @property
     def relative_time(self) -> float:
-        """Wall-clock time of the training epochs relative to that without warm-up and sweeps."""
-        rest = self.training_seconds - self.sweep_seconds - self.warmup_seconds
+        """Wall-clock time of the training epochs relative to that without warm-up, sweeps and rows."""
+        rest = self.training_seconds - self.sweep_seconds - self.row_seconds - self.warmup_seconds
         return self.training_seconds / rest if rest > 0 else 1.0
 
     @property
@@ -62,6 +64,8 @@ class VAMOReport:
         """The report as a few lines of text."""
         if self.variance_removed is None:
             return "VAMO: no step has been corrected."
+        taken = "snapshots" if self.row_seconds else "sweeps"
+        rows = f" and the rows of the steps {self.row_seconds:.1f} s," if self.row_seconds else ""
         pays = self.variance_removed > self.worth_of_equal_batch
         pays_by_clock = self.variance_removed > 1 - 1 / self.relative_time
         name, warmup = "the sweeps", ""
@@ -70,10 +74,10 @@ class VAMOReport:
         seconds = self.sweep_seconds + self.warmup_seconds
         return "\n".join(
             (
-                f"VAMO: {self.snapshots} sweeps, {self.steps} corrected steps{warmup}.",
+                f"VAMO: {self.snapshots} {taken}, {self.steps} corrected steps{warmup}.",
                 f"  cost     {self.forward_evaluations} forward and {self.backward_evaluations} backward evaluations of a"
                 f" batch: {self.relative_cost:.2f} times the work without probes;",
-                f"           {name} took {seconds:.1f} s of {self.training_seconds:.1f} s:"
+                f"           {name} took {seconds:.1f} s{rows} of {self.training_seconds:.1f} s:"
                 f" {self.relative_time:.2f} times the time without them.",
                 f"  benefit  {100 * self.variance_removed:.3g} % of the gradient's second moment removed;",
                 f"           a batch {self.relative_cost:.2f} times larger, for the same work, removes at most"
@@ -94,14 +98,17 @@ class Totals:
     backward_evaluations: int = 0
     warmup_evaluations: int = 0
     sweep_seconds: float = 0.0
+    row_seconds: float = 0.0
     warmup_seconds: float = 0.0
     training_seconds: float = 0.0
     moment_before: float = 0.0
     moment_removed: float = 0.0
 
-    def add_sweep(self, sweep: Sweep) -> None:
-        """Count a sweep."""
+    def add_snapshot(self, sweep: Sweep | None) -> None:
+        """Count a snapshot, and its sweep if it had one."""
         self.snapshots += 1
+        if sweep is None:
+            return
         self.forward_evaluations += sweep.evaluations
         self.sweep_seconds += sweep.seconds
 
@@ -126,6 +133,7 @@ class Totals:
             backward_evaluations=self.backward_evaluations,
             warmup_evaluations=self.warmup_evaluations,
             sweep_seconds=self.sweep_seconds,
+            row_seconds=self.row_seconds,
             warmup_seconds=self.warmup_seconds,
             training_seconds=self.training_seconds,
             variance_removed=self.moment_removed / self.moment_before if self.moment_before else None,

@@ -1,9 +1,20 @@
 r"""The control variate: one row of probe differences per batch of the plan, centred, to be subtracted from gradients."""
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor
 
 from lightning_vamo.errors import InvalidArgumentError
+
+
+class Rows(Protocol):
+    """Where the coefficients of a correction come from."""
+
+    beta: float
+
+    def correction(self, row: Any) -> Tensor:
+        """Coefficients along the directions of the control variate of one batch, shape ``(q,)``."""
 
 
 class ControlVariate:

@@ -2,13 +2,14 @@ r"""VAMO's gradient: the mini-batch gradient with the control variate taken out,
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_vamo.core.adaptive import Coefficient, Constant, Regression
 from lightning_vamo.core.carried import CarriedRows
-from lightning_vamo.core.control_variate import ControlVariate
+from lightning_vamo.core.control_variate import ControlVariate, Rows
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.errors import UnsupportedError
 
@@ -24,9 +25,9 @@ class Correction:
     Args:
         parameters: The parameters, in the order in which the directions were drawn.
         directions: The ``q`` directions :math:`u_j`.
-        control: The table of coefficients :math:`r_{k,j}`. If its ``beta`` is zero, gradients are not touched at all. Carried
-            rows are refreshed by each step.
-        own: This rank's part of the table, where gradients are averaged over ranks; ``control`` is the mean over the ranks.
+        control: Gives the coefficients :math:`r_{k,j}` of a row. If its ``beta`` is zero, gradients are not touched at all.
+            Carried rows are refreshed by each step.
+        own: This rank's part of a table, where gradients are averaged over ranks; ``control`` is the mean over the ranks.
         coefficient: Factors of the rows that change from step to step; by default there are none.
     """
 
@@ -34,14 +35,14 @@ class Correction:
         self,
         parameters: Sequence[Tensor],
         directions: ProbeDirections,
-        control: ControlVariate | CarriedRows,
+        control: Rows,
         own: ControlVariate | None = None,
         coefficient: Coefficient | None = None,
     ) -> None:
         self.parameters = parameters
         self.directions = directions
         self.control = control
-        self.own = control if own is None else own
+        self.own: Rows = control if own is None else own
         self.coefficient = Constant() if coefficient is None else coefficient
         self.factors: Tensor | float = 1.0
         """The factors of the rows that the last step used."""
@@ -82,7 +83,7 @@ class Correction:
 
     def apply(
         self,
-        rows: Sequence[int],
+        rows: Sequence[Any],
         accumulated: int = 1,
         scale: Callable[[Tensor], Tensor] | None = None,
         progress: float = 0.0,
@@ -90,7 +91,7 @@ class Correction:
         """Correct the gradients of one optimizer step, in place.
 
         Args:
-            rows: Positions in the plan of the batches whose gradients were accumulated.
+            rows: The rows of the batches whose gradients were accumulated, as ``control`` takes them: positions in the plan.
             accumulated: ``N``, the number that each of their losses was divided by.
             scale: Scales the coefficients as the gradients are scaled, where a GradScaler did so.
             progress: Share of the snapshot's batches that has been trained on.

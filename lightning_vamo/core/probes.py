@@ -103,11 +103,14 @@ class Snapshot:
     Args:
         parameters: The live parameters. They are perturbed in place; the copy shares no storage with them. Of sharded ones,
             the part of this process is copied and perturbed.
+        origin: The copy of an earlier snapshot, ``snapshot.origin``, to go back to with :meth:`restore`; by default the
+            snapshot is of the parameters as they are.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, parameters: Sequence[Tensor], origin: Sequence[Tensor] | None = None) -> None:
         self.parameters = [local(parameter) for parameter in parameters]
-        self._origin = [parameter.clone() for parameter in self.parameters]
+        self.origin = [parameter.clone() for parameter in self.parameters] if origin is None else origin
+        """The copy."""
 
     def __enter__(self) -> "Snapshot":
         return self
@@ -117,7 +120,7 @@ class Snapshot:
 
     def restore(self) -> None:
         """Set the parameters back to the snapshot."""
-        for parameter, origin in zip(self.parameters, self._origin, strict=True):
+        for parameter, origin in zip(self.parameters, self.origin, strict=True):
             parameter.copy_(origin)
 
     def perturb(self, directions: ProbeDirections, index: int, distance: float) -> None:
@@ -128,7 +131,7 @@ class Snapshot:
             index: Which one, ``0 <= index < q``.
             distance: The step :math:`s`, in units of parameter norm.
         """
-        directions.move(self.parameters, self._origin, index, distance)
+        directions.move(self.parameters, self.origin, index, distance)
 
 
 def probe_losses(

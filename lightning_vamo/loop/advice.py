@@ -79,6 +79,6 @@ class Advice:
         self._once(
             "other batch",
             f"A training batch differs from the one that the sweep saw in its place, {what}. The dataset gives other samples"
-            " for the same indices: random augmentation, or data that changes. Let an augmentation depend on the index only, or"
-            " train with probes=0.",
+            " for the same indices: random augmentation, or data that changes. Set control='recompute', let an augmentation"
+            " depend on the index only, or train with probes=0.",
         )

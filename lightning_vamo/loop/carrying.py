@@ -15,16 +15,18 @@ from lightning_vamo.core.mixing import Alpha, effective_coefficient
 from lightning_vamo.errors import InvalidArgumentError
 from lightning_vamo.loop import support
 from lightning_vamo.loop.plan import Plan, plan_of
+from lightning_vamo.loop.recompute import Control
 from lightning_vamo.loop.snapshot import Taken
 
 
-def check_carry(carry: bool, sweep: bool, every_n_epochs: int) -> None:
+def check_carry(carry: bool, sweep: bool, every_n_epochs: int, control: Control) -> None:
     """Refuse sweeps that leave nothing to carry, and to do without them where nothing is carried.
 
     Args:
         carry: Whether rows are carried from epoch to epoch.
         sweep: Whether sweeps refill the table.
         every_n_epochs: How often.
+        control: How a step gets its row.
 
     Raises:
         InvalidArgumentError: If they are no truth values, or do not go together.
@@ -32,6 +34,10 @@ def check_carry(carry: bool, sweep: bool, every_n_epochs: int) -> None:
     for name, value in (("carry", carry), ("sweep", sweep)):
         if not isinstance(value, bool):
             raise InvalidArgumentError(f"`{name}` must be True or False, got {value!r}.")
+    if carry and control == "recompute":
+        raise InvalidArgumentError(
+            '`carry=True` got `control="recompute"`, which makes every row anew, so there is none to carry: keep one of them.'
+        )
     if not sweep and not carry:
         raise InvalidArgumentError(
             "`sweep=False` got `carry=False`, and without a sweep only carried rows can correct gradients: set `carry=True`."
@@ -43,11 +49,12 @@ def check_carry(carry: bool, sweep: bool, every_n_epochs: int) -> None:
         )
 
 
-def next_epoch(taken: Taken, generator: torch.Generator) -> list[int]:
+def next_epoch(taken: Taken, plan: Plan, generator: torch.Generator) -> list[int]:
     """Let the coming epoch train on a snapshot's batches again, with the rows that the last one has left.
 
     Args:
         taken: The snapshot.
+        plan: Its batches.
         generator: Source of the new order.
 
     Returns:
@@ -55,9 +62,9 @@ def next_epoch(taken: Taken, generator: torch.Generator) -> list[int]:
     """
     control = taken.correction.control
     if not isinstance(control, CarriedRows):
-        return taken.plan.again(generator)
+        return plan.again(generator)
     control.begin_epoch()
-    return taken.plan.again(generator, control.group)
+    return plan.again(generator, control.group)
 
 
 def fits(trainer: Trainer, taken: Taken) -> bool:
@@ -105,7 +112,7 @@ def unswept_rows(
     if before is not None and not same_tensors(parameters, before.correction.parameters):
         before = None
     beta = effective_coefficient(alpha, drawn.count, drawn.dimension)
-    plan = plan_of(trainer) if before is None else before.plan
+    plan = plan_of(trainer) if before is None or before.plan is None else before.plan
     control = None if before is None else before.correction.control
     if before is None or not isinstance(control, CarriedRows):
         control = CarriedRows(_weights(trainer, plan), drawn.count, beta, trainer.accumulate_grad_batches)

@@ -38,15 +38,17 @@ class ProbeChoice:
         """Take note of what a sweep took."""
         self._evaluation = sweep.seconds / sweep.evaluations
 
-    def epoch_ends(self, trainer: Trainer, factors: Tensor | float, steps: int) -> None:
+    def epoch_ends(self, trainer: Trainer, factors: Tensor | float, steps: int, rows: float = 0.0) -> None:
         """Take note of an epoch.
 
         Args:
             trainer: The trainer.
             factors: Sum over the corrected steps of the factors of their rows, shape ``(q,)``.
             steps: How many there were.
+            rows: Seconds within the steps that their rows took, where they are recomputed.
         """
         self.clock.stop(trainer.strategy.root_device)
+        self.clock.seconds -= rows
         seconds = self.clock.per_batch()
         if self._evaluation is not None and seconds:
             self._forward = self._evaluation / seconds

@@ -73,20 +73,21 @@ def manual(module: LightningModule, is_manual: bool = True) -> Iterator[None]:
 
 @contextmanager
 def manual_steps(
-    trainer: Trainer, module: LightningModule, started: Callable[[], AbstractContextManager[None]]
+    trainer: Trainer, module: LightningModule, started: Callable[[Any], AbstractContextManager[None]]
 ) -> Iterator[None]:
     """Run each training step in Lightning's manual-optimization loop, and everything else as under automatic optimization.
 
     Lightning ties gradient clipping, accumulation, scheduler stepping, logging and checkpoint timing to the flag
     ``automatic_optimization``, refusing or dropping them where it is False. So the flag is False only while the manual loop
-    runs: the automatic loop's ``run``, which has no public hook, is replaced on the instance and hands over.
+    runs: the automatic loop's ``run``, which has no public hook, is replaced on the instance and hands over. ``started`` gets
+    the batch: all hooks of its start have run by then.
     """
     epoch_loop = trainer.fit_loop.epoch_loop
     automatic_loop, manual_loop = epoch_loop.automatic_optimization, epoch_loop.manual_optimization
 
     def run(optimizer: Optimizer, batch_idx: int, kwargs: Any) -> Any:
         accumulating = accumulates(trainer)
-        with manual(module), started():
+        with started(next(iter(kwargs.values()))), manual(module):
             outputs = manual_loop.run(kwargs)
         if isinstance(trainer.strategy.model, DistributedDataParallel):
             # In manual optimization DDP never sees a forward pass that it is to synchronize after, so it would stop
@@ -277,7 +278,9 @@ def grad_scale(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:
 
 
 @contextmanager
-def continued(trainer: Trainer, restore: Callable[[], None], *, within: bool, end_batch: bool) -> Iterator[None]:
+def continued(
+    trainer: Trainer, restore: Callable[[], None], *, within: bool, end_batch: bool, resumable: bool = True
+) -> Iterator[None]:
     """Let the epoch loop, which resumes from a checkpoint, go on exactly where the interrupted run would have.
 
     Lightning makes the loader's iterator before the first epoch of a run, whatever epoch that is, and takes a checkpoint that
@@ -290,6 +293,7 @@ def continued(trainer: Trainer, restore: Callable[[], None], *, within: bool, en
             stream.
         within: Whether the run goes on within an epoch.
         end_batch: Whether what follows a batch is still to be done: validation, if due, and the schedulers that wait for it.
+        resumable: Whether the loaders go on with the batches that are left, so that Lightning need not warn.
     """
     fit_loop, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
     on_advance_start, on_run_start, advance = fit_loop.on_advance_start, loop.on_run_start, loop.advance
@@ -323,7 +327,8 @@ def continued(trainer: Trainer, restore: Callable[[], None], *, within: bool, en
 
     def reset() -> None:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*your dataloader is not resumable")  # here it is
+            if resumable:
+                warnings.filterwarnings("ignore", ".*your dataloader is not resumable")
             original_reset()
 
     with (

@@ -53,12 +53,21 @@ class GradientCallback(Callback):
             self._mode = before
 
     @contextmanager
-    def stepping(self) -> Iterator[None]:
+    def stepping(self, trainer: Trainer, module: LightningModule, batch: Any) -> Iterator[None]:
         """Expect one call of ``training_step``, to be driven as a training step.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            batch: The batch to train on.
+
+        Yields:
+            Nothing.
 
         Raises:
             UnsupportedError: If there is none that this callback sees, so that nothing would train.
         """
+        self.before_step(trainer, module, batch)
         self._stepped = False
         with self.mode(Mode.STEP):
             yield
@@ -90,10 +99,33 @@ class GradientCallback(Callback):
                     return module.probe_loss(batch, self.probed_position)
             return self._step(module, user_step)
 
+    def probed_loss(self, trainer: Trainer, batch: Any, position: int) -> Any:
+        """The loss to probe, of a batch on the device; to be called in the mode ``PROBE``.
+
+        Args:
+            trainer: The trainer.
+            batch: The batch.
+            position: What ``probe_loss`` gets as its ``batch_idx``.
+
+        Returns:
+            What ``probe_loss`` returns.
+        """
+        self.probed_position = position
+        return compat.run_training_step(trainer, batch, position)
+
     @property
     def probing(self) -> bool:
         """Whether a sweep is under way."""
         return self._mode is Mode.PROBE
+
+    def before_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+        """Do what a method needs before the step on a batch: its hooks have run, and its forward pass comes next.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            batch: The batch, transferred and transformed.
+        """
 
     def around_backward(self, trainer: Trainer) -> AbstractContextManager[None]:
         """What the backward pass of a batch runs in; nothing unless a method needs to change what it adds to ``.grad``."""

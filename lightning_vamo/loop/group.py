@@ -120,7 +120,12 @@ def groups(batches: Iterator[SweptBatch], parameters: Sequence[Tensor]) -> Itera
 
 
 def probe(
-    group: Sequence[SweptBatch], snapshot: Snapshot, directions: ProbeDirections, mu: float, difference: Difference
+    group: Sequence[SweptBatch],
+    snapshot: Snapshot,
+    directions: ProbeDirections,
+    mu: float,
+    difference: Difference,
+    noise_samples: int = NOISE_SAMPLES,
 ) -> list[Row]:
     """Evaluate a group of batches at the perturbed points.
 
@@ -130,6 +135,7 @@ def probe(
         directions: The probe directions.
         mu: Smoothing radius.
         difference: ``"forward"`` or ``"central"``.
+        noise_samples: How many of the plan's first batches to evaluate at twice the radius too.
 
     Returns:
         A row per batch.
@@ -141,8 +147,8 @@ def probe(
         origins = torch.stack(list(given.values())).unsqueeze(-1)
         perturbed = perturbed_losses(partial(_losses, given), snapshot, directions, mu, difference)
         losses |= zip(given, torch.cat([origins, perturbed], dim=-1), strict=True)
-    for index in range(min(directions.count, NOISE_SAMPLES)):
-        sample = {b: o for b, o in given.items() if b.position < NOISE_SAMPLES and b.position % directions.count == index}
+    for index in range(min(directions.count, noise_samples)):
+        sample = {b: o for b, o in given.items() if b.position < noise_samples and b.position % directions.count == index}
         if sample:
             values = perturbed_losses(partial(_losses, sample), snapshot, directions, 2 * mu, difference, [index])
             wide |= zip(sample, values, strict=True)

@@ -6,7 +6,7 @@ plain attributes, train/eval modes, ``requires_grad`` flags and random states ar
 
 import copy
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,9 +35,13 @@ class ModuleState:
     Args:
         module: The module to remember.
         probed: The parameters that whoever perturbs them restores.
+        last: ``others`` of the state before, whose copies serve again where nothing has written to a parameter.
+
+    Attributes:
+        others: Copies of the parameters that are not probed, by their ``id``.
     """
 
-    def __init__(self, module: nn.Module, probed: Sequence[Tensor] = ()) -> None:
+    def __init__(self, module: nn.Module, probed: Sequence[Tensor] = (), last: "Mapping[int, _Other] | None" = None) -> None:
         modules = list(module.modules())
         self._registered = [(m, dict(m._buffers), m._parameters.keys() | m._modules.keys()) for m in modules]
         self._flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
@@ -52,8 +56,8 @@ class ModuleState:
         self._buffers = [
             _Value(buffer) for _, buffers, _ in self._registered for buffer in buffers.values() if buffer is not None
         ]
-        # A frozen backbone may fill the device, so the copies of other parameters wait in host memory.
-        self._tensors = [*map(_Value, held), *(_Value(parameter, "cpu") for parameter in others)]
+        self.others = {id(parameter): _Other.of(parameter, last or {}) for parameter in others}
+        self._tensors = [*map(_Value, held), *self.others.values()]
 
     def restore_tensors(self) -> None:
         """Put back the tensors that were written to: cheap enough to do after every forward pass."""
@@ -119,6 +123,39 @@ class _Value:
     def restore_if_written(self) -> None:
         if self._tensor._version != self._version:
             self.restore()
+
+
+class _Other(_Value):
+    """A parameter that is not probed, most often one of a frozen backbone.
+
+    That may fill the device, so the copy waits in host memory. To make it anew for every step would take longer than the step:
+    once forward passes have been seen to leave the parameter alone, the copy serves for as long as the version counter says
+    that nothing wrote to it.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__(tensor, "cpu")
+        self._kept = False
+        self._written = False
+
+    @classmethod
+    def of(cls, tensor: Tensor, last: Mapping[int, "_Other"]) -> "_Other":
+        """The parameter's copy among ``last`` if it still holds, else a new one."""
+        other = last.get(id(tensor))
+        if other is None or other._tensor is not tensor or other._written or other._version != tensor._version:
+            return cls(tensor)
+        if other._local.data_ptr() != local(tensor).data_ptr():
+            return cls(tensor)
+        other._kept = True
+        return other
+
+    def restore(self) -> None:
+        if self._kept and self._tensor._version == self._version:
+            return
+        if self._copy is not None:
+            # A write through `.data`, as a teacher's update often is, shows on no counter.
+            self._written |= not torch.equal(self._local, self._copy.to(self._local.device))
+        super().restore()
 
 
 class _Contents:
@@ -214,13 +251,16 @@ class _SilentLogger(DummyLogger):
 
 
 @contextmanager
-def no_trace(trainer: Trainer, module: LightningModule, probed: Sequence[Tensor]) -> Iterator[ModuleState]:
+def no_trace(
+    trainer: Trainer, module: LightningModule, probed: Sequence[Tensor], last: Mapping[int, _Other] | None = None
+) -> Iterator[ModuleState]:
     """Run forward passes of the module's training step so that nothing but their return values remains.
 
     Args:
         trainer: The trainer, whose loggers are set aside.
         module: The module.
         probed: The parameters that the caller perturbs, and restores itself.
+        last: See :class:`ModuleState`.
 
     Yields:
         The module's state, for putting parts of it back between two forward passes.
@@ -228,7 +268,7 @@ def no_trace(trainer: Trainer, module: LightningModule, probed: Sequence[Tensor]
     random, should_stop = compat.rng_states(module.device), trainer.should_stop
     try:
         with silent(trainer, module), torch.no_grad():
-            state = ModuleState(module, probed)
+            state = ModuleState(module, probed, last)
             try:
                 yield state
             finally:

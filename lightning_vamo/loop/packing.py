@@ -65,7 +65,7 @@ def set_random_state(state: dict[str, Any], loaders: Sequence[Any]) -> None:
 def _generators(loaders: Iterable[Any]) -> list[torch.Generator]:
     found: dict[int, torch.Generator] = {}
     for loader in loaders:
-        for owner in (loader, getattr(loader, "sampler", None), loader.batch_sampler):
+        for owner in (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
             generator = getattr(owner, "generator", None)
             if isinstance(generator, torch.Generator):
                 found[id(generator)] = generator

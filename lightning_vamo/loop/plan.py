@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
-from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import BatchSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
@@ -17,17 +17,17 @@ from lightning_vamo.loop.recording import Pass, RecordingBatchSampler
 
 
 class _Reader:
-    """Batch sampler of the sweep's loader: each of its passes reads one of the recorder's."""
+    """Batch sampler of the sweep's loader: each of its passes reads one of the plan's."""
 
-    def __init__(self, recorder: RecordingBatchSampler) -> None:
-        self._recorder = recorder
-        self._passes = recorder.passes()
+    def __init__(self, passes: Sequence[Pass]) -> None:
+        self._length = len(passes[0].batches)
+        self._passes = iter(passes)
 
     def __iter__(self) -> Iterator[Any]:
         yield from next(self._passes)
 
     def __len__(self) -> int:
-        return len(self._recorder)
+        return self._length
 
 
 class Plan:
@@ -39,9 +39,12 @@ class Plan:
         length: ``K``, the number of training batches of the epoch.
 
     Attributes:
+        exact: Whether the loaders are to give as many batches as ``length`` says.
         length: As given.
         keeps_order: Whether later epochs are to take the batches in the same order, which may have a meaning.
     """
+
+    exact = True
 
     def __init__(self, loader: CombinedLoader, passes: Sequence[Sequence[Pass]], length: int) -> None:
         self.length = length
@@ -54,10 +57,12 @@ class Plan:
     def loaded(self) -> Iterator[Iterator[Any]]:
         """Load the plan's batches through a second loader like the training one; its workers end with the context."""
         loader = self._loader
-        clones = [_clone(part, _Reader(recorder)) for part, recorder in zip(loader.flattened, self._recorders, strict=True)]
+        pairs = zip(loader.flattened, self._passes, strict=True)
+        clones = [fresh_loader(part, batch_sampler=_Reader(passes)) for part, passes in pairs]
         second = CombinedLoader(loader.iterables, compat.loader_mode(loader))
         second.flattened = clones
-        second.limits = loader.limits
+        # Those of one loader are in the plan's length, which may be another than the epoch's: see `without_replacement`.
+        second.limits = None if len(clones) == 1 else loader.limits
         try:
             # Not `iter(second)` first: a CombinedLoader is its own iterator and would begin a second pass.
             yield (batch for batch, _, _ in itertools.islice(second, self.length))
@@ -97,6 +102,29 @@ class Plan:
         for recorder, passes in zip(self._recorders, self.batches(), strict=True):
             recorder.replay(remaining(passes, 0, order))
         return list(range(self.length)) if order is None else order
+
+    def without_replacement(self, generator: torch.Generator) -> "Plan":
+        """A plan that takes every sample once, where this one draws them with replacement, and so misses some.
+
+        Args:
+            generator: Source of the order.
+
+        Returns:
+            The plan, for a sweep of the data; this one, if no sample can be missing, or if the sampler is not torch's own.
+        """
+        batch_sampler: Any = self._recorders[0].wrapped
+        sampler: Any = getattr(batch_sampler, "sampler", None)
+        known = len(self._recorders) == 1 and type(batch_sampler) is BatchSampler and type(sampler) is RandomSampler
+        if not known or not sampler.replacement:
+            return self
+        size, samples = batch_sampler.batch_size, len(sampler.data_source)
+        order = torch.randperm(samples, generator=generator, device="cpu").tolist()
+        batches = [order[start : start + size] for start in range(0, samples, size)]
+        if batch_sampler.drop_last and len(batches) > 1 and len(batches[-1]) < size:
+            batches.pop()
+        if self.length < len(batch_sampler):  # the Trainer limits the epoch, and so what a sweep may take
+            batches = batches[: self.length]
+        return Plan(self._loader, [[Pass.of(batches)]], len(batches))
 
     def batches(self) -> list[list[list[Any]]]:
         """The batches of each pass over each loader."""
@@ -153,31 +181,45 @@ def plan_of(trainer: Trainer) -> Plan:
     if trainer.num_training_batches == float("inf"):
         raise UnsupportedError(
             "The training DataLoader has no length, so VAMO cannot sweep the epoch: give its batch sampler a `__len__`, set"
-            " Trainer(limit_train_batches=...) to a whole number, or train with probes=0."
+            " Trainer(limit_train_batches=...) to a whole number, set control='recompute', or train with probes=0."
         )
     length = int(trainer.num_training_batches)
     cycles = compat.loader_mode(loader) == "max_size_cycle"
     return Plan(loader, [_draw(part, length, cycles) for part in loader.flattened], length)
 
 
+def has_plan(trainer: Trainer) -> bool:
+    """Whether :func:`plan_of` has a plan to give; nothing is drawn for the answer."""
+    loader = compat.train_loader(trainer)
+    if loader is None or trainer.num_training_batches == float("inf"):
+        return False
+    recorders = [getattr(part, "batch_sampler", None) for part in loader.flattened]
+    return all(isinstance(recorder, RecordingBatchSampler) and recorder.current is not None for recorder in recorders)
+
+
 def _recorder(loader: Any) -> RecordingBatchSampler:
-    recorder = loader.batch_sampler
+    recorder = getattr(loader, "batch_sampler", None)
     if not isinstance(recorder, RecordingBatchSampler):
         raise UnsupportedError("The training DataLoader has ceased to record its batches.")
     return recorder
 
 
-def _clone(loader: Any, reader: _Reader) -> Any:
-    """A shallow copy of the user's loader, subclass and all, that reads the recorded plan and shares no iteration state."""
+def fresh_loader(loader: Any, **others: Any) -> Any:
+    """A shallow copy of the user's loader, subclass and all, that shares no iteration state.
+
+    Args:
+        loader: The loader.
+        others: Attributes that are to be others.
+
+    Returns:
+        The copy. It draws its workers' seeds from a generator of its own, as the user's is not to move; they are others for
+        each state of the global generator, which does not move either.
+    """
     clone = copy.copy(loader)
-    # Set behind DataLoader's back, which forbids it, as in `record`. The copy draws its workers' seeds from a generator of its
-    # own: the user's is not to move. Persistent workers would outlive the sweep.
-    for name, value in {
-        "batch_sampler": reader,
-        "_iterator": None,
-        "generator": torch.Generator(),
-        "persistent_workers": False,
-    }.items():
+    with torch.random.fork_rng(devices=[]):
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
+    # Set behind DataLoader's back, which forbids it, as in `record`. Persistent workers would outlive the sweep.
+    for name, value in {"_iterator": None, "generator": generator, "persistent_workers": False, **others}.items():
         object.__setattr__(clone, name, value)
     return clone
 

@@ -108,7 +108,7 @@ class RecordingBatchSampler:
         if self.current is None:
             raise UnsupportedError(
                 "The training DataLoader was not iterated through its batch sampler, so VAMO cannot tell which batches come:"
-                " do not override `__iter__` in a DataLoader, or train with probes=0."
+                " do not override `__iter__` in a DataLoader, set control='recompute', or train with probes=0."
             )
         yield self.current
         index = 0
@@ -168,39 +168,50 @@ def check_loader(loader: object) -> DataLoader[Any]:
             resumes by itself.
     """
     advice = (
-        "VAMO evaluates the very batches of the coming epoch before it trains on them, so it needs a DataLoader over a"
-        " map-style dataset with a batch sampler"
+        "With control='replay' VAMO evaluates the very batches of the coming epoch before it trains on them, so it needs a"
+        " DataLoader over a map-style dataset with a batch sampler"
     )
     if not isinstance(loader, DataLoader):
         raise UnsupportedError(
-            f"The training data is a {type(loader).__name__}. {advice}: pass a torch.utils.data.DataLoader, or train"
-            " with probes=0."
+            f"The training data is a {type(loader).__name__}. {advice}: pass a torch.utils.data.DataLoader, set"
+            " control='recompute', or train with probes=0."
         )
     if isinstance(loader.dataset, IterableDataset):
         raise UnsupportedError(
             f"The training DataLoader iterates over {type(loader.dataset).__name__}, an IterableDataset. {advice}: give"
-            " the dataset `__getitem__` and `__len__`, or train with probes=0."
+            " the dataset `__getitem__` and `__len__`, set control='recompute', or train with probes=0."
         )
     if loader.batch_sampler is None:
         raise UnsupportedError(
-            f"The training DataLoader has batch_size=None. {advice}: set a batch_size or a batch_sampler, or train with"
-            " probes=0."
+            f"The training DataLoader has batch_size=None. {advice}: set a batch_size or a batch_sampler, set"
+            " control='recompute', or train with probes=0."
         )
     if loader.num_workers > 0 and not getattr(loader, "in_order", True):
         raise UnsupportedError(
             "The training DataLoader has in_order=False, so its workers may deliver batches in another order than VAMO saw"
-            " them in: set in_order=True, or train with probes=0."
+            " them in: set in_order=True or control='recompute', or train with probes=0."
         )
     if hasattr(loader, "load_state_dict"):
         raise UnsupportedError(
             f"The training data is a {type(loader).__name__}, which resumes in mid-epoch by itself, so VAMO would take its"
-            " batches for others: use a torch.utils.data.DataLoader, or train with probes=0."
+            " batches for others: use a torch.utils.data.DataLoader, set control='recompute', or train with probes=0."
         )
     return loader
 
 
+def can_record(loader: object) -> bool:
+    """Whether :func:`check_loader` accepts a loader."""
+    try:
+        check_loader(loader)
+    except UnsupportedError:
+        return False
+    return True
+
+
 @contextmanager
-def recording(trainer: Trainer, prepare: Callable[[RecordingBatchSampler, int], None]) -> Iterator[None]:
+def recording(
+    trainer: Trainer, prepare: Callable[[RecordingBatchSampler, int], None], *, required: bool = True
+) -> Iterator[None]:
     """Let every training loader that the Trainer sets up within the context record its plan; afterwards none does.
 
     ``Strategy.process_dataloader`` runs after Lightning has injected its samplers and before the loader is iterated, also
@@ -209,6 +220,7 @@ def recording(trainer: Trainer, prepare: Callable[[RecordingBatchSampler, int], 
     Args:
         trainer: The trainer.
         prepare: Called with each recorder, and how many there were before it, before anything is drawn from it.
+        required: Whether a loader that cannot be recorded is refused; else it is left alone.
     """
     process = trainer.strategy.process_dataloader
     # Weakly, so that loaders which are reloaded do not pile up, with their datasets and workers.
@@ -216,7 +228,7 @@ def recording(trainer: Trainer, prepare: Callable[[RecordingBatchSampler, int], 
 
     def process_dataloader(loader: object) -> object:
         loader = process(loader)
-        if trainer.training:
+        if trainer.training and (required or can_record(loader)):
             prepare(record(loader), len(recorded))
             recorded.append(weakref.ref(loader))
         return loader

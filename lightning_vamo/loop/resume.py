@@ -23,14 +23,15 @@ from lightning_vamo.core.sharding import local
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.packing import packed, random_state, set_random_state, unpacked
-from lightning_vamo.loop.plan import Plan, plan_of, remaining
+from lightning_vamo.loop.plan import Plan, has_plan, plan_of, remaining
+from lightning_vamo.loop.recompute import Control
 from lightning_vamo.loop.recording import Pass, RecordingBatchSampler
 from lightning_vamo.loop.snapshot import resumed_snapshot, seeded, snapshot_state
 from lightning_vamo.loop.standing import Standing
 
 # What a rank's state holds: see `_state`.
 _KEYS = {
-    *("position", "first", "validating", "due", "rows", "withheld", "unused", "moments", "steps", "factors"),
+    *("position", "first", "validating", "due", "step", "rows", "withheld", "unused", "moments", "steps", "factors"),
     *("coefficient", "order", "learner", "plan", "reloaded", "snapshot", "random", "logs", "metrics", "gradients"),
 }
 
@@ -61,17 +62,19 @@ def saved(trainer: Trainer, standing: Standing, directions: Directions) -> list[
 
 
 def plan_within(trainer: Trainer, standing: Standing) -> Plan | None:
-    """The plan that the run is in, or that it keeps for the epochs to come."""
-    if standing.taken is not None:
+    """The plan that the run is in, or that it keeps for the epochs to come; None where the data has none."""
+    if standing.taken is not None and standing.taken.plan is not None:
         return standing.taken.plan
-    return standing.plan or (None if compat.position(trainer) is None else plan_of(trainer))
+    within = compat.position(trainer) is not None
+    return standing.plan or (plan_of(trainer) if within and has_plan(trainer) else None)
 
 
 def _state(trainer: Trainer, standing: Standing, directions: Directions) -> dict[str, Any]:
     module, position = trainer.lightning_module, compat.position(trainer)
     within = position is not None
     taken, plan = standing.taken, plan_within(trainer, standing)
-    order = standing.order if taken is not None else range(plan.length) if plan is not None else []
+    replays = taken is not None and taken.recomputation is None
+    order = standing.order if replays else range(plan.length) if plan is not None else []
     # Not `compat.accumulates`, which tells of the batch that has begun.
     accumulating = (
         position is not None and position % trainer.accumulate_grad_batches > 0 and position < trainer.num_training_batches
@@ -82,6 +85,7 @@ def _state(trainer: Trainer, standing: Standing, directions: Directions) -> dict
         "first": standing.first,
         "validating": compat.in_validation(trainer),
         "due": standing.due,
+        "step": standing.step,
         "rows": standing.rows,
         "withheld": standing.withheld,
         "unused": standing.unused,
@@ -93,7 +97,7 @@ def _state(trainer: Trainer, standing: Standing, directions: Directions) -> dict
         "order": torch.tensor(order, dtype=torch.int64, device="cpu"),
         "plan": None if plan is None else plan_state(plan),
         "reloaded": compat.last_reload(trainer),
-        "snapshot": None if taken is None else {"directions": type(directions).__name__, **snapshot_state(taken)},
+        "snapshot": None if taken is None else {"directions": type(directions).__name__, **snapshot_state(trainer, taken)},
         "random": random_state(module, _loaders(trainer)),
         "logs": compat.log_state(trainer, within),
         "metrics": compat.metric_states(module) if within else {},
@@ -123,6 +127,10 @@ class Resumption:
             _check_fits("the number of processes", len(ranks), trainer.world_size)
         # Between snapshots nothing is missing but the random states, and those of other processes are of no use.
         self._state = ranks[trainer.global_rank] if len(ranks) == trainer.world_size else None
+        if self._state is not None and self._state["snapshot"] is not None:
+            recomputation = self._state["snapshot"]["recomputation"]
+            if recomputation is not None and recomputation["origin"] is None:  # saved once, as it is the same on every rank
+                recomputation["origin"] = ranks[0]["snapshot"]["recomputation"]["origin"]
         self._within = within
         self._in_validation = within and ranks[0]["validating"]
         self._ends_batch = within and (compat.end_batch_on_resume(checkpoint) or self._in_validation)
@@ -135,7 +143,7 @@ class Resumption:
             recorder: Its recorder, from which nothing has been drawn.
             index: Its place among the loaders.
         """
-        if self._state is None or not self._within:
+        if self._state is None or not self._within or self._state["plan"] is None:
             return
         plan, order, position = self._state["plan"], self._state["order"].tolist(), self._state["position"]
         # Of an epoch that is over nothing is left to read, and the next one is to draw its own.
@@ -144,7 +152,9 @@ class Resumption:
             recorder.replay(remaining(passes, position, None if plan["keeps_order"] else order))
 
     @contextmanager
-    def taken_up(self, trainer: Trainer, directions: Directions, schedule: ProbeSchedule, alpha: Alpha) -> Iterator[Standing]:
+    def taken_up(
+        self, trainer: Trainer, directions: Directions, schedule: ProbeSchedule, alpha: Alpha, control: Control
+    ) -> Iterator[Standing]:
         """Stand where the interrupted run stood, and let Lightning's loops go on from there.
 
         Args:
@@ -152,6 +162,7 @@ class Resumption:
             directions: The family of probe directions.
             schedule: The present number of probes.
             alpha: Mixing coefficient, or ``"theory"``.
+            control: How rows come about.
 
         Yields:
             Where the run stands.
@@ -162,27 +173,38 @@ class Resumption:
         if self._state is None:
             yield Standing()
             return
-        standing = self._standing(trainer, self._state, directions, schedule, alpha)
+        standing = self._standing(trainer, self._state, directions, schedule, alpha, control)
         if self._within:
             compat.resume_schedulers(trainer)
         compat.set_last_reload(trainer, self._state["reloaded"])
         restore = functools.partial(self._restore if self._within else self._begin_epoch, trainer)
-        with compat.continued(trainer, restore, within=self._within, end_batch=self._ends_batch):
+        resumable = self._state["plan"] is not None
+        with compat.continued(trainer, restore, within=self._within, end_batch=self._ends_batch, resumable=resumable):
             yield standing
 
     def _standing(
-        self, trainer: Trainer, state: dict[str, Any], directions: Directions, schedule: ProbeSchedule, alpha: Alpha
+        self,
+        trainer: Trainer,
+        state: dict[str, Any],
+        directions: Directions,
+        schedule: ProbeSchedule,
+        alpha: Alpha,
+        control: Control,
     ) -> Standing:
+        device = trainer.strategy.root_device
         standing = Standing(
             order=state["order"].tolist(),
-            first=state["first"],
+            # Without a plan the loader begins anew, and a plan that is made then begins with the batch that comes next.
+            first=state["first"] + (state["position"] or 0 if state["plan"] is None else 0),
             due=state["due"],
-            rows=state["rows"],
+            step=state["step"],
+            rows=[row.to(device) if isinstance(row, Tensor) else row for row in state["rows"]],
             withheld=state["withheld"],
             unused=state["unused"],
             steps=state["steps"],
             factors=state["factors"],
-            moments=None if state["moments"] is None else state["moments"].to(trainer.strategy.root_device),
+            moments=None if state["moments"] is None else state["moments"].to(device),
+            plan=resumed_plan(trainer, state["plan"]) if self._within and state["plan"] is not None else None,
         )
         if state["coefficient"] is not None and alpha == "adaptive":
             standing.coefficient = Regression.of(state["coefficient"])
@@ -190,7 +212,10 @@ class Resumption:
             standing.coefficient = coefficient_of(alpha, state["snapshot"]["probes"], None)
         snapshot, parameters = state["snapshot"], support.trainable_parameters(trainer.optimizers)
         if snapshot is not None:
-            _check_fits("the number of batches per epoch", state["plan"]["length"], trainer.num_training_batches)
+            then = "replay" if snapshot["recomputation"] is None else "recompute"
+            _check_fits("`control`", then, then if control == "auto" else control)
+            if state["plan"] is not None:
+                _check_fits("the number of batches per epoch", state["plan"]["length"], trainer.num_training_batches)
             dimension = sum(parameter.numel() for parameter in parameters)
             _check_fits("the family of directions", snapshot["directions"], type(directions).__name__)
             _check_fits("the number of trainable parameters", snapshot["dimension"], dimension)
@@ -205,7 +230,7 @@ class Resumption:
                 learner.load_state_dict(state["learner"])
                 standing.learner, standing.parameters = learner, parameters
         if snapshot is not None:
-            plan = resumed_plan(trainer, state["plan"])
+            plan = None if state["plan"] is None else resumed_plan(trainer, state["plan"])
             standing.taken = resumed_snapshot(
                 trainer, snapshot, plan, directions, standing.learner, alpha, standing.coefficient
             )

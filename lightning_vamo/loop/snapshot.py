@@ -1,11 +1,14 @@
-"""Taking a snapshot: draw directions, sweep the epoch's batches, and make the correction that the epoch's steps apply."""
+"""Taking a snapshot: sweep the epoch's batches, and make the correction that the steps apply."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_vamo.core.adaptive import Coefficient
@@ -16,10 +19,13 @@ from lightning_vamo.core.directions import Directions, ProbeDirections
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.mixing import Alpha, effective_coefficient
 from lightning_vamo.core.probes import Difference, auto_mu
+from lightning_vamo.core.recomputed import RecomputedControlVariate
 from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.driver import GradientCallback, Mode
-from lightning_vamo.loop.plan import Plan, plan_of
+from lightning_vamo.loop.plan import Plan
 from lightning_vamo.loop.precision import SweepPrecision, arithmetic
+from lightning_vamo.loop.recompute import Recomputation
+from lightning_vamo.loop.second import Swept
 from lightning_vamo.loop.sweep import Sweep, sweep
 
 
@@ -31,17 +37,26 @@ class Taken:
         epoch: The epoch that it was taken in.
         seed: Seed of the directions.
         correction: Corrects the gradients of the epoch's steps.
-        plan: The batches that its rows belong to.
-        sweep: What the sweep measured, and took; None where rows are carried, which are no longer what it measured.
+        plan: The batches that its rows belong to; None if rows are recomputed.
+        sweep: What the sweep measured, and took; None if there was none, and where rows are carried, which are no longer what
+            it measured.
         logs: Figures to log.
+        recomputation: Recomputes rows, step by step; None if they are the sweep's.
     """
 
     epoch: int
     seed: int
     correction: Correction
-    plan: Plan
+    plan: Plan | None
     sweep: Sweep | None
     logs: dict[str, float]
+    recomputation: Recomputation | None = None
+
+    def belongs_to(self, loader: CombinedLoader | None) -> bool:
+        """Whether it is of this loader's data: a reloaded loader may hold other data."""
+        if self.recomputation is not None:
+            return self.recomputation.loader is loader
+        return self.plan is not None and self.plan.belongs_to(loader)
 
 
 def take_snapshot(
@@ -57,6 +72,9 @@ def take_snapshot(
     coefficient: Coefficient | None,
     difference: Difference,
     sweep_precision: SweepPrecision,
+    plan: Swept | None,
+    recompute: bool,
+    period: int | None,
 ) -> Taken:
     """Take a snapshot of the weights as they are.
 
@@ -72,53 +90,74 @@ def take_snapshot(
         coefficient: What changes it from step to step.
         difference: ``"forward"`` or ``"central"``.
         sweep_precision: ``"32-true"``, or None for the Trainer's.
+        plan: The epoch's batches, or another reading of the data, to be swept; None if it cannot be read twice.
+        recompute: Whether the rows are recomputed, and the sweep is for their mean only.
+        period: Optimizer steps that the snapshot is to last, if that is known.
 
     Returns:
         The correction, and what it took.
     """
     parameters = support.trainable_parameters(trainer.optimizers)
-    plan = plan_of(trainer)
     radius = mu
     if radius == "auto":
         radius = auto_mu(parameters, difference, arithmetic(trainer, sweep_precision), steep=steep)
 
-    def evaluate(batch: Any, position: int) -> Any:
-        driver.probed_position = position
-        return compat.run_training_step(trainer, batch, position)
+    result = None
+    if plan is not None:
+        swept = plan.without_replacement(seeded(seed)) if recompute else plan
+        evaluate = functools.partial(driver.probed_loss, trainer)
+        with driver.mode(Mode.PROBE):
+            result = sweep(trainer, module, swept, evaluate, parameters, drawn, radius, difference)
+    recomputation = None
+    if recompute or result is None or not isinstance(plan, Plan):
+        control = _recomputed(drawn, result, alpha)
+        loader = compat.train_loader(trainer)
+        usable = None if result is None else result.deltas.any(dim=0)  # the columns of dropped directions are zero
+        recomputation = Recomputation(parameters, drawn, control, radius, difference, loader, period, usable)
+        correction, replayed = Correction(parameters, drawn, control, None, coefficient), None
+    else:
+        correction, replayed = _correction(parameters, drawn, result, alpha, coefficient), plan
+    logs = {"vamo/alpha": correction.control.beta, "vamo/mu": radius, **({} if result is None else _figures(result))}
+    return Taken(trainer.current_epoch, seed, correction, replayed, result, logs, recomputation)
 
-    driver.probes_in_float32 = sweep_precision is not None
-    with driver.mode(Mode.PROBE):
-        result = sweep(trainer, module, plan, evaluate, parameters, drawn, radius, difference)
-    correction = _correction(parameters, drawn, result, alpha, coefficient)
-    logs = {
-        "vamo/alpha": correction.control.beta,
-        "vamo/mu": radius,
-        "vamo/snapshot_loss": result.snapshot_loss,
-        "vamo/sweep_seconds": result.seconds,
-        "vamo/directions_dropped": result.directions_dropped,
-        **({} if result.snr is None else {"vamo/probe_snr": result.snr}),
+
+def _figures(sweep: Sweep) -> dict[str, float]:
+    return {
+        "vamo/snapshot_loss": sweep.snapshot_loss,
+        "vamo/sweep_seconds": sweep.seconds,
+        "vamo/directions_dropped": sweep.directions_dropped,
+        **({} if sweep.snr is None else {"vamo/probe_snr": sweep.snr}),
     }
-    return Taken(epoch=trainer.current_epoch, seed=seed, correction=correction, plan=plan, sweep=result, logs=logs)
 
 
-def snapshot_state(taken: Taken) -> dict[str, Any]:
-    """What a checkpoint holds of a snapshot, as plain types and tensors: the table, and what its directions are drawn from."""
+def snapshot_state(trainer: Trainer, taken: Taken) -> dict[str, Any]:
+    """What a checkpoint holds of a snapshot, as plain types and tensors, beside what its directions are drawn from.
+
+    Args:
+        trainer: The trainer.
+        taken: The snapshot.
+
+    Returns:
+        The table, or what recomputes its rows.
+    """
+    recomputation, replayed = taken.recomputation, taken.sweep if taken.recomputation is None else None
     directions, control = taken.correction.directions, taken.correction.control
     return {
         "epoch": taken.epoch,
         "seed": taken.seed,
         "probes": directions.count,
         "dimension": directions.dimension,
-        "sweep": None if taken.sweep is None else asdict(taken.sweep),
+        "sweep": None if replayed is None else asdict(replayed),
         "carried": control.state_dict() if isinstance(control, CarriedRows) else None,
         "logs": taken.logs,
+        "recomputation": None if recomputation is None else recomputation.state_dict(trainer),
     }
 
 
 def resumed_snapshot(
     trainer: Trainer,
     state: dict[str, Any],
-    plan: Plan,
+    plan: Plan | None,
     directions: Directions,
     learner: Learner | None,
     alpha: Alpha,
@@ -129,7 +168,7 @@ def resumed_snapshot(
     Args:
         trainer: The trainer.
         state: What :func:`snapshot_state` gave.
-        plan: The batches that its rows belong to.
+        plan: The epoch's batches, to which the rows of a table belong.
         directions: The family of probe directions.
         learner: What has learned some, as it was when the checkpoint was saved, if the family learns.
         alpha: Mixing coefficient.
@@ -144,15 +183,27 @@ def resumed_snapshot(
     else:
         drawn = learner.leading(state["probes"])
     device = trainer.strategy.root_device
-    sweep = None
-    if state["sweep"] is None:
+    state = apply_to_collection(state, Tensor, lambda tensor: tensor.to(device))
+    if state["recomputation"] is not None:
+        recomputation = Recomputation.of(state["recomputation"], parameters, drawn, compat.train_loader(trainer))
+        recomputation.control.beta = effective_coefficient(alpha, drawn.count, drawn.dimension)
+        correction = Correction(parameters, drawn, recomputation.control, None, coefficient)
+        return Taken(state["epoch"], state["seed"], correction, None, None, state["logs"], recomputation)
+    if state["carried"] is not None:
         carried = CarriedRows.of(state["carried"], device, effective_coefficient(alpha, drawn.count, drawn.dimension))
         correction = Correction(parameters, drawn, carried, coefficient=coefficient)
-    else:
-        measured: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state["sweep"].items()}
-        sweep = Sweep(**measured)
-        correction = _correction(parameters, drawn, sweep, alpha, coefficient)
-    return Taken(epoch=state["epoch"], seed=state["seed"], correction=correction, plan=plan, sweep=sweep, logs=state["logs"])
+        return Taken(state["epoch"], state["seed"], correction, plan, None, state["logs"])
+    sweep = Sweep(**state["sweep"])
+    correction = _correction(parameters, drawn, sweep, alpha, coefficient)
+    return Taken(state["epoch"], state["seed"], correction, plan, sweep, state["logs"])
+
+
+def _recomputed(directions: ProbeDirections, sweep: Sweep | None, alpha: Alpha) -> RecomputedControlVariate:
+    beta = effective_coefficient(alpha, directions.count, directions.dimension)
+    if sweep is None:
+        return RecomputedControlVariate(beta)
+    mean = directions.whiten(ControlVariate(sweep.deltas, sweep.weights, beta).mean)
+    return RecomputedControlVariate(beta, mean)
 
 
 def _correction(

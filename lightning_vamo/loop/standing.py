@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +21,7 @@ class Standing:
         order: The row of the plan that each step of the epoch takes, shape ``(K,)``.
         first: Lightning's index of the plan's first batch; not 0 where the run resumed within the epoch without its plan.
         due: Whether the next batch takes a snapshot.
-        rows: The rows of the batches whose gradients are accumulating.
+        rows: The rows of the batches whose gradients are accumulating, as :meth:`row` gives them.
         withheld: Whether this rank has kept its part of one of them out of the correction.
         unused: How many rows the epoch has not used, since their batches were other ones than the sweep saw.
         learner: What learns directions from the gradients, if the family does.
@@ -28,7 +29,8 @@ class Standing:
         coefficient: What changes the effective coefficient from step to step, if anything does.
         steps: How many steps of the epoch have been corrected.
         factors: Sum over them of the mean factor of their rows.
-        plan: The epoch's plan, once the loaders have ceased to record it: after an exception.
+        plan: The epoch's plan, where the loaders do not have all of it: after an exception, and in an epoch that was resumed.
+        step: The optimizer step before which the last snapshot was due.
         moments: Squared gradient norms and what the corrections removed of them, summed over the epoch's steps, shape ``(2,)``.
     """
 
@@ -36,7 +38,7 @@ class Standing:
     order: list[int] = field(default_factory=list)
     first: int = 0
     due: bool = True
-    rows: list[int] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)
     withheld: bool = False
     unused: int = 0
     learner: Learner | None = None
@@ -45,12 +47,17 @@ class Standing:
     steps: int = 0
     factors: Tensor | float = 0.0
     plan: Plan | None = None
+    step: int = 0
     moments: Tensor | None = None
 
-    def row(self, batch_idx: int) -> int:
-        """The row of the plan that belongs to the epoch's batch of that index."""
+    def row(self, batch_idx: int) -> Any:
+        """The row of the epoch's batch of that index: its place in the plan, or the row itself where it has been recomputed."""
+        if self.taken is not None and self.taken.recomputation is not None:
+            return self.taken.recomputation.row
         return self.order[batch_idx - self.first]
 
     def progress(self, batch_idx: int) -> float:
-        """Share of the epoch's batches that come before the one of that index."""
+        """Share of the epoch's batches that come before the one of that index, or of a recomputing snapshot's steps."""
+        if self.taken is not None and self.taken.recomputation is not None:
+            return self.taken.recomputation.progress
         return (batch_idx - self.first) / max(1, len(self.order))

@@ -16,8 +16,8 @@ from lightning_vamo.loop import compat
 from lightning_vamo.loop.fingerprint import fingerprint
 from lightning_vamo.loop.group import Evaluate, SweptBatch, groups, probe
 from lightning_vamo.loop.guards import no_trace
-from lightning_vamo.loop.plan import Plan
 from lightning_vamo.loop.progress import progress_bar
+from lightning_vamo.loop.second import Swept
 from lightning_vamo.loop.table import Row, reduced
 
 
@@ -51,7 +51,7 @@ class Sweep:
 def sweep(
     trainer: Trainer,
     module: LightningModule,
-    plan: Plan,
+    plan: Swept,
     evaluate: Evaluate,
     parameters: Sequence[Tensor],
     directions: ProbeDirections,
@@ -63,7 +63,7 @@ def sweep(
     Args:
         trainer: The trainer, between two training steps.
         module: Its module.
-        plan: The epoch's batches.
+        plan: The epoch's batches, or a reading of the data.
         evaluate: The loss to probe, of a batch at its position; ``None`` where the batch is to be skipped.
         parameters: The parameters to perturb; they hold the snapshot.
         directions: The probe directions.
@@ -103,11 +103,12 @@ def sweep(
                 show(len(rows))
             compat.set_rng_states(random)
             group.clear()  # its memory is for the next one, which is loaded before the name is bound again
-    if len(rows) != plan.length:
+    if len(rows) != plan.length and plan.exact:
         raise UnsupportedError(
             f"The training DataLoader announced {plan.length} batches but gave {len(rows)}: make its `__len__` agree with"
             " what it yields."
         )
+    rows += [Row(None, None, 0, 0.0)] * (plan.length - len(rows))  # ranks have tables of one shape
     table = reduced(trainer, rows, plan.sizes(), difference)
     usable = table.usable(directions.count)
     return Sweep(

@@ -14,8 +14,8 @@ from lightning_vamo.core.correction import check_dense
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.guards import no_trace
-from lightning_vamo.loop.plan import Plan
 from lightning_vamo.loop.progress import progress_bar
+from lightning_vamo.loop.second import Swept
 from lightning_vamo.loop.support import check_loss
 
 
@@ -57,7 +57,7 @@ def gradients_of(trainer: Trainer, parameters: Sequence[Tensor]) -> list[Tensor 
 def warm_up(
     trainer: Trainer,
     module: LightningModule,
-    plan: Plan,
+    plan: Swept,
     learner: Learner,
     parameters: Sequence[Tensor],
     count: int,
@@ -138,7 +138,7 @@ def _shown(batches: Iterable[tuple[int, Any]], show: Callable[[int], None]) -> I
         yield batch
 
 
-def _repeated(plan: Plan, count: int) -> Generator[tuple[int, Any]]:
+def _repeated(plan: Swept, count: int) -> Generator[tuple[int, Any]]:
     """Batches with their positions in the plan."""
     for left in range(count, 0, -plan.length):
         with plan.loaded() as batches:

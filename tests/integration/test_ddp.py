@@ -99,16 +99,16 @@ def run(module, folder, data, *, devices, batch_size, callback, strategy=None, d
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(devices)]
 
 
-def probing(directions):
+def probing(directions, **arguments):
     # Differences over a long step, whose rounding is that of the loss.
-    return VAMOCallback(probes=4, directions=directions, mu=1e-2, difference="central", seed=1)
+    return VAMOCallback(probes=4, directions=directions, mu=1e-2, difference="central", seed=1, **arguments)
 
 
 def one_and_two(tmp_path, data, directions=None, **options):
-    strategy = options.pop("strategy", None)
-    options["batch_size"], options["callback"] = 8, probing(directions)
+    strategy, arguments = options.pop("strategy", None), options.pop("arguments", {})
+    options["batch_size"], options["callback"] = 8, probing(directions, **arguments)
     [one] = run(Regression(), tmp_path / "one", data, devices=1, **options)
-    options |= {"batch_size": 4, "callback": probing(directions), "strategy": strategy}
+    options |= {"batch_size": 4, "callback": probing(directions, **arguments), "strategy": strategy}
     first, second = run(Regression(), tmp_path / "two", data, devices=2, **options)
     for name in one["state"]:
         assert torch.equal(first["state"][name], second["state"][name])
@@ -134,6 +134,15 @@ def test_two_processes_equal_one(arguments, directions, tmp_path):
     assert not torch.allclose(plain["state"]["net.0.weight"], one["state"]["net.0.weight"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("arguments", [{"control": "recompute"}, {"every_n_train_steps": 2}], ids=["epochs", "steps"])
+def test_two_processes_equal_one_with_rows_that_are_recomputed(arguments, tmp_path):
+    inputs, labels = classification_data(48).tensors
+    data = TensorDataset(inputs.double(), labels)
+    options = {"precision": "64-true", "use_distributed_sampler": False, "accumulate_grad_batches": 2}
+    one, two = one_and_two(tmp_path, data, OrthonormalDirections(), arguments=arguments, **options)
+    assert_same(one, two, 1e-12)
+
+
 def test_two_processes_equal_one_in_single_precision(tmp_path):
     one, two = one_and_two(tmp_path, classification_data(48), OrthonormalDirections(), use_distributed_sampler=False)
     assert_same(one, two, 1e-5)
@@ -150,7 +159,10 @@ def test_the_sampler_that_lightning_injects_and_a_sample_too_few(strategy, tmp_p
     assert two["step"] == 2 * 6
 
 
-@pytest.mark.parametrize("arguments", [{"probes": 0}, {"probes": 2, "alpha": 0.0}, {"probes": 2}])
+NOTHING = [{"probes": 0}, {"probes": 2, "alpha": 0.0}, {"probes": 2, "alpha": 0.0, "control": "recompute"}]
+
+
+@pytest.mark.parametrize("arguments", [*NOTHING, {"probes": 2}, {"probes": 2, "control": "recompute"}])
 def test_batch_norm_dropout_and_accumulation(arguments, tmp_path):
     """Ranks agree to the bit, BatchNorm's buffers included; without a correction, with plain DDP too."""
     data = classification_data(60)
@@ -160,7 +172,7 @@ def test_batch_norm_dropout_and_accumulation(arguments, tmp_path):
     assert all(torch.equal(first["state"][name], second["state"][name]) for name in dict(VAMOEverything().named_parameters()))
     assert first["step"] == plain["step"]
     same = all(torch.equal(first["state"][name], plain["state"][name]) for name in plain["state"])
-    assert same == (arguments != {"probes": 2})
+    assert same == (arguments in NOTHING)
 
 
 def test_spawned_processes_get_a_class_made_on_the_fly(tmp_path):
@@ -225,6 +237,8 @@ def test_a_training_step_communicates_no_more_than_without_vamo(tmp_path):
     plain = counts("plain", Everything(), [])
     assert counts("vamo", VAMOEverything(), [VAMOCallback(probes=3)]) == plain
     assert len(plain[0].split()) == 12
+    recomputed = counts("recomputed", VAMOEverything(), [VAMOCallback(probes=3, control="recompute")])
+    assert [[int(count) - 1 for count in rank.split()] for rank in recomputed] == [[*map(int, rank.split())] for rank in plain]
 
 
 NODE = """

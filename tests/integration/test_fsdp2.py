@@ -159,6 +159,25 @@ def check_as_ddp(first, second):
     assert not close(first["kept"], first["found"]["stored float64"][False]["weights"], 1e-6)
 
 
+def recomputed_as_ddp(folder):
+    found = {}
+    for name, arguments in {"epochs": {"control": "recompute"}, "steps": {"every_n_train_steps": 2}}.items():
+        callbacks = [probing(OrthonormalDirections("seeded"), **arguments) for _ in range(2)]
+        runs = [train(VAMO, [callback], sharded, torch.float64) for sharded, callback in enumerate(callbacks)]
+        removed = [callback.report.variance_removed for callback in callbacks]
+        found[name] = {"ddp": runs[0], "fsdp": runs[1], "removed": removed}
+    return {"found": found, "plain": train(Plain, [], False, torch.float64)}
+
+
+def test_rows_are_recomputed_as_with_ddp(tmp_path):
+    first, second = in_processes(recomputed_as_ddp, tmp_path)
+    for name, results in first["found"].items():
+        assert close(results["fsdp"], results["ddp"], 1e-12), name
+        assert not close(results["ddp"], first["plain"], 1e-4), name
+        assert results["removed"][0] == pytest.approx(results["removed"][1], rel=1e-9)
+        assert all(torch.equal(results["fsdp"][key], second["found"][name]["fsdp"][key]) for key in results["fsdp"])
+
+
 def without_a_correction(folder):
     same = []
     for options in (
@@ -169,7 +188,8 @@ def without_a_correction(folder):
         {"val_check_interval": 2},
     ):
         plain = train(Plain, [], **options)
-        for arguments in ({"probes": 0}, {"probes": 2, "alpha": 0.0}):
+        nothing = {"probes": 2, "alpha": 0.0}
+        for arguments in ({"probes": 0}, nothing, {**nothing, "control": "recompute"}):
             vamo = train(VAMO, [VAMOCallback(**arguments)], **options)
             same.append([all(torch.equal(plain[name], vamo[name]) for name in plain), str(options), str(arguments)])
     return same
@@ -177,7 +197,7 @@ def without_a_correction(folder):
 
 def test_without_a_correction_training_is_plain_to_the_bit(tmp_path):
     for result in in_processes(without_a_correction, tmp_path):
-        assert len(result) == 10
+        assert len(result) == 15
         assert all(same for same, *_ in result), result
 
 

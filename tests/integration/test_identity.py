@@ -161,7 +161,11 @@ def same(one, other):
     return one == other or (one != one and other != other)
 
 
-CALLBACKS = {"probes=0": {"probes": 0}, "alpha=0": {"probes": 2, "alpha": 0.0, "seed": 3}}
+CALLBACKS = {
+    "probes=0": {"probes": 0},
+    "alpha=0": {"probes": 2, "alpha": 0.0, "seed": 3},
+    "alpha=0, recomputed": {"probes": 2, "alpha": 0.0, "seed": 3, "control": "recompute"},
+}
 
 
 @pytest.mark.parametrize("arguments", CALLBACKS.values(), ids=CALLBACKS)

@@ -50,7 +50,9 @@ ARGUMENTS = {
     "mu": [0, -1.0, float("nan"), float("inf"), "big", True],
     "alpha": [-0.1, float("nan"), float("inf"), "best", "big", True],
     "difference": ["backward", None],
+    "control": ["sweep", None, 1],
     "every_n_epochs": [0, -1, 1.5, True],
+    "every_n_train_steps": [0, -1, 1.5, True],
     "seed": [1.5, "x", True],
     "directions": [OrthonormalDirections, "sphere"],
 }
@@ -162,8 +164,9 @@ DATA = {
 @pytest.mark.parametrize(("data", "message"), DATA.values(), ids=DATA)
 def test_data_without_a_plan(data, message):
     with pytest.raises(UnsupportedError, match=message) as error:
-        fit(Vamo(), data())
+        fit(Vamo(), data(), VAMOCallback(probes=1, control="replay"))
     assert "probes=0" in str(error.value)
+    assert "control='recompute'" in str(error.value)
 
 
 @pytest.mark.parametrize("data", [DATA["iterable dataset"][0], DATA["no batching"][0], DATA["no length"][0]])

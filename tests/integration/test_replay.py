@@ -282,7 +282,7 @@ def test_a_loader_that_resumes_by_itself_is_refused():
             pass
 
     with pytest.raises(UnsupportedError, match="resumes in mid-epoch by itself"):
-        trainer(callbacks=[VAMOCallback()]).fit(VAMORecorder(), Stateful(Indexed(4)))
+        trainer(callbacks=[VAMOCallback(control="replay")]).fit(VAMORecorder(), Stateful(Indexed(4)))
 
 
 OPTIONS = {

@@ -1,0 +1,96 @@
+r"""The control variate of rows that come with their steps, around a mean that is known or that runs along."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RecomputedControlVariate:
+    r"""Centres probe differences that are evaluated anew for the batch of each step.
+
+    .. math:: r_{k,j} = \beta\,(\delta_{k,j} - \bar\delta_j)
+
+    With a mean over all samples this is the paper's. Where there is none, :math:`\bar\delta_j` is the mean over the rows since
+    the snapshot, the step's own among them:
+
+    .. math:: \delta_k - \frac{1}{k} \sum_{i \le k} \delta_i
+        = \frac{k-1}{k} \Bigl(\delta_k - \frac{1}{k-1} \sum_{i<k} \delta_i\Bigr)
+
+    That subtracts the mean of the rows before, whose expectation is the same if batches are drawn alike, so the corrected
+    gradient stays unbiased; and :math:`(k-1)/k` is the coefficient that leaves the least variance with a mean of :math:`k-1`
+    rows. The first step has no correction.
+
+    A probe difference that is not finite has no part in the running mean, and its coefficient is zero.
+
+    Args:
+        beta: The effective coefficient :math:`\beta = \alpha d/q`.
+        mean: The mean of the rows over all samples, shape ``(q,)``, or None if it is to run along.
+
+    References:
+        Chen & Ma, arXiv:2505.13954, Algorithm 1.
+    """
+
+    def __init__(self, beta: float, mean: Tensor | None = None) -> None:
+        self.beta = beta
+        self._known = mean
+        # Over the rows since the snapshot, float64: sums of the finite entries, their numbers, and how many rows had others.
+        self._sum: Tensor | None = None
+        self._count: Tensor | None = None
+        self._unused: Tensor | None = None
+
+    @property
+    def mean(self) -> Tensor | None:
+        """What rows are centred around, shape ``(q,)``; None before the first of a running mean."""
+        if self._known is not None or self._sum is None or self._count is None:
+            return self._known
+        return self._sum / self._count
+
+    @property
+    def unused(self) -> float:
+        """How many rows since the snapshot had entries that were not finite, and so were left out."""
+        return 0.0 if self._unused is None else float(self._unused)
+
+    def see(self, rows: Sequence[Tensor]) -> None:
+        """Count in the rows of a step, before its correction is taken.
+
+        Args:
+            rows: Probe differences, each of shape ``(q,)``.
+        """
+        if not rows:
+            return
+        stacked = torch.stack(list(rows)).double()
+        finite = stacked.isfinite()
+        if self._sum is None or self._count is None or self._unused is None:
+            self._sum, self._count = torch.zeros_like(stacked[0]), torch.zeros_like(stacked[0])
+            self._unused = torch.zeros_like(stacked[0, 0])
+        self._sum = self._sum + torch.where(finite, stacked, 0.0).sum(dim=0)
+        self._count = self._count + finite.sum(dim=0)
+        self._unused = self._unused + (~finite.all(dim=1)).sum()
+
+    def correction(self, row: Tensor) -> Tensor:
+        """Coefficients along the directions of the control variate of one batch.
+
+        Args:
+            row: Its probe differences, shape ``(q,)``, which :meth:`see` has seen.
+
+        Returns:
+            Shape ``(q,)``, in loss units per unit of parameter norm, on the row's device.
+        """
+        if self.mean is None:
+            return torch.zeros_like(row)
+        centred = row.double() - self.mean
+        return torch.where(centred.isfinite(), self.beta * centred, 0.0).to(row.dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The coefficient, the mean and the sums, as plain types and tensors."""
+        sums = {"sum": self._sum, "count": self._count, "unused": self._unused}
+        return {"beta": self.beta, "mean": self._known, **sums}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "RecomputedControlVariate":
+        """One that goes on from a state of :meth:`state_dict`."""
+        control = cls(state["beta"], state["mean"])
+        control._sum, control._count, control._unused = state["sum"], state["count"], state["unused"]
+        return control

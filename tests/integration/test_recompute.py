@@ -1,0 +1,379 @@
+"""Rows that are recomputed: each step's own batch, at the snapshot's weights."""
+
+import itertools
+import random
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
+
+from lightning_vamo import InvalidArgumentError, VAMOCallback
+from lightning_vamo.core.directions import CoordinateDirections, OrthonormalDirections, SphereDirections
+from lightning_vamo.core.schedules import LinearProbes
+from tests.integration.test_no_trace import Meddling, VAMOMeddling, contents, everything
+from tests.integration.test_svrg import VAMOLeastSquares, problem, train
+from tests.modules import MemoryLogger, VAMOEverything, classification_data, loaders, trainer
+from tests.reference import fo_svrg, least_squares_gradient, sgd
+
+RATE = 0.05
+
+
+class Watched(VAMOCallback):
+    """Keeps each snapshot, each row, and the slopes of the gradient that it corrects."""
+
+    def __init__(self, **arguments):
+        super().__init__(**{"directions": SphereDirections(), "alpha": "theory", **arguments})
+        self.snapshots = []
+        self.rows = []
+        self.slopes = []
+
+    def _take_snapshot(self, fit, module, batch_idx):
+        super()._take_snapshot(fit, module, batch_idx)
+        self.snapshots.append((fit.global_step, batch_idx, self._standing.taken))
+
+    def after_backward(self, fit, module, **flags):
+        taken = self._standing.taken
+        if taken is not None and taken.recomputation is not None:
+            self.rows.append(taken.recomputation.row)
+            self.slopes.append(taken.correction.directions.project([p.grad for p in taken.correction.parameters]))
+        super().after_backward(fit, module, **flags)
+
+
+def every_direction(**arguments):
+    family = arguments.pop("directions", None) or OrthonormalDirections()
+    return Watched(probes=9, directions=family, difference="central", seed=0, **arguments)
+
+
+def samples():
+    a, b = problem()
+    return TensorDataset(torch.tensor(a).float(), torch.tensor(b).float(), torch.arange(len(a)))
+
+
+def groups(plan, count):
+    """The batches of a run, as many to a group as steps to a snapshot."""
+    flat = list(itertools.chain.from_iterable(plan))
+    return [flat[start : start + count] for start in range(0, len(flat), count)]
+
+
+# ---- the mean of a sweep: first-order SVRG
+
+
+@pytest.mark.parametrize("family", [OrthonormalDirections(), OrthonormalDirections("seeded"), CoordinateDirections()])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_directions_give_first_order_svrg(family, workers):
+    callback = every_direction(directions=family, control="recompute")
+    points, start, plan = train(callback, num_workers=workers)
+    assert np.abs(points - fo_svrg(*problem(), start, plan, RATE)).max() < 1e-5
+    assert np.abs(points - sgd(*problem(), start, plan, RATE)).max() > 1e-2
+    assert callback.report.variance_removed > 0.2
+
+
+SNAPSHOTS = {"every epoch": ({}, 7), "every 2 epochs": ({"every_n_epochs": 2}, 14), "every 5": ({"every_n_train_steps": 5}, 5)}
+
+
+@pytest.mark.parametrize(("arguments", "steps"), SNAPSHOTS.values(), ids=SNAPSHOTS)
+@pytest.mark.parametrize("replacement", [False, True], ids=["without", "with replacement"])
+def test_snapshots_of_any_length_give_svrg(arguments, steps, replacement):
+    """With replacement an epoch misses some samples; the mean is over all of them, as in the paper's Algorithm 1."""
+    options = {"shuffle": False, "sampler": RandomSampler(samples(), replacement=True)} if replacement else {}
+    callback = every_direction(control="recompute", **arguments)
+    points, start, plan = train(callback, epochs=4, **options)
+    drawn = set(itertools.chain.from_iterable(plan[0]))
+    assert (len(drawn) < 41) == replacement
+    assert np.abs(points - fo_svrg(*problem(), start, groups(plan, steps), RATE)).max() < 1e-5
+
+
+def test_a_limit_of_the_epoch_limits_the_sweep_of_samples_that_are_drawn_with_replacement():
+    callback, module = every_direction(control="recompute"), VAMOLeastSquares(9, RATE)
+    data = DataLoader(samples(), 6, sampler=RandomSampler(samples(), replacement=True), drop_last=True)
+    trainer(callbacks=[callback], max_epochs=2, limit_train_batches=2).fit(module, data)
+    assert [len(taken.sweep.deltas) for _, _, taken in callback.snapshots] == [2, 2]
+    data = DataLoader(samples(), 6, sampler=RandomSampler(samples(), replacement=True, num_samples=90), drop_last=True)
+    callback, module = every_direction(control="recompute"), VAMOLeastSquares(9, RATE)
+    trainer(callbacks=[callback], max_epochs=1).fit(module, data)
+    assert [taken.sweep.weights.tolist() for _, _, taken in callback.snapshots] == [[6] * 6]
+
+
+# ---- the same batch, under the same random numbers
+
+
+class Augmented(Dataset):
+    """Other samples for the same indices."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        a, b, place = self.data[index]
+        return a + 0.5 * torch.randn(len(a)), b, place
+
+
+class OnTheDevice(VAMOLeastSquares):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return [batch[0] + 0.5 * torch.randn_like(batch[0]), *batch[1:]]
+
+
+class InTheStep(VAMOLeastSquares):
+    def training_step(self, batch, batch_idx):
+        noise = 0.5 * torch.randn_like(batch[0]) + random.random() + np.random.rand()
+        return super().training_step([batch[0] + noise, *batch[1:]], batch_idx)
+
+
+AUGMENTATIONS = {
+    "dataset": (Augmented(samples()), VAMOLeastSquares),
+    "device": (samples(), OnTheDevice),
+    "step": (samples(), InTheStep),
+}
+
+
+@pytest.mark.parametrize(("data", "cls"), AUGMENTATIONS.values(), ids=AUGMENTATIONS)
+@pytest.mark.filterwarnings("ignore:A training batch differs from the one that the sweep saw")
+def test_a_row_is_of_the_very_batch_and_randomness_of_its_step(data, cls):
+    """Along all directions it is then the gradient of the step at the snapshot, where the weights are right after it."""
+    for accumulate in (1, 3):
+        callback, module = every_direction(control="recompute", every_n_train_steps=1, mu=0.1), cls(9, RATE)
+        fit = trainer(callbacks=[callback], max_epochs=2, accumulate_grad_batches=accumulate)
+        fit.fit(module, DataLoader(data, 6, shuffle=True, num_workers=int(accumulate > 1)))
+        assert len(callback.snapshots) == fit.global_step > 0
+        if accumulate == 1:
+            for row, slopes in zip(callback.rows, callback.slopes, strict=True):
+                assert torch.allclose(row, slopes, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:A training batch differs from the one that the sweep saw")
+def test_augmentation_leaves_replay_without_rows_and_does_not_disturb_recomputing():
+    def removed(control):
+        callback = every_direction(control=control)
+        fit = trainer(callbacks=[callback], max_epochs=2)
+        fit.fit(VAMOLeastSquares(9, 0.01), DataLoader(Augmented(samples()), 6, shuffle=True))
+        return callback.report.variance_removed, int(fit.callback_metrics["vamo/rows_unused"])
+
+    assert removed("replay") == (None, 7)
+    share, unused = removed("recompute")
+    assert unused == 0
+    assert share > 0.2
+
+
+def test_augmentation_in_replay_is_answered_with_advice():
+    with pytest.warns(UserWarning, match="Set control='recompute'"):
+        trainer(callbacks=[Watched(probes=1)], max_epochs=1).fit(VAMOLeastSquares(9, RATE), DataLoader(Augmented(samples()), 6))
+
+
+# ---- no trace
+
+
+class Compare(VAMOCallback):
+    """Compares the state before and after each row."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.compared = 0
+
+    def before_step(self, fit, module, batch):
+        before, given = everything(fit, module), [part.clone() for part in batch]
+        try:
+            super().before_step(fit, module, batch)
+        finally:
+            after = everything(fit, module)
+            assert [key for key in before if before[key] != after[key]] == []
+            assert all(torch.equal(one, other) for one, other in zip(batch, given, strict=True))
+            self.compared += 1
+
+
+@pytest.mark.parametrize("arguments", [{}, {"difference": "central", "every_n_train_steps": 3}], ids=["forward", "central"])
+@pytest.mark.parametrize("cls", [VAMOEverything, VAMOMeddling])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.filterwarnings("ignore:The probe differences hardly stand out")
+def test_state_before_and_after_a_row(cls, arguments, precision):
+    L.seed_everything(0, verbose=False)
+    callback = Compare(probes=3, control="recompute", **arguments)
+    fit = trainer(callbacks=[callback], logger=MemoryLogger("somewhere"), precision=precision, max_epochs=2)
+    fit.fit(cls(), *loaders())
+    assert callback.compared == 24
+    assert callback.report.steps == 24
+
+
+def test_a_meddling_module_trains_as_without_rows():
+    def run(cls, callbacks):
+        L.seed_everything(0, verbose=False)
+        module, logger = cls(), MemoryLogger("somewhere")
+        trainer(callbacks=callbacks, logger=logger).fit(module, *loaders())
+        state = dict(module.state_dict()), module.history, module.average, module.moving, module.tree["visits"]
+        return [contents(value) for value in state], logger.rows
+
+    assert run(Meddling, []) == run(VAMOMeddling, [VAMOCallback(probes=2, control="recompute", alpha=0.0)])
+
+
+def test_an_error_in_a_row_leaves_the_weights_that_were_trained():
+    class Failing(VAMOEverything):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 5 and not torch.is_grad_enabled() and not self.trainer.sanity_checking and self.armed:
+                raise RuntimeError("out of memory, say")
+            return super().training_step(batch, batch_idx)
+
+        def on_train_batch_start(self, batch, batch_idx):
+            self.armed = batch_idx == 5
+            self.before = contents(dict(self.state_dict()))
+
+    module = Failing()
+    module.armed = False
+    with pytest.raises(RuntimeError, match="out of memory, say"):
+        trainer(callbacks=[VAMOCallback(probes=2, control="recompute")]).fit(module, *loaders())
+    assert contents(dict(module.state_dict())) == module.before
+    assert module.automatic_optimization
+
+
+class Student(VAMOLeastSquares):
+    """Has a frozen backbone, and a teacher that the step moves, unseen by the version counters."""
+
+    def __init__(self):
+        super().__init__(9, RATE)
+        self.backbone = nn.Linear(3, 3).requires_grad_(False)
+        self.teacher = nn.Linear(3, 1).requires_grad_(False)
+
+    def training_step(self, batch, batch_idx):
+        self.teacher.weight.data.mul_(0.9).add_(0.1)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_frozen_parameter_is_copied_once_and_one_that_moves_for_every_row():
+    copies = []
+
+    class Copies(Watched):
+        def before_step(self, fit, module, batch):
+            super().before_step(fit, module, batch)
+            others = self._standing.taken.recomputation._others
+            copies.append([others[id(p)]._copy.data_ptr() for p in (module.backbone.weight, module.teacher.weight)])
+            kept.append([others[id(p)]._copy for p in (module.backbone.weight, module.teacher.weight)])
+
+    kept = []  # so that no memory is used twice
+    module = Student()
+    expected = module.teacher.weight.detach().clone()
+    callback = Copies(probes=2, control="recompute")
+    trainer(callbacks=[callback], max_epochs=1).fit(module, DataLoader(samples(), 6))
+    backbone, teacher = (len(set(pointers)) for pointers in zip(*copies, strict=True))
+    assert (backbone, teacher) == (1, 7)
+    for _ in range(7):
+        expected.mul_(0.9).add_(0.1)
+    assert torch.equal(module.teacher.weight, expected)
+
+
+def test_weights_that_something_else_writes_to_between_two_steps():
+    """A row is of the snapshot, wherever the weights have gone and whatever their storage is."""
+
+    class Moves(L.Callback):
+        def on_train_batch_end(self, fit, module, *arguments):
+            for parameter in module.parameters():
+                parameter.data = parameter.data.clone() + 1
+
+    callback, module = every_direction(control="recompute", mu=0.1), VAMOLeastSquares(9, RATE)
+    trainer(callbacks=[callback, Moves()], max_epochs=1).fit(module, DataLoader(samples(), 6))
+    a, b = problem()
+    start = np.concatenate([np.zeros(7), np.ones(2)])
+    directions = callback.snapshots[0][2].correction.directions.dense(list(module.weights)).double().numpy()
+    for row, batch in zip(callback.rows, module.plan[0], strict=True):
+        expected = directions @ least_squares_gradient(a[batch], b[batch], start)
+        assert row.numpy() == pytest.approx(expected, abs=1e-3)
+
+
+# ---- when, and what it costs
+
+
+def test_snapshots_every_few_steps():
+    callback = Watched(probes=2, every_n_train_steps=4, seed=0)
+    L.seed_everything(0, verbose=False)
+    fit = trainer(callbacks=[callback], max_epochs=2, accumulate_grad_batches=2)
+    fit.fit(VAMOEverything(), *loaders())  # 12 batches, 6 steps
+    assert [(step, batch_idx) for step, batch_idx, _ in callback.snapshots] == [(0, 0), (4, 8), (8, 4)]
+    assert callback.report.steps == 12
+    assert callback.report.snapshots == 3
+
+
+def test_figures():
+    callback = VAMOCallback(probes=3, control="recompute", directions=SphereDirections())
+    fit = trainer(callbacks=[callback], max_epochs=2)
+    fit.fit(VAMOEverything(), *loaders())
+    metrics = {name: value.item() for name, value in fit.callback_metrics.items()}
+    sweeps, rows = 2 * (12 * (1 + 3) + 8), 2 * 12 * (1 + 3)
+    assert metrics["vamo/forward_evaluations"] == sweeps + rows + 2 * 12
+    assert metrics["vamo/row_seconds"] > 0
+    assert metrics["vamo/sweep_seconds"] > 0
+    assert metrics["vamo/rows_unused"] == 0
+    report = callback.report
+    assert report.row_seconds > metrics["vamo/row_seconds"]
+    assert report.sweep_seconds + report.row_seconds < report.training_seconds
+    assert "VAMO: 2 snapshots, 24 corrected steps." in str(report)
+    assert "and the rows of the steps" in str(report)
+
+
+def test_probes_that_change_and_a_schedule_that_starts_at_none():
+    callback = Watched(probes=LinearProbes(start=0, end=2, epochs=3), every_n_train_steps=5, alpha="adaptive")
+    trainer(callbacks=[callback], max_epochs=3).fit(VAMOEverything(), *loaders())
+    taken = [taken and taken.correction.directions.count for _, _, taken in callback.snapshots]
+    assert taken == [None, None, None, 1, 1, 2, 2, 2]
+
+
+def test_a_coefficient_that_decays_over_the_steps_of_a_snapshot():
+    class Factors(Watched):
+        def after_backward(self, fit, module, **flags):
+            super().after_backward(fit, module, **flags)
+            if flags["last"]:
+                factors.append(self._standing.taken.correction.factors)
+
+    factors = []
+    callback = Factors(probes=2, every_n_train_steps=4, alpha="linear-decay")
+    data = DataLoader(classification_data(96), 8)
+    trainer(callbacks=[callback], max_epochs=1, accumulate_grad_batches=2).fit(VAMOEverything(), data)
+    assert factors == [1, 0.75, 0.5, 0.25, 1, 0.75]
+
+
+def test_directions_that_the_sweep_drops_stay_dropped():
+    class Steep(VAMOLeastSquares):
+        def probe_loss(self, batch, batch_idx):
+            loss = super().probe_loss(batch, batch_idx)
+            dropped = self.weights[0][0] != self.first and self.trainer.global_step == 0 and self.armed
+            return loss * float("inf") if dropped else loss
+
+        def on_train_batch_start(self, batch, batch_idx):
+            self.armed = False  # the sweep is over
+
+    module = Steep(9, RATE)
+    module.first, module.armed = module.weights[0][0].item(), True
+    callback = Watched(probes=9, directions=CoordinateDirections(), control="recompute", mu=0.1)
+    fit = trainer(callbacks=[callback], max_epochs=1)
+    with pytest.warns(UserWarning, match="The loss is not finite at points perturbed along 1 of 9"):
+        fit.fit(module, DataLoader(samples(), 6))
+    used = (torch.stack(callback.rows) != 0).any(dim=0)
+    assert sorted(used.tolist()) == [False] + 8 * [True]
+
+
+def test_the_row_keeps_the_sweeps_own_precision():
+    class Precise(VAMOEverything):
+        def probe_loss(self, batch, batch_idx):
+            assert not torch.is_autocast_enabled("cpu")
+            return super().probe_loss(batch, batch_idx)
+
+    callback = VAMOCallback(probes=2, control="recompute", sweep_precision="32-true")
+    trainer(callbacks=[callback], max_epochs=1, precision="bf16-mixed").fit(Precise(), *loaders())
+    assert callback.report.steps == 12
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"control": "replay", "every_n_train_steps": 5}, "`every_n_train_steps=5` needs control='recompute'"),
+        ({"every_n_epochs": 2, "every_n_train_steps": 5}, "`every_n_epochs=2` both say when"),
+    ],
+)
+def test_arguments_that_contradict_each_other(arguments, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        VAMOCallback(**arguments)

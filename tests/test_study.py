@@ -62,7 +62,7 @@ def test_the_study_and_its_tables(folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
     command(study_tables, monkeypatch, runs, "--plot", tmp_path / "plot.png")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| sgd")]
-    assert len(lines) == 2 * 3
+    assert len(lines) == 2 * 4
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 

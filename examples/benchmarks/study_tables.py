@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from examples.benchmarks.study_runs import final_loss
+
 AXES = {
     "steps": lambda point: point["step"],
     "evaluations": lambda point: (point["forward"] + 2 * point["backward"]) / 3,  # in steps of plain training
@@ -23,8 +25,14 @@ AXES = {
 Run = dict[str, Any]
 
 
+def place(method: str) -> tuple[bool, int, str]:
+    """Where a method stands in the tables: plain training first."""
+    optimizer, _, probing = method.partition("+")
+    return bool(probing), ["sgd", "momentum", "adamw"].index(optimizer), probing
+
+
 def load(folder: Path) -> dict[str, list[Run]]:
-    """The runs of a folder by method, in the order of ``METHODS`` and then of their names.
+    """The runs of a folder by method, plain training first.
 
     Args:
         folder: Where they are kept.
@@ -38,8 +46,7 @@ def load(folder: Path) -> dict[str, list[Run]]:
     runs = sorted((json.loads(path.read_text()) for path in folder.glob("*.json")), key=lambda run: run["seed"])
     if not runs:
         raise ValueError(f"There are no runs in {folder}: run examples.benchmarks.study first.")
-    order = ["sgd", "momentum", "adamw"]
-    names = sorted({run["method"] for run in runs}, key=lambda name: (name.count("+"), order.index(name.split("+")[0]), name))
+    names = sorted({run["method"] for run in runs}, key=place)
     methods = {name: [run for run in runs if run["method"] == name] for name in names}
     for name, group in methods.items():
         if len({(run["lr"], run["epochs"]) for run in group}) > 1:
@@ -121,6 +128,20 @@ def cost_table(methods: dict[str, list[Run]]) -> str:
     return table(header, rows)
 
 
+def rates_table(folder: Path) -> str:
+    """Of the runs that chose a learning rate: the training loss at the end, and the share that corrections removed."""
+    runs = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    rates = sorted({run["lr"] for run in runs})
+    cells = {}
+    for run in runs:
+        share = "" if run["removed"] is None else f" ({100 * run['removed']:.2g} %)"
+        cells[run["method"], run["lr"]] = "diverged" if run["diverged"] else f"{final_loss(run):.3g}{share}"
+    methods = sorted({run["method"] for run in runs}, key=place)
+    return table(
+        ["method", *(f"{lr:g}" for lr in rates)], [[name, *(cells.get((name, lr), "") for lr in rates)] for name in methods]
+    )
+
+
 def plot(methods: dict[str, list[Run]], path: Path) -> None:
     """Training loss and validation accuracy against each unit of cost: the mean over seeds, and their range."""
     import matplotlib as mpl
@@ -160,6 +181,7 @@ def main() -> None:
     print("Training loss\n\n" + values_table(methods, "train_loss", lambda value: f"{value:.3g}"))
     print("\nValidation accuracy\n\n" + values_table(methods, "val_accuracy", lambda value: f"{100 * value:.1f}"))
     print("\nCost of all steps\n\n" + cost_table(methods))
+    print("\nThe choice of the learning rate\n\n" + rates_table(options.runs / "tuning"))
     if options.plot:
         plot(methods, options.plot)
 

@@ -70,7 +70,8 @@ def find_probes(
     Example:
         >>> import lightning as L
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+        >>> quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        >>> trainer = L.Trainer(accelerator="cpu", **quiet)
         >>> finding = find_probes(trainer, BoringModel(), maximum=2)
         >>> [figures.probes for figures in finding.figures]
         [1, 2]

@@ -12,41 +12,9 @@ from lightning_vamo.core.carried import CarriedRows
 from lightning_vamo.core.correction import Correction
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.mixing import Alpha, effective_coefficient
-from lightning_vamo.errors import InvalidArgumentError
 from lightning_vamo.loop import support
 from lightning_vamo.loop.plan import Plan, plan_of
-from lightning_vamo.loop.recompute import Control
 from lightning_vamo.loop.snapshot import Taken
-
-
-def check_carry(carry: bool, sweep: bool, every_n_epochs: int, control: Control) -> None:
-    """Refuse sweeps that leave nothing to carry, and to do without them where nothing is carried.
-
-    Args:
-        carry: Whether rows are carried from epoch to epoch.
-        sweep: Whether sweeps refill the table.
-        every_n_epochs: How often.
-        control: How a step gets its row.
-
-    Raises:
-        InvalidArgumentError: If they are no truth values, or do not go together.
-    """
-    for name, value in (("carry", carry), ("sweep", sweep)):
-        if not isinstance(value, bool):
-            raise InvalidArgumentError(f"`{name}` must be True or False, got {value!r}.")
-    if carry and control == "recompute":
-        raise InvalidArgumentError(
-            '`carry=True` got `control="recompute"`, which makes every row anew, so there is none to carry: keep one of them.'
-        )
-    if not sweep and not carry:
-        raise InvalidArgumentError(
-            "`sweep=False` got `carry=False`, and without a sweep only carried rows can correct gradients: set `carry=True`."
-        )
-    if carry and sweep and every_n_epochs < 2:
-        raise InvalidArgumentError(
-            f"`carry=True` got `every_n_epochs={every_n_epochs}`, whose sweeps replace all rows before any is used again: set"
-            " `every_n_epochs` to 2 or more, or `sweep=False`."
-        )
 
 
 def next_epoch(taken: Taken, plan: Plan, generator: torch.Generator) -> list[int]:

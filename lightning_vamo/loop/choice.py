@@ -1,5 +1,6 @@
 """The number of probes chosen by measurement: what a schedule is told, and what it says of its choice."""
 
+import copy
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.probes import Difference
-from lightning_vamo.core.schedules import Decision, EfficientProbes
+from lightning_vamo.core.schedules import Decision, EfficientProbes, ProbeSchedule
 from lightning_vamo.loop.clock import StepClock
 from lightning_vamo.loop.sweep import Sweep
 
@@ -18,7 +19,7 @@ class ProbeChoice:
     """Measures, snapshot by snapshot, what probes were worth, and lets the schedule choose.
 
     Args:
-        schedule: Chooses.
+        schedule: Chooses, as a copy, which takes what is measured in one fit: the next one begins anew.
 
     Attributes:
         clock: Times the training steps.
@@ -26,13 +27,18 @@ class ProbeChoice:
     """
 
     def __init__(self, schedule: EfficientProbes) -> None:
-        self.schedule = schedule
+        self.schedule = copy.copy(schedule)
         self.clock = StepClock()
         self.figures: dict[str, float] = {}
         self._evaluation: float | None = None
         self._forward: float | None = None
         self._factors: Tensor | None = None
         self._steps = 0
+
+    @classmethod
+    def of(cls, schedule: ProbeSchedule) -> "ProbeChoice | None":
+        """The choice that a schedule makes; None if it goes by no measurement."""
+        return cls(schedule) if isinstance(schedule, EfficientProbes) else None
 
     def swept(self, sweep: Sweep) -> None:
         """Take note of what a sweep took."""

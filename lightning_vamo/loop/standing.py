@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_vamo.core.adaptive import Coefficient
@@ -56,8 +57,17 @@ class Standing:
             return self.taken.recomputation.row
         return self.order[batch_idx - self.first]
 
-    def progress(self, batch_idx: int) -> float:
-        """Share of the epoch's batches that come before the one of that index, or of a recomputing snapshot's steps."""
+    def fingerprint(self, batch_idx: int) -> int | None:
+        """Fingerprint of what the sweep saw in the place of the epoch's batch of that index, if its row is from there."""
+        if self.taken is None or self.taken.recomputation is not None or self.taken.sweep is None:
+            return None
+        seen: int | None = self.taken.sweep.fingerprints[self.row(batch_idx)]
+        return seen
+
+    def progress(self, trainer: Trainer) -> float:
+        """Share of the epoch's batches before the present step, or of a recomputing snapshot's steps."""
         if self.taken is not None and self.taken.recomputation is not None:
             return self.taken.recomputation.progress
-        return (batch_idx - self.first) / max(1, len(self.order))
+        batch_idx = trainer.fit_loop.batch_idx
+        first = batch_idx - batch_idx % trainer.accumulate_grad_batches  # the same for all whose gradients accumulate in it
+        return (first - self.first) / max(1, len(self.order))

@@ -53,8 +53,9 @@ class VAMOCallback(GradientCallback):
     ``mu``; ``snapshot_loss``, the training loss at the snapshot, exact where the loss is a mean over samples;
     ``variance_removed``, the share of the gradient's second moment that the corrections removed; ``probe_snr``, how far the
     probe differences stand out of their own error; ``directions_dropped``, for losses that were not finite along them;
-    ``rows_unused``, batches that were not those that the sweep saw; ``forward_evaluations`` and
-    ``backward_evaluations`` of a batch so far; ``sweep_seconds``, and ``row_seconds`` where rows are recomputed.
+    ``rows_unused``, batches that were not those that the sweep saw, or recomputed rows that were not finite;
+    ``forward_evaluations`` and ``backward_evaluations`` of a batch so far; ``sweep_seconds``, and ``row_seconds`` where rows
+    are recomputed.
 
     Args:
         probes: ``q``, the number of probes, or a schedule of it, a :class:`~lightning_vamo.core.schedules.ProbeSchedule`. 0 is
@@ -65,7 +66,7 @@ class VAMOCallback(GradientCallback):
         mu: Smoothing radius for directions of unit norm, or ``"auto"``: see :func:`~lightning_vamo.core.probes.auto_mu`.
         alpha: The mixing coefficient :math:`\alpha`, or ``"theory"``: the paper's, :math:`q/d`. ``"adaptive"``, the default,
             multiplies the theory's by what a regression of gradients on rows finds, direction by direction, and
-            ``"linear-decay"`` lets it fall to 0 over the batches of a snapshot: see :mod:`lightning_vamo.core.adaptive`.
+            ``"linear-decay"`` lets it fall to 0 over an epoch: see :mod:`lightning_vamo.core.adaptive`.
         difference: ``"forward"``, ``1 + q`` forward passes per batch and sweep, or ``"central"``, ``1 + 2q``.
         sweep_precision: ``"32-true"`` sweeps in float32 where the Trainer trains in mixed precision; by default the sweep runs
             in the Trainer's precision.
@@ -253,6 +254,8 @@ class VAMOCallback(GradientCallback):
         standing.due |= stale
         if settings.every_n_train_steps is None:
             standing.due |= learning or trainer.current_epoch % settings.every_n_epochs == 0
+        if stale and not settings.sweep:
+            self._run.advice.on_reloaded_rows()
         if stale or (standing.due and settings.sweep):
             standing.taken = None
         if standing.taken is not None and standing.taken.plan is not None:
@@ -271,8 +274,9 @@ class VAMOCallback(GradientCallback):
             return
         if standing.taken is not None and not fits(trainer, standing.taken):
             standing.taken, standing.due = None, True
-        if every is not None and batch_idx % trainer.accumulate_grad_batches == 0:
-            standing.due |= trainer.global_step - standing.step >= every
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            standing.due |= every is not None and trainer.global_step - standing.step >= every
+            standing.due |= standing.learned_at is not None and trainer.global_step >= standing.learned_at
         if standing.due:
             if run.choice is not None:
                 run.choice.clock.stop(trainer.strategy.root_device)
@@ -339,8 +343,9 @@ class VAMOCallback(GradientCallback):
         # Before and after the training, and where nothing is ever probed, a checkpoint is plain Lightning's.
         if self._trainer is not None and not self.settings.never_probes:
             ranks = saved(self._trainer, self._standing, self.settings.directions)
-        choice = None if self._run.choice is None else self._run.choice.state_dict()
-        return {"totals": self._totals.state_dict(), "choice": choice, "ranks": ranks}
+        ledger, choice = self._run.ledger, self._run.choice
+        chosen = None if choice is None else choice.state_dict(ledger.pending_row_seconds())
+        return {"totals": ledger.state_dict(), "choice": chosen, "ranks": ranks}
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

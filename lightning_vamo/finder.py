@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -91,6 +92,8 @@ def find_probes(
         difference=difference or callback.difference,
         sweep_precision=sweep_precision or callback.sweep_precision,
         seed=callback.seed if seed is None else seed,
+        training=callback.settings,
+        accumulation=next((c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)), None),  # type: ignore[attr-defined]
     )
     if isinstance(trainer.strategy, ModelParallelStrategy):
         raise UnsupportedError(

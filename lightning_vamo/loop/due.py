@@ -48,7 +48,7 @@ class DueSnapshot:
             batch_idx: Lightning's index of the batch that has been drawn.
         """
         standing, settings, before = self._standing, self._settings, self._before
-        standing.taken = None
+        standing.taken = standing.learned_at = None
         drawn = self._draw(batch_idx)
         if drawn is None:
             return
@@ -59,7 +59,7 @@ class DueSnapshot:
         if settings.sweep:
             taken = self._swept(drawn)
         else:
-            taken = unswept_rows(self._trainer, drawn, self._seed, before, settings.alpha, standing.coefficient)
+            taken = unswept_rows(self._trainer, drawn, self._seed, before, settings, standing.coefficient)
         standing.taken = taken
         if before is None or taken.plan is None or taken.plan is not before.plan:
             standing.order = [] if taken.plan is None else list(range(taken.plan.length))
@@ -81,7 +81,7 @@ class DueSnapshot:
             self._run.advice.on_sweep(self._trainer, taken.sweep, taken.logs["vamo/mu"], self._settings.sweep_precision)
             if self._run.choice is not None:
                 self._run.choice.swept(taken.sweep)
-        return swept_rows(self._trainer, taken) if self._settings.carry else taken
+        return swept_rows(self._trainer, taken, self._settings.alpha) if self._settings.carry else taken
 
     # ---- directions
 
@@ -111,6 +111,7 @@ class DueSnapshot:
         standing, choice = self._standing, self._run.choice
         if choice is None:
             return most
+        self._run.ledger.tell(self._trainer, standing, choice)
         dimension = sum(parameter.numel() for parameter in parameters)
         decision = choice.decide(self._trainer, standing.learner, dimension, self._settings.difference, self._sweeps())
         if decision.afresh:
@@ -131,7 +132,9 @@ class DueSnapshot:
 
     def _warm_up(self, learner: Learner, probes: int) -> None:
         trainer, plan = self._trainer, self._plan
-        if plan is None:  # there are no batches to look at before
+        if plan is None:  # there are no batches to look at before: as many steps are plain
+            wait = max(self._settings.directions.warmup_batches, probes + 1)
+            self._standing.learned_at = trainer.global_step + wait
             return
         generator = seeded(self._totals.seed_for("second pass of the warm-up"))
         turn = functools.partial(learner.directions, probes, generator)
@@ -163,14 +166,5 @@ class DueSnapshot:
         return plan or second_reading(trainer)
 
     def _sweeps(self) -> float:
-        """How often a batch is probed per epoch, on average: in a sweep, and in its row where rows are recomputed."""
-        trainer, settings = self._trainer, self._settings
-        if not settings.sweep:
-            return 0.0
-        if not self._recomputes:
-            return 1 / settings.every_n_epochs
-        if self._plan is None:
-            return 1.0
-        if settings.every_n_train_steps is None:
-            return 1 + 1 / settings.every_n_epochs
-        return 1 + trainer.num_training_batches / trainer.accumulate_grad_batches / settings.every_n_train_steps
+        steps = self._trainer.num_training_batches / self._trainer.accumulate_grad_batches
+        return self._settings.sweeps(self._recomputes, self._recomputes and self._plan is not None, steps)

@@ -31,7 +31,20 @@ from lightning_vamo.loop.standing import Standing
 
 # What a rank's state holds: see `_state`.
 _KEYS = {
-    *("position", "first", "validating", "due", "step", "rows", "withheld", "unused", "moments", "steps", "factors"),
+    *(
+        "position",
+        "first",
+        "validating",
+        "due",
+        "step",
+        "learned_at",
+        "rows",
+        "withheld",
+        "unused",
+        "moments",
+        "steps",
+        "factors",
+    ),
     *("coefficient", "order", "learner", "plan", "reloaded", "snapshot", "random", "logs", "metrics", "gradients"),
 }
 
@@ -86,6 +99,7 @@ def _state(trainer: Trainer, standing: Standing, directions: Directions) -> dict
         "validating": compat.in_validation(trainer),
         "due": standing.due,
         "step": standing.step,
+        "learned_at": standing.learned_at,
         "rows": standing.rows,
         "withheld": standing.withheld,
         "unused": standing.unused,
@@ -186,6 +200,7 @@ class Resumption:
             first=state["first"] + (state["position"] or 0 if state["plan"] is None else 0),
             due=state["due"],
             step=state["step"],
+            learned_at=state["learned_at"],
             rows=[row.to(device) if isinstance(row, Tensor) else row for row in state["rows"]],
             withheld=state["withheld"],
             unused=state["unused"],
@@ -208,6 +223,7 @@ class Resumption:
             _check_fits("the family of directions", snapshot["directions"], type(settings.directions).__name__)
             _check_fits("the number of trainable parameters", snapshot["dimension"], dimension)
             _check_fits("the number of probes", snapshot["probes"], schedule.probes_at(snapshot["epoch"]))
+            _check_fits("`carry`", snapshot["carried"] is not None, settings.carry)
             if snapshot["carried"] is not None and self._within:
                 group = snapshot["carried"]["group"]
                 _check_fits("the number of accumulated batches", group, trainer.accumulate_grad_batches)
@@ -269,8 +285,8 @@ def _check_fits(name: str, then: object, now: object) -> None:
     if then != now:
         raise InvalidArgumentError(
             f"The checkpoint's table of probe differences does not fit: {name} was {then}, and in the present run it is {now}."
-            " Resume with the settings that it was saved with, or from a checkpoint at which a new snapshot is due, such as one"
-            " of an epoch's end."
+            " Resume with the settings that it was saved with, or from a checkpoint at which a new snapshot is due: an epoch's"
+            " end, unless `every_n_epochs`, `every_n_train_steps` or `sweep=False` keeps the table beyond it."
         )
 
 

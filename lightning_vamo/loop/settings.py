@@ -83,9 +83,10 @@ class VAMOSettings:
             if not isinstance(value, bool):
                 raise InvalidArgumentError(f"`{name}` must be True or False, got {value!r}.")
         if self.carry and (self.control == "recompute" or self.every_n_train_steps is not None):
+            steps = self.every_n_train_steps
+            other = '`control="recompute"`' if steps is None else f"`every_n_train_steps={steps}`"
             raise InvalidArgumentError(
-                '`carry=True` got `control="recompute"`, which makes every row anew, so there is none to carry: keep one of'
-                " them."
+                f"`carry=True` got {other}, with which every row is made anew, so there is none to carry: keep one of them."
             )
         if not self.sweep and not self.carry:
             raise InvalidArgumentError(
@@ -102,6 +103,25 @@ class VAMOSettings:
     def never_probes(self) -> bool:
         """Whether the run is plain first-order training from beginning to end."""
         return isinstance(self.schedule, ConstantProbes) and self.schedule.n == 0
+
+    def sweeps(self, recomputes: bool, twice: bool, steps: float) -> float:
+        """How often a batch is probed per epoch, on average: in a sweep, and in its row where rows are recomputed.
+
+        Args:
+            recomputes: Whether each step recomputes its row.
+            twice: Whether the data can be read twice, for a sweep.
+            steps: Optimizer steps per epoch.
+
+        Returns:
+            The number; 0 where nothing is ever probed.
+        """
+        if not self.sweep:
+            return 0.0
+        if not recomputes:
+            return 1 / self.every_n_epochs
+        if not twice:
+            return 1.0
+        return 1 + (1 / self.every_n_epochs if self.every_n_train_steps is None else steps / self.every_n_train_steps)
 
     def most(self, epoch: int) -> int:
         """The number of probes of an epoch; the largest, where the number is chosen by measurement."""

@@ -32,6 +32,8 @@ class Standing:
         factors: Sum over them of the mean factor of their rows.
         plan: The epoch's plan, where the loaders do not have all of it: after an exception, and in an epoch that was resumed.
         step: The optimizer step before which the last snapshot was due.
+        learned_at: The optimizer step at which directions have been learned from enough plain steps, where there was nothing to
+            warm up with; None once that is past.
         moments: Squared gradient norms and what the corrections removed of them, summed over the epoch's steps, shape ``(2,)``.
     """
 
@@ -49,6 +51,7 @@ class Standing:
     factors: Tensor | float = 0.0
     plan: Plan | None = None
     step: int = 0
+    learned_at: int | None = None
     moments: Tensor | None = None
 
     def row(self, batch_idx: int) -> Any:

@@ -91,8 +91,8 @@ def perceptron(mnist: Path | None = None) -> Problem:
     images, labels = torch.rand(2048, 784), torch.randint(10, (2048,))
     if mnist is not None:
         try:
-            images = _idx(mnist / "t10k-images-idx3-ubyte.gz", header=16).view(-1, 784).float() / 255
-            labels = _idx(mnist / "t10k-labels-idx1-ubyte.gz", header=8).long()
+            images = idx(mnist / "t10k-images-idx3-ubyte.gz", header=16).view(-1, 784).float() / 255
+            labels = idx(mnist / "t10k-labels-idx1-ubyte.gz", header=8).long()
         except OSError as error:
             raise UnavailableError(f"MNIST cannot be read: {error}") from error
 
@@ -102,7 +102,8 @@ def perceptron(mnist: Path | None = None) -> Problem:
     return Problem("MLP", net, TensorDataset(images, labels), batch_size=128, steps=20)
 
 
-def _idx(path: Path, header: int) -> Tensor:
+def idx(path: Path, header: int) -> Tensor:
+    """The bytes of a gzipped file behind its header."""
     return torch.frombuffer(bytearray(gzip.decompress(path.read_bytes())[header:]), dtype=torch.uint8)
 
 

@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -70,7 +71,8 @@ def find_probes(
     Example:
         >>> import lightning as L
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+        >>> quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        >>> trainer = L.Trainer(accelerator="cpu", **quiet)
         >>> finding = find_probes(trainer, BoringModel(), maximum=2)
         >>> [figures.probes for figures in finding.figures]
         [1, 2]
@@ -90,6 +92,8 @@ def find_probes(
         difference=difference or callback.difference,
         sweep_precision=sweep_precision or callback.sweep_precision,
         seed=callback.seed if seed is None else seed,
+        training=callback.settings,
+        accumulation=next((c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)), None),  # type: ignore[attr-defined]
     )
     if isinstance(trainer.strategy, ModelParallelStrategy):
         raise UnsupportedError(

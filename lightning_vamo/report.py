@@ -1,5 +1,6 @@
 """What the probes cost and what they were worth, in figures and in a sentence."""
 
+import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -103,6 +104,10 @@ class Totals:
     training_seconds: float = 0.0
     moment_before: float = 0.0
     moment_removed: float = 0.0
+
+    def seed_for(self, purpose: str) -> int:
+        """A seed that depends on nothing but the run's and what it is for: the same on every rank, and after a resume."""
+        return random.Random(f"{self.seed}: {purpose}").getrandbits(63)
 
     def add_snapshot(self, sweep: Sweep | None) -> None:
         """Count a snapshot, and its sweep if it had one."""

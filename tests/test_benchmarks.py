@@ -26,13 +26,15 @@ def test_times(tmp_path):
     assert "nonsense" in figures["skipped"]
     [model] = figures["models"]
     assert model["dimension"] == 784 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 10 + 10
-    assert [method["probes"] for method in model["times"]] == [None, 0, 2]
+    families = [method["family"].removesuffix("Directions") for method in model["times"]]
+    assert [method["probes"] for method in model["times"]] == [None, 0, 2, 2]
+    assert families[2:] == ["Sphere", "GradientSubspace"]
     for method in model["times"]:
         assert len(method["step"]) == len(method["plain"]) == 2
         assert all(seconds > 0 for seconds in [*method["step"], *method["plain"]])
         assert all((seconds > 0) == bool(method["probes"]) for seconds in [*method["evaluation"], *method["bare"]])
     rows = [line for line in tables if line.startswith("| MLP")]
-    assert [row.count("–") for row in rows] == [3, 1]  # as many quartile ranges as columns
+    assert [row.count("–") for row in rows] == [3, 3, 1, 1]  # as many quartile ranges as columns
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

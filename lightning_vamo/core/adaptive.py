@@ -31,7 +31,9 @@ class Constant(Coefficient):
 
 
 class LinearDecay(Coefficient):
-    r"""Falls from 1 to 0 over a snapshot's batches, as the rows go stale: :math:`\beta = 1 - k/K`.
+    r"""Falls from 1 to 0 over the batches of each epoch, as the rows go stale: :math:`\beta = 1 - k/K`.
+
+    Where rows are recomputed it falls over all steps of the snapshot.
 
     References:
         Yin et al., "A Coefficient Makes SVRG Effective", arXiv:2311.05589, which lets the coefficient of SVRG decay linearly.

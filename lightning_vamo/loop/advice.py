@@ -49,6 +49,15 @@ class Advice:
                 f" improve it, {remedy}.",
             )
 
+    def on_reloaded_rows(self) -> None:
+        """Warn of carried rows that are lost with the loader whose batches they belong to."""
+        self._once(
+            "reloaded",
+            "The training DataLoader was made anew, so the rows that were carried from epoch to epoch are lost, and an epoch of"
+            " plain training fills a new table: set Trainer(reload_dataloaders_every_n_epochs=0), or a large number, or leave"
+            " `sweep` at True.",
+        )
+
     def on_short_warmup(self, trainer: Trainer, probes: int, seen: int) -> None:
         """Warn of an epoch that trains without probes, since there were too few gradients to learn directions from.
 

@@ -12,41 +12,10 @@ from lightning_vamo.core.carried import CarriedRows
 from lightning_vamo.core.correction import Correction
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.mixing import Alpha, effective_coefficient
-from lightning_vamo.errors import InvalidArgumentError
 from lightning_vamo.loop import support
 from lightning_vamo.loop.plan import Plan, plan_of
-from lightning_vamo.loop.recompute import Control
+from lightning_vamo.loop.settings import VAMOSettings
 from lightning_vamo.loop.snapshot import Taken
-
-
-def check_carry(carry: bool, sweep: bool, every_n_epochs: int, control: Control) -> None:
-    """Refuse sweeps that leave nothing to carry, and to do without them where nothing is carried.
-
-    Args:
-        carry: Whether rows are carried from epoch to epoch.
-        sweep: Whether sweeps refill the table.
-        every_n_epochs: How often.
-        control: How a step gets its row.
-
-    Raises:
-        InvalidArgumentError: If they are no truth values, or do not go together.
-    """
-    for name, value in (("carry", carry), ("sweep", sweep)):
-        if not isinstance(value, bool):
-            raise InvalidArgumentError(f"`{name}` must be True or False, got {value!r}.")
-    if carry and control == "recompute":
-        raise InvalidArgumentError(
-            '`carry=True` got `control="recompute"`, which makes every row anew, so there is none to carry: keep one of them.'
-        )
-    if not sweep and not carry:
-        raise InvalidArgumentError(
-            "`sweep=False` got `carry=False`, and without a sweep only carried rows can correct gradients: set `carry=True`."
-        )
-    if carry and sweep and every_n_epochs < 2:
-        raise InvalidArgumentError(
-            f"`carry=True` got `every_n_epochs={every_n_epochs}`, whose sweeps replace all rows before any is used again: set"
-            " `every_n_epochs` to 2 or more, or `sweep=False`."
-        )
 
 
 def next_epoch(taken: Taken, plan: Plan, generator: torch.Generator) -> list[int]:
@@ -73,12 +42,13 @@ def fits(trainer: Trainer, taken: Taken) -> bool:
     return not isinstance(control, CarriedRows) or control.group == trainer.accumulate_grad_batches
 
 
-def swept_rows(trainer: Trainer, taken: Taken) -> Taken:
+def swept_rows(trainer: Trainer, taken: Taken, alpha: Alpha) -> Taken:
     """Let the steps refresh the rows that a sweep has measured.
 
     Args:
         trainer: The trainer.
         taken: The snapshot with its sweep.
+        alpha: Mixing coefficient.
 
     Returns:
         The snapshot with carried rows.
@@ -87,13 +57,20 @@ def swept_rows(trainer: Trainer, taken: Taken) -> Taken:
     assert sweep is not None, "it has just been made"
     directions, group = correction.directions, trainer.accumulate_grad_batches
     deltas = directions.whiten(sweep.deltas)
-    control = CarriedRows(sweep.weights, directions.count, correction.control.beta, group, deltas)
+    # Not the sweep's own coefficient: the rows of directions that it had to drop are refreshed like others.
+    beta = effective_coefficient(alpha, directions.count, directions.dimension)
+    control = CarriedRows(sweep.weights, directions.count, beta, group, deltas)
     carried = Correction(correction.parameters, directions, control, coefficient=correction.coefficient)
     return dataclasses.replace(taken, correction=carried, sweep=None)
 
 
 def unswept_rows(
-    trainer: Trainer, drawn: ProbeDirections, seed: int, before: Taken | None, alpha: Alpha, coefficient: Coefficient | None
+    trainer: Trainer,
+    drawn: ProbeDirections,
+    seed: int,
+    before: Taken | None,
+    settings: VAMOSettings,
+    coefficient: Coefficient | None,
 ) -> Taken:
     """Turn to new directions without a sweep, or begin with a table that the epoch fills.
 
@@ -102,8 +79,8 @@ def unswept_rows(
         drawn: The directions to turn to.
         seed: What they were drawn with.
         before: The table so far, whose batches the epoch goes on with; None if there is none.
-        alpha: Mixing coefficient.
-        coefficient: What changes it from step to step.
+        settings: What the run trains with.
+        coefficient: What changes the effective coefficient from step to step.
 
     Returns:
         The table, in the directions that the epoch is to use.
@@ -111,13 +88,16 @@ def unswept_rows(
     parameters = support.trainable_parameters(trainer.optimizers)
     if before is not None and not same_tensors(parameters, before.correction.parameters):
         before = None
-    beta = effective_coefficient(alpha, drawn.count, drawn.dimension)
+    last = None if before is None else before.correction.directions
+    if last is not drawn and not settings.directions.learns:
+        before = None  # random directions hold next to nothing of rows along others
+    beta = effective_coefficient(settings.alpha, drawn.count, drawn.dimension)
     plan = plan_of(trainer) if before is None or before.plan is None else before.plan
     control = None if before is None else before.correction.control
     if before is None or not isinstance(control, CarriedRows):
         control = CarriedRows(_weights(trainer, plan), drawn.count, beta, trainer.accumulate_grad_batches)
-    elif drawn is not before.correction.directions:
-        control.turn(before.correction.directions.turning(drawn, parameters))
+    elif last is not None and last is not drawn:
+        control.turn(last.turning(drawn, parameters))
     control.beta = beta
     correction = Correction(parameters, drawn, control, coefficient=coefficient)
     return Taken(trainer.current_epoch, seed, correction, plan, None, {"vamo/alpha": beta})

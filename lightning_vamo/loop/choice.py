@@ -1,5 +1,6 @@
 """The number of probes chosen by measurement: what a schedule is told, and what it says of its choice."""
 
+import copy
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.probes import Difference
-from lightning_vamo.core.schedules import Decision, EfficientProbes
+from lightning_vamo.core.schedules import Decision, EfficientProbes, ProbeSchedule
 from lightning_vamo.loop.clock import StepClock
 from lightning_vamo.loop.sweep import Sweep
 
@@ -18,7 +19,7 @@ class ProbeChoice:
     """Measures, snapshot by snapshot, what probes were worth, and lets the schedule choose.
 
     Args:
-        schedule: Chooses.
+        schedule: Chooses, as a copy, which takes what is measured in one fit: the next one begins anew.
 
     Attributes:
         clock: Times the training steps.
@@ -26,7 +27,7 @@ class ProbeChoice:
     """
 
     def __init__(self, schedule: EfficientProbes) -> None:
-        self.schedule = schedule
+        self.schedule = copy.copy(schedule)
         self.clock = StepClock()
         self.figures: dict[str, float] = {}
         self._evaluation: float | None = None
@@ -34,22 +35,30 @@ class ProbeChoice:
         self._factors: Tensor | None = None
         self._steps = 0
 
+    @classmethod
+    def of(cls, schedule: ProbeSchedule) -> "ProbeChoice | None":
+        """The choice that a schedule makes; None if it goes by no measurement."""
+        return cls(schedule) if isinstance(schedule, EfficientProbes) else None
+
     def swept(self, sweep: Sweep) -> None:
         """Take note of what a sweep took."""
         self._evaluation = sweep.seconds / sweep.evaluations
 
-    def epoch_ends(self, trainer: Trainer, factors: Tensor | float, steps: int, rows: float = 0.0) -> None:
-        """Take note of an epoch.
+    def used(self, trainer: Trainer, factors: Tensor | float, steps: int, rows: float = 0.0, evaluations: int = 0) -> None:
+        """Take note of an epoch, or of a part of one, that has used a snapshot or has been plain.
 
         Args:
             trainer: The trainer.
             factors: Sum over the corrected steps of the factors of their rows, shape ``(q,)``.
             steps: How many there were.
             rows: Seconds within the steps that their rows took, where they are recomputed.
+            evaluations: Forward passes that those took.
         """
         self.clock.stop(trainer.strategy.root_device)
         self.clock.seconds -= rows
         seconds = self.clock.per_batch()
+        if self._evaluation is None and evaluations:
+            self._evaluation = rows / evaluations
         if self._evaluation is not None and seconds:
             self._forward = self._evaluation / seconds
         if isinstance(factors, Tensor):
@@ -83,11 +92,19 @@ class ProbeChoice:
             rank_zero_info(f"VAMO, epoch {trainer.current_epoch}: {decision.reason}.")
         return decision
 
-    def state_dict(self) -> dict[str, Any]:
-        """What was measured and chosen, as plain types and tensors."""
+    def state_dict(self, rows: float = 0.0) -> dict[str, Any]:
+        """What was measured and chosen, as plain types and tensors.
+
+        Args:
+            rows: Seconds of rows that :meth:`used` will not be told of: a run that resumes measures its own.
+
+        Returns:
+            The state.
+        """
+        clock = self.clock.state_dict()
         return {
             "schedule": self.schedule.state_dict(),
-            "clock": self.clock.state_dict(),
+            "clock": {**clock, "seconds": clock["seconds"] - rows},
             "figures": self.figures,
             "evaluation": self._evaluation,
             "forward": self._forward,

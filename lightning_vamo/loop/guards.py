@@ -109,53 +109,63 @@ class _Value:
 
     def __init__(self, tensor: Tensor, device: str | None = None) -> None:
         self._tensor = tensor
-        self._local = local(tensor)
+        # Holds on to the storage: a step may give the tensor another one, as in `teacher.data = ...`.
+        self._data = tensor.data
+        self._local = local(self._data)
         # Nothing can write to a tensor that was expanded, and nothing can be copied into it.
         writable = not any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
         self._copy = self._local.to(device, copy=True) if writable else None
         self._version = tensor._version
 
     def restore(self) -> None:
+        if self._replaced():
+            self._tensor.data = self._data
         if self._copy is not None:
             self._local.copy_(self._copy)
             self._version = self._tensor._version
 
     def restore_if_written(self) -> None:
-        if self._tensor._version != self._version:
+        if self._tensor._version != self._version or self._replaced():
             self.restore()
+
+    def _replaced(self) -> bool:
+        return local(self._tensor.data).data_ptr() != self._local.data_ptr()
 
 
 class _Other(_Value):
     """A parameter that is not probed, most often one of a frozen backbone.
 
     That may fill the device, so the copy waits in host memory. To make it anew for every step would take longer than the step:
-    once forward passes have been seen to leave the parameter alone, the copy serves for as long as the version counter says
-    that nothing wrote to it.
+    the copy serves for as long as a checksum of the parameter's bits stays the same. Version counters do not tell of writes
+    through ``.data``, as a teacher's update often is.
     """
 
     def __init__(self, tensor: Tensor) -> None:
         super().__init__(tensor, "cpu")
-        self._kept = False
-        self._written = False
+        self._checksum = checksum(self._local)
 
     @classmethod
     def of(cls, tensor: Tensor, last: Mapping[int, "_Other"]) -> "_Other":
         """The parameter's copy among ``last`` if it still holds, else a new one."""
         other = last.get(id(tensor))
-        if other is None or other._tensor is not tensor or other._written or other._version != tensor._version:
+        if other is None or other._tensor is not tensor or other._replaced():
             return cls(tensor)
-        if other._local.data_ptr() != local(tensor).data_ptr():
+        if checksum(other._local) != other._checksum:
             return cls(tensor)
-        other._kept = True
+        other._version = tensor._version
         return other
 
     def restore(self) -> None:
-        if self._kept and self._tensor._version == self._version:
-            return
-        if self._copy is not None:
-            # A write through `.data`, as a teacher's update often is, shows on no counter.
-            self._written |= not torch.equal(self._local, self._copy.to(self._local.device))
-        super().restore()
+        if self._replaced() or checksum(self._local) != self._checksum:
+            super().restore()
+        self._version = self._tensor._version
+
+
+def checksum(tensor: Tensor) -> int:
+    """A sum over a tensor's bits, which a change of its numbers changes, but for a coincidence."""
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[real.element_size()]
+    return int(real.detach().contiguous().view(whole).sum(dtype=torch.int64))
 
 
 class _Contents:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from typing_extensions import override
 
@@ -23,6 +24,7 @@ from lightning_vamo.loop.advice import LOWEST_SNR, Advice
 from lightning_vamo.loop.driver import GradientCallback, Mode
 from lightning_vamo.loop.plan import Plan, plan_of
 from lightning_vamo.loop.precision import SweepPrecision, arithmetic, check_float32, check_sweep_precision
+from lightning_vamo.loop.settings import VAMOSettings
 from lightning_vamo.loop.snapshot import seeded
 from lightning_vamo.loop.sweep import Sweep, sweep
 from lightning_vamo.loop.warmup import differentiate
@@ -57,6 +59,10 @@ class Settings:
     difference: Difference
     sweep_precision: SweepPrecision
     seed: int | None
+    training: VAMOSettings
+    """Those of the training to come, of which the work follows."""
+    accumulation: GradientAccumulationScheduler | None = None
+    """The Trainer's, if it has one."""
 
     def __post_init__(self) -> None:
         for name, value, least in (("maximum", self.maximum, 1), ("batches", self.batches, FEWEST_BATCHES)):
@@ -129,7 +135,11 @@ class Measurement(GradientCallback):
         rows = learned.whiten(swept.deltas)[seen.positions].double().cpu()
         # Clocks differ, and no rank is to give other advice than the others.
         step_seconds, forward_seconds = trainer.strategy.broadcast((seen.seconds, forward_seconds))
-        spectrum, figures = seen.figures(rows, forward_seconds / step_seconds, settings.difference)
+        accumulated, training = trainer.accumulate_grad_batches, settings.training
+        if settings.accumulation is not None:
+            accumulated = settings.accumulation.get_accumulate_grad_batches(trainer.current_epoch)
+        sweeps = training.sweeps(training.control == "recompute", True, plan.length / accumulated)
+        spectrum, figures = seen.figures(rows, forward_seconds / step_seconds, settings.difference, sweeps)
         noise = noise_of(torch.cat((moments.squares, seen.moments.squares)), torch.stack(seen.products))
         return ProbeFinding(
             epoch=trainer.current_epoch,
@@ -137,7 +147,7 @@ class Measurement(GradientCallback):
             parameters=learned.dimension,
             batches=moments.count + seen.moments.count,
             batch_size=sum(plan.sizes()[:count]) / count * trainer.world_size,
-            batches_per_step=trainer.accumulate_grad_batches,
+            batches_per_step=accumulated,
             noise_to_signal=noise.to_signal,
             signal_is_known=noise.is_known,
             spectrum=spectrum,
@@ -266,7 +276,7 @@ class _HeldOut:
         return sum(self._times[1:]) / len(self._times[1:])
 
     def figures(
-        self, rows: Tensor, forward: float, difference: Difference
+        self, rows: Tensor, forward: float, difference: Difference, sweeps: float
     ) -> tuple[tuple[float, ...], tuple[ProbeFigures, ...]]:
         """What probes remove.
 
@@ -274,6 +284,7 @@ class _HeldOut:
             rows: What a sweep measured, in the coordinates of :meth:`ProbeDirections.project`, a row for each gradient.
             forward: Time of its forward passes, relative to that of a training step.
             difference: ``"forward"`` or ``"central"``.
+            sweeps: Sweeps per epoch, on average.
 
         Returns:
             The spectrum, and the figures for 1, 2, 4 and so on probes.
@@ -286,7 +297,7 @@ class _HeldOut:
         gone, gone_error = ratio(removed(along, rows), whole)
         most = self._learned.count
         capped = gone.clamp(max=MOST_REMOVED)
-        work = work_factor(most, forward, difference)[1:]
+        work = work_factor(most, forward, difference, sweeps)[1:]
         columns = (
             random,
             held,
@@ -295,7 +306,7 @@ class _HeldOut:
             gone_error,
             batch_factor(capped),
             work,
-            efficiency(capped, forward, difference)[1:],
+            efficiency(capped, forward, difference, sweeps)[1:],
         )
         counts = sorted({2**power for power in range(most.bit_length())} | {most})
         figures = [ProbeFigures(count, *(float(column[count - 1]) for column in columns)) for count in counts]

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -11,57 +11,24 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from lightning_vamo.core.directions import ProbeDirections
-from lightning_vamo.core.mixing import Alpha
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.probes import Difference, Snapshot, probe_differences
 from lightning_vamo.core.recomputed import RecomputedControlVariate
 from lightning_vamo.core.sharding import is_sharded
-from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.driver import GradientCallback, Mode
 from lightning_vamo.loop.group import SweptBatch, probe
 from lightning_vamo.loop.guards import no_trace
-
-Control = Literal["auto", "replay", "recompute"]
-
-
-def check_control(control: object, every_n_epochs: int, every_n_train_steps: object) -> None:
-    """Refuse a way to get rows that does not exist, and snapshots at times that it does not allow.
-
-    Args:
-        control: ``"auto"``, ``"replay"`` or ``"recompute"``.
-        every_n_epochs: Epochs from one snapshot to the next.
-        every_n_train_steps: Optimizer steps from one snapshot to the next, if that is what counts.
-
-    Raises:
-        InvalidArgumentError: If they are not allowed, or not together.
-    """
-    if control not in get_args(Control):
-        raise InvalidArgumentError(f"`control` must be one of {get_args(Control)}, got {control!r}.")
-    if every_n_train_steps is None:
-        return
-    if isinstance(every_n_train_steps, bool) or not isinstance(every_n_train_steps, int) or every_n_train_steps < 1:
-        raise InvalidArgumentError(f"`every_n_train_steps` must be a whole number >= 1 or None, got {every_n_train_steps!r}.")
-    if control == "replay":
-        raise InvalidArgumentError(
-            f"`every_n_train_steps={every_n_train_steps}` needs control='recompute', got control='replay', which sweeps the"
-            " batches of whole epochs: set control='recompute', or every_n_epochs."
-        )
-    if every_n_epochs != 1:
-        raise InvalidArgumentError(
-            f"`every_n_train_steps={every_n_train_steps}` and `every_n_epochs={every_n_epochs}` both say when to take a"
-            " snapshot: keep one of them."
-        )
+from lightning_vamo.loop.settings import VAMOSettings
 
 
-def snapshot_steps(trainer: Trainer, every_n_epochs: int, every_n_train_steps: int | None, alpha: Alpha) -> int | None:
+def snapshot_steps(trainer: Trainer, settings: VAMOSettings) -> int | None:
     """How many optimizer steps a snapshot is to last.
 
     Args:
         trainer: The trainer.
-        every_n_epochs: Epochs from one snapshot to the next.
-        every_n_train_steps: Optimizer steps from one snapshot to the next, if that is what counts.
-        alpha: Mixing coefficient.
+        settings: When to take a snapshot, and how to use it.
 
     Returns:
         The number; None if epochs have no known length.
@@ -69,12 +36,12 @@ def snapshot_steps(trainer: Trainer, every_n_epochs: int, every_n_train_steps: i
     Raises:
         UnsupportedError: If the coefficient needs to know it.
     """
-    if every_n_train_steps is not None:
-        return every_n_train_steps
-    steps = trainer.num_training_batches / trainer.accumulate_grad_batches * every_n_epochs
+    if settings.every_n_train_steps is not None:
+        return settings.every_n_train_steps
+    steps = trainer.num_training_batches / trainer.accumulate_grad_batches * settings.every_n_epochs
     if math.isfinite(steps):
         return math.ceil(steps)
-    if alpha == "linear-decay":
+    if settings.alpha == "linear-decay":
         raise UnsupportedError(
             "`alpha='linear-decay'` falls over the steps of a snapshot, and the training data has no length that tells how many"
             " they are: set every_n_train_steps, or another `alpha`."

@@ -108,7 +108,8 @@ class RecordingBatchSampler:
         if self.current is None:
             raise UnsupportedError(
                 "The training DataLoader was not iterated through its batch sampler, so VAMO cannot tell which batches come:"
-                " do not override `__iter__` in a DataLoader, set control='recompute', or train with probes=0."
+                " do not override `__iter__` in a DataLoader, set control='recompute' (not with carry=True), or train with"
+                " probes=0."
             )
         yield self.current
         index = 0
@@ -174,27 +175,28 @@ def check_loader(loader: object) -> DataLoader[Any]:
     if not isinstance(loader, DataLoader):
         raise UnsupportedError(
             f"The training data is a {type(loader).__name__}. {advice}: pass a torch.utils.data.DataLoader, set"
-            " control='recompute', or train with probes=0."
+            " control='recompute' (not with carry=True), or train with probes=0."
         )
     if isinstance(loader.dataset, IterableDataset):
         raise UnsupportedError(
             f"The training DataLoader iterates over {type(loader.dataset).__name__}, an IterableDataset. {advice}: give"
-            " the dataset `__getitem__` and `__len__`, set control='recompute', or train with probes=0."
+            " the dataset `__getitem__` and `__len__`, set control='recompute' (not with carry=True), or train with probes=0."
         )
     if loader.batch_sampler is None:
         raise UnsupportedError(
             f"The training DataLoader has batch_size=None. {advice}: set a batch_size or a batch_sampler, set"
-            " control='recompute', or train with probes=0."
+            " control='recompute' (not with carry=True), or train with probes=0."
         )
     if loader.num_workers > 0 and not getattr(loader, "in_order", True):
         raise UnsupportedError(
             "The training DataLoader has in_order=False, so its workers may deliver batches in another order than VAMO saw"
-            " them in: set in_order=True or control='recompute', or train with probes=0."
+            " them in: set in_order=True or control='recompute' (not with carry=True), or train with probes=0."
         )
     if hasattr(loader, "load_state_dict"):
         raise UnsupportedError(
             f"The training data is a {type(loader).__name__}, which resumes in mid-epoch by itself, so VAMO would take its"
-            " batches for others: use a torch.utils.data.DataLoader, set control='recompute', or train with probes=0."
+            " batches for others: use a torch.utils.data.DataLoader, set control='recompute' (not with carry=True), or train"
+            " with probes=0."
         )
     return loader
 

@@ -17,21 +17,34 @@ from torch import Tensor
 
 from lightning_vamo.core.adaptive import Regression
 from lightning_vamo.core.directions import Directions
-from lightning_vamo.core.mixing import Alpha, coefficient_of
+from lightning_vamo.core.mixing import coefficient_of
 from lightning_vamo.core.schedules import ProbeSchedule
 from lightning_vamo.core.sharding import local
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.packing import packed, random_state, set_random_state, unpacked
 from lightning_vamo.loop.plan import Plan, has_plan, plan_of, remaining
-from lightning_vamo.loop.recompute import Control
 from lightning_vamo.loop.recording import Pass, RecordingBatchSampler
+from lightning_vamo.loop.settings import VAMOSettings
 from lightning_vamo.loop.snapshot import resumed_snapshot, seeded, snapshot_state
 from lightning_vamo.loop.standing import Standing
 
 # What a rank's state holds: see `_state`.
 _KEYS = {
-    *("position", "first", "validating", "due", "step", "rows", "withheld", "unused", "moments", "steps", "factors"),
+    *(
+        "position",
+        "first",
+        "validating",
+        "due",
+        "step",
+        "learned_at",
+        "rows",
+        "withheld",
+        "unused",
+        "moments",
+        "steps",
+        "factors",
+    ),
     *("coefficient", "order", "learner", "plan", "reloaded", "snapshot", "random", "logs", "metrics", "gradients"),
 }
 
@@ -86,6 +99,7 @@ def _state(trainer: Trainer, standing: Standing, directions: Directions) -> dict
         "validating": compat.in_validation(trainer),
         "due": standing.due,
         "step": standing.step,
+        "learned_at": standing.learned_at,
         "rows": standing.rows,
         "withheld": standing.withheld,
         "unused": standing.unused,
@@ -152,17 +166,13 @@ class Resumption:
             recorder.replay(remaining(passes, position, None if plan["keeps_order"] else order))
 
     @contextmanager
-    def taken_up(
-        self, trainer: Trainer, directions: Directions, schedule: ProbeSchedule, alpha: Alpha, control: Control
-    ) -> Iterator[Standing]:
+    def taken_up(self, trainer: Trainer, settings: VAMOSettings, schedule: ProbeSchedule) -> Iterator[Standing]:
         """Stand where the interrupted run stood, and let Lightning's loops go on from there.
 
         Args:
             trainer: The trainer, about to train.
-            directions: The family of probe directions.
-            schedule: The present number of probes.
-            alpha: Mixing coefficient, or ``"theory"``.
-            control: How rows come about.
+            settings: Those of the present run.
+            schedule: Its number of probes, with what has been measured to choose it by.
 
         Yields:
             Where the run stands.
@@ -173,7 +183,7 @@ class Resumption:
         if self._state is None:
             yield Standing()
             return
-        standing = self._standing(trainer, self._state, directions, schedule, alpha, control)
+        standing = self._standing(trainer, self._state, settings, schedule)
         if self._within:
             compat.resume_schedulers(trainer)
         compat.set_last_reload(trainer, self._state["reloaded"])
@@ -182,15 +192,7 @@ class Resumption:
         with compat.continued(trainer, restore, within=self._within, end_batch=self._ends_batch, resumable=resumable):
             yield standing
 
-    def _standing(
-        self,
-        trainer: Trainer,
-        state: dict[str, Any],
-        directions: Directions,
-        schedule: ProbeSchedule,
-        alpha: Alpha,
-        control: Control,
-    ) -> Standing:
+    def _standing(self, trainer: Trainer, state: dict[str, Any], settings: VAMOSettings, schedule: ProbeSchedule) -> Standing:
         device = trainer.strategy.root_device
         standing = Standing(
             order=state["order"].tolist(),
@@ -198,6 +200,7 @@ class Resumption:
             first=state["first"] + (state["position"] or 0 if state["plan"] is None else 0),
             due=state["due"],
             step=state["step"],
+            learned_at=state["learned_at"],
             rows=[row.to(device) if isinstance(row, Tensor) else row for row in state["rows"]],
             withheld=state["withheld"],
             unused=state["unused"],
@@ -206,34 +209,33 @@ class Resumption:
             moments=None if state["moments"] is None else state["moments"].to(device),
             plan=resumed_plan(trainer, state["plan"]) if self._within and state["plan"] is not None else None,
         )
-        if state["coefficient"] is not None and alpha == "adaptive":
+        if state["coefficient"] is not None and settings.alpha == "adaptive":
             standing.coefficient = Regression.of(state["coefficient"])
         elif state["snapshot"] is not None:
-            standing.coefficient = coefficient_of(alpha, state["snapshot"]["probes"], None)
+            standing.coefficient = coefficient_of(settings.alpha, state["snapshot"]["probes"], None)
         snapshot, parameters = state["snapshot"], support.trainable_parameters(trainer.optimizers)
         if snapshot is not None:
             then = "replay" if snapshot["recomputation"] is None else "recompute"
-            _check_fits("`control`", then, then if control == "auto" else control)
+            _check_fits("`control`", then, then if settings.control == "auto" else settings.control)
             if state["plan"] is not None:
                 _check_fits("the number of batches per epoch", state["plan"]["length"], trainer.num_training_batches)
             dimension = sum(parameter.numel() for parameter in parameters)
-            _check_fits("the family of directions", snapshot["directions"], type(directions).__name__)
+            _check_fits("the family of directions", snapshot["directions"], type(settings.directions).__name__)
             _check_fits("the number of trainable parameters", snapshot["dimension"], dimension)
             _check_fits("the number of probes", snapshot["probes"], schedule.probes_at(snapshot["epoch"]))
+            _check_fits("`carry`", snapshot["carried"] is not None, settings.carry)
             if snapshot["carried"] is not None and self._within:
                 group = snapshot["carried"]["group"]
                 _check_fits("the number of accumulated batches", group, trainer.accumulate_grad_batches)
-        if state["learner"] is not None and directions.learns:
-            learner = directions.learner(parameters, 1, seeded(0))
+        if state["learner"] is not None and settings.directions.learns:
+            learner = settings.directions.learner(parameters, 1, seeded(0))
             # Between snapshots settings may change; what was learned for others is then learned anew.
             with suppress(InvalidArgumentError) if snapshot is None else nullcontext():
                 learner.load_state_dict(state["learner"])
                 standing.learner, standing.parameters = learner, parameters
         if snapshot is not None:
             plan = None if state["plan"] is None else resumed_plan(trainer, state["plan"])
-            standing.taken = resumed_snapshot(
-                trainer, snapshot, plan, directions, standing.learner, alpha, standing.coefficient
-            )
+            standing.taken = resumed_snapshot(trainer, snapshot, plan, settings, standing.learner, standing.coefficient)
         return standing
 
     def _restore(self, trainer: Trainer) -> None:
@@ -283,8 +285,8 @@ def _check_fits(name: str, then: object, now: object) -> None:
     if then != now:
         raise InvalidArgumentError(
             f"The checkpoint's table of probe differences does not fit: {name} was {then}, and in the present run it is {now}."
-            " Resume with the settings that it was saved with, or from a checkpoint at which a new snapshot is due, such as one"
-            " of an epoch's end."
+            " Resume with the settings that it was saved with, or from a checkpoint at which a new snapshot is due: an epoch's"
+            " end, unless `every_n_epochs`, `every_n_train_steps` or `sweep=False` keeps the table beyond it."
         )
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.plan import Plan, fresh_loader
+from lightning_vamo.loop.recording import RecordingBatchSampler
 
 
 class SecondReading:
@@ -80,7 +81,10 @@ def _copied(loader: Any) -> Any:
     clone = copy.copy(loader)
     try:
         for name in ("dataset", "sampler", "batch_sampler"):
-            object.__setattr__(clone, name, copy.deepcopy(getattr(loader, name), memo))
+            part = getattr(loader, name)
+            if isinstance(part, RecordingBatchSampler):  # what it records of the first reading is not the second's
+                part = part.wrapped
+            object.__setattr__(clone, name, copy.deepcopy(part, memo))
     except Exception:  # whatever a generator, an open file, a lock or a connection raises
         return None
     return clone

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -15,17 +15,18 @@ from lightning_vamo.core.adaptive import Coefficient
 from lightning_vamo.core.carried import CarriedRows
 from lightning_vamo.core.control_variate import ControlVariate
 from lightning_vamo.core.correction import Correction
-from lightning_vamo.core.directions import Directions, ProbeDirections
+from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.mixing import Alpha, effective_coefficient
-from lightning_vamo.core.probes import Difference, auto_mu
+from lightning_vamo.core.probes import auto_mu
 from lightning_vamo.core.recomputed import RecomputedControlVariate
 from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.driver import GradientCallback, Mode
 from lightning_vamo.loop.plan import Plan
-from lightning_vamo.loop.precision import SweepPrecision, arithmetic
-from lightning_vamo.loop.recompute import Recomputation
+from lightning_vamo.loop.precision import arithmetic
+from lightning_vamo.loop.recompute import Recomputation, snapshot_steps
 from lightning_vamo.loop.second import Swept
+from lightning_vamo.loop.settings import VAMOSettings
 from lightning_vamo.loop.sweep import Sweep, sweep
 
 
@@ -63,18 +64,13 @@ def take_snapshot(
     trainer: Trainer,
     module: LightningModule,
     driver: GradientCallback,
+    settings: VAMOSettings,
     drawn: ProbeDirections,
     seed: int,
-    *,
-    mu: float | Literal["auto"],
-    steep: bool,
-    alpha: Alpha,
     coefficient: Coefficient | None,
-    difference: Difference,
-    sweep_precision: SweepPrecision,
     plan: Swept | None,
+    *,
     recompute: bool,
-    period: int | None,
 ) -> Taken:
     """Take a snapshot of the weights as they are.
 
@@ -82,42 +78,39 @@ def take_snapshot(
         trainer: The trainer, whose epoch has drawn its first batch and not yet trained on it.
         module: Its module.
         driver: The callback that answers the module's ``training_step``.
+        settings: How to probe, and how to use what comes of it.
         drawn: The probe directions.
         seed: What they were drawn with.
-        mu: Smoothing radius, or ``"auto"``.
-        steep: Whether losses are expected to change more along them than along random ones.
-        alpha: Mixing coefficient.
-        coefficient: What changes it from step to step.
-        difference: ``"forward"`` or ``"central"``.
-        sweep_precision: ``"32-true"``, or None for the Trainer's.
+        coefficient: What changes the mixing coefficient from step to step.
         plan: The epoch's batches, or another reading of the data, to be swept; None if it cannot be read twice.
         recompute: Whether the rows are recomputed, and the sweep is for their mean only.
-        period: Optimizer steps that the snapshot is to last, if that is known.
 
     Returns:
         The correction, and what it took.
     """
-    parameters = support.trainable_parameters(trainer.optimizers)
-    radius = mu
-    if radius == "auto":
-        radius = auto_mu(parameters, difference, arithmetic(trainer, sweep_precision), steep=steep)
+    parameters, difference, alpha = support.trainable_parameters(trainer.optimizers), settings.difference, settings.alpha
+    period = snapshot_steps(trainer, settings) if recompute else None
+    mu = settings.mu
+    if mu == "auto":
+        # Losses change more along learned directions than along random ones.
+        mu = auto_mu(parameters, difference, arithmetic(trainer, settings.sweep_precision), steep=settings.directions.learns)
 
     result = None
     if plan is not None:
         swept = plan.without_replacement(seeded(seed)) if recompute else plan
         evaluate = functools.partial(driver.probed_loss, trainer)
         with driver.mode(Mode.PROBE):
-            result = sweep(trainer, module, swept, evaluate, parameters, drawn, radius, difference)
+            result = sweep(trainer, module, swept, evaluate, parameters, drawn, mu, difference)
     recomputation = None
     if recompute or result is None or not isinstance(plan, Plan):
         control = _recomputed(drawn, result, alpha)
         loader = compat.train_loader(trainer)
         usable = None if result is None else result.deltas.any(dim=0)  # the columns of dropped directions are zero
-        recomputation = Recomputation(parameters, drawn, control, radius, difference, loader, period, usable)
+        recomputation = Recomputation(parameters, drawn, control, mu, difference, loader, period, usable)
         correction, replayed = Correction(parameters, drawn, control, None, coefficient), None
     else:
         correction, replayed = _correction(parameters, drawn, result, alpha, coefficient), plan
-    logs = {"vamo/alpha": correction.control.beta, "vamo/mu": radius, **({} if result is None else _figures(result))}
+    logs = {"vamo/alpha": correction.control.beta, "vamo/mu": mu, **({} if result is None else _figures(result))}
     return Taken(trainer.current_epoch, seed, correction, replayed, result, logs, recomputation)
 
 
@@ -158,9 +151,8 @@ def resumed_snapshot(
     trainer: Trainer,
     state: dict[str, Any],
     plan: Plan | None,
-    directions: Directions,
+    settings: VAMOSettings,
     learner: Learner | None,
-    alpha: Alpha,
     coefficient: Coefficient | None,
 ) -> Taken:
     """Take up a snapshot from a checkpoint.
@@ -169,17 +161,16 @@ def resumed_snapshot(
         trainer: The trainer.
         state: What :func:`snapshot_state` gave.
         plan: The epoch's batches, to which the rows of a table belong.
-        directions: The family of probe directions.
-        learner: What has learned some, as it was when the checkpoint was saved, if the family learns.
-        alpha: Mixing coefficient.
-        coefficient: What changes it from step to step.
+        settings: Those of the present run.
+        learner: What has learned directions, as it was when the checkpoint was saved, if the family learns.
+        coefficient: What changes the mixing coefficient from step to step.
 
     Returns:
         The snapshot as it was.
     """
-    parameters = support.trainable_parameters(trainer.optimizers)
+    parameters, alpha = support.trainable_parameters(trainer.optimizers), settings.alpha
     if learner is None:
-        drawn = directions.draw(parameters, state["probes"], seeded(state["seed"]))
+        drawn = settings.directions.draw(parameters, state["probes"], seeded(state["seed"]))
     else:
         drawn = learner.leading(state["probes"])
     device = trainer.strategy.root_device

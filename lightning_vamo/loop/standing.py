@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_vamo.core.adaptive import Coefficient
@@ -31,6 +32,8 @@ class Standing:
         factors: Sum over them of the mean factor of their rows.
         plan: The epoch's plan, where the loaders do not have all of it: after an exception, and in an epoch that was resumed.
         step: The optimizer step before which the last snapshot was due.
+        learned_at: The optimizer step at which directions have been learned from enough plain steps, where there was nothing to
+            warm up with; None once that is past.
         moments: Squared gradient norms and what the corrections removed of them, summed over the epoch's steps, shape ``(2,)``.
     """
 
@@ -48,6 +51,7 @@ class Standing:
     factors: Tensor | float = 0.0
     plan: Plan | None = None
     step: int = 0
+    learned_at: int | None = None
     moments: Tensor | None = None
 
     def row(self, batch_idx: int) -> Any:
@@ -56,8 +60,17 @@ class Standing:
             return self.taken.recomputation.row
         return self.order[batch_idx - self.first]
 
-    def progress(self, batch_idx: int) -> float:
-        """Share of the epoch's batches that come before the one of that index, or of a recomputing snapshot's steps."""
+    def fingerprint(self, batch_idx: int) -> int | None:
+        """Fingerprint of what the sweep saw in the place of the epoch's batch of that index, if its row is from there."""
+        if self.taken is None or self.taken.recomputation is not None or self.taken.sweep is None:
+            return None
+        seen: int | None = self.taken.sweep.fingerprints[self.row(batch_idx)]
+        return seen
+
+    def progress(self, trainer: Trainer) -> float:
+        """Share of the epoch's batches before the present step, or of a recomputing snapshot's steps."""
         if self.taken is not None and self.taken.recomputation is not None:
             return self.taken.recomputation.progress
-        return (batch_idx - self.first) / max(1, len(self.order))
+        batch_idx = trainer.fit_loop.batch_idx
+        first = batch_idx - batch_idx % trainer.accumulate_grad_batches  # the same for all whose gradients accumulate in it
+        return (first - self.first) / max(1, len(self.order))

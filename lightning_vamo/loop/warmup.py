@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
 
 from lightning_vamo.core.correction import check_dense
@@ -165,8 +166,10 @@ def _backward(trainer: Trainer, module: LightningModule, batch: Any, position: i
         check_loss(trainer, module, loss)
         if loss is None:
             return False
-        # Callbacks see the backward passes of training only: nothing puts back what their hooks change.
-        with compat.replaced(trainer, "callbacks", []):
+        # Callbacks see the backward passes of training only: nothing puts back what their hooks change. A progress bar's do
+        # nothing, and the thread that draws Rich's looks for it among the callbacks.
+        bars = [callback for callback in trainer.callbacks if isinstance(callback, ProgressBar)]  # type: ignore[attr-defined]
+        with compat.replaced(trainer, "callbacks", bars):
             trainer.strategy.backward(loss, None)
         compat.flushed_static_graph(trainer)
     return True

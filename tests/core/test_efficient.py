@@ -151,10 +151,10 @@ def test_where_no_probes_could_pay_none_are_tried():
     assert [schedule.decide(shares(WHITE)).probes for _ in range(20)] == [0] * 20
 
 
-def test_a_decision_says_whether_it_rests_on_anything_measured():
+def test_a_decision_says_when_it_tries_again():
     schedule = EfficientProbes(maximum=1, retry_after=1)
     spectrum = shares([0.7])
-    assert schedule.decide(spectrum).afresh
+    assert not schedule.decide(spectrum).afresh
     schedule.observe(torch.ones(1), 0.3)
     assert not schedule.decide(spectrum).afresh
     schedule.observe(torch.zeros(1), 0.3)
@@ -186,6 +186,15 @@ def test_it_goes_on_from_its_state():
         resumed = EfficientProbes(maximum=2, retry_after=2)
         resumed.load_state_dict(copy.deepcopy(schedule.state_dict()))
         assert rest(resumed) == rest(schedule)
+
+
+def test_a_smaller_maximum_than_before():
+    schedule = EfficientProbes(maximum=8)
+    assert schedule.decide(shares(STEEP), sweeps=0.0).probes == 8
+    smaller = EfficientProbes(maximum=2)
+    smaller.load_state_dict(schedule.state_dict())
+    assert smaller.probes_at(3) == 2
+    assert smaller.decide(shares(STEEP[:2]), sweeps=0.0).probes == 2
 
 
 @pytest.mark.parametrize("name", ["maximum", "retry_after"])

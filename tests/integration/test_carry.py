@@ -79,6 +79,7 @@ def test_before_the_table_is_full_training_is_plain():
     ],
     ids=lambda options: next(iter(options)),
 )
+@pytest.mark.filterwarnings("ignore:The training DataLoader was made anew, so the rows that were carried")
 def test_they_are_carried_whatever_lightning_does_around_a_step(options):
     options = dict(options)
     L.seed_everything(1, verbose=False)
@@ -184,7 +185,7 @@ def test_batches_keep_their_composition_and_steps_their_batches(group):
         ({"carry": True, "sweep": None}, "`sweep` must be True or False, got None"),
         ({"sweep": False}, "`sweep=False` got `carry=False`.* set `carry=True`"),
         ({"carry": True, "sweep": False, "control": "recompute"}, "`carry=True` got `control=.recompute.*keep one of them"),
-        ({"carry": True, "sweep": False, "every_n_train_steps": 9}, "`carry=True` got `control=.recompute.*keep one of them"),
+        ({"carry": True, "sweep": False, "every_n_train_steps": 9}, "`carry=True` got `every_n_train_steps=9`.*keep one"),
         ({"carry": True}, "`carry=True` got `every_n_epochs=1`.* set `every_n_epochs` to 2 or more, or `sweep=False`"),
     ],
 )

@@ -5,6 +5,7 @@ from unittest.mock import patch
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -214,6 +215,20 @@ def test_callbacks_see_the_backward_passes_of_training_alone():
     counting = Counting()
     fit(VAMOCallback(probes=2), epochs=1, limit_train_batches=8, callbacks=[counting])
     assert (counting.before, counting.after) == (8, 8)
+
+
+def test_a_progress_bar_is_there_throughout_the_warm_up():
+    class Bar(ProgressBar):  # Rich's is looked for among the callbacks by the thread that draws it
+        def __init__(self):
+            super().__init__()
+            self.found = []
+
+        def on_before_backward(self, run, module, loss):
+            self.found.append(run.progress_bar_callback is self)
+
+    bar = Bar()
+    fit(VAMOCallback(probes=2), epochs=1, limit_train_batches=8, callbacks=[bar], enable_progress_bar=True)
+    assert bar.found == [True] * 16  # as many in the warm-up
 
 
 class Thawing(Classifier):

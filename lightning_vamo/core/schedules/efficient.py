@@ -28,7 +28,7 @@ class Decision:
         probes: ``q``.
         removed: Share of the noise's variance that they are expected to remove.
         work: The work of training with them, relative to training without.
-        afresh: Whether nothing measured of earlier probes stands behind it.
+        afresh: Whether probes are tried again, and what was measured of earlier ones is forgotten.
         reason: The same in words.
     """
 
@@ -124,12 +124,12 @@ class EfficientProbes:
         unmeasured = _HOPED_FORWARD if again else _ASSUMED_FORWARD
         forward = unmeasured if self._forward is None else self._forward
         values = efficiency(removed, forward, difference, sweeps)
-        best, before = int(values.argmax()), self.chosen or 0
+        best, before = int(values.argmax()), min(self.chosen or 0, self.maximum)
         if float(values[best]) < _BETTER * float(values[before]) and (before == 0 or float(values[before]) > 1):
             best = before
         if again:
             best = min(best, 1)
-        afresh = best > 0 and self._factors is None
+        afresh = best > 0 and self._factors is None and self._idle > 0
         self._count(best, afresh)
         work = work_factor(self.maximum, forward, difference, sweeps)
         return _decision(best, int(values[1:].argmax()) + 1, removed, work, afresh)
@@ -147,7 +147,7 @@ class EfficientProbes:
         """Note for how long there have been no probes, and how long to wait until the next attempt."""
         if self._retrying:
             self._wait = self.retry_after if probes else 2 * self._wait
-        self._retrying = afresh and self._idle > 0
+        self._retrying = afresh
         self._idle = 0 if probes else self._idle + 1
         self.chosen = probes
 
@@ -168,7 +168,9 @@ class EfficientProbes:
         Args:
             state: What it returned.
         """
-        self.chosen, self._forward, self._factors = state["chosen"], state["forward"], state["factors"]
+        chosen = state["chosen"]
+        self.chosen = None if chosen is None else min(chosen, self.maximum)
+        self._forward, self._factors = state["forward"], state["factors"]
         self._idle, self._wait, self._retrying = state["idle"], state["wait"], state["retrying"]
 
 

@@ -167,7 +167,7 @@ def plot(methods: dict[str, list[Run]], path: Path) -> None:
         run["points"][1]["val_accuracy"] for runs in methods.values() for run in runs
     )  # before it there is nothing to see
     axes[1, 0].set(ylabel="validation accuracy", ylim=(max(lowest, 0.5), None))
-    axes[1, 0].legend()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
     figure.savefig(path, dpi=75)
 
 

@@ -87,6 +87,7 @@ class Correction:
         accumulated: int = 1,
         scale: Callable[[Tensor], Tensor] | None = None,
         progress: float = 0.0,
+        slopes: Tensor | None = None,
     ) -> Tensor | None:
         """Correct the gradients of one optimizer step, in place.
 
@@ -95,6 +96,7 @@ class Correction:
             accumulated: ``N``, the number that each of their losses was divided by.
             scale: Scales the coefficients as the gradients are scaled, where a GradScaler did so.
             progress: Share of the snapshot's batches that has been trained on.
+            slopes: Coordinates of the gradients along the directions, without the scale, if they are known already.
 
         Returns:
             Shape ``(2,)``, float64: the squared norm of the gradient, without the scale, and how much of it the correction
@@ -116,7 +118,8 @@ class Correction:
         control, coefficient = self.control, self.coefficient
         if isinstance(coefficient, Regression) or isinstance(control, CarriedRows):
             # Of what the gradient is before its correction; it changes the factors, and the rows, of later steps only.
-            slopes = self.directions.project(gradients) / unit
+            if slopes is None:
+                slopes = self.directions.project(gradients) / unit
             if isinstance(control, CarriedRows):
                 control.refresh(rows, slopes, accumulated)
                 if not control.ready:

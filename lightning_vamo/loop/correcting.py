@@ -41,7 +41,10 @@ def correct(trainer: Trainer, standing: Standing) -> bool:
     correction, recomputation = taken.correction, taken.recomputation
     rows = standing.rows if recomputation is None else recomputation.averaged(trainer, standing.rows)
     scale, progress = compat.grad_scale(trainer), standing.progress(trainer)
-    moments = correction.apply(rows, trainer.accumulate_grad_batches, scale, progress)
+    # What learns the directions has just seen the gradient along them.
+    learner = standing.learner
+    slopes = learner.slopes if learner is not None and learner.current is correction.directions else None
+    moments = correction.apply(rows, trainer.accumulate_grad_batches, scale, progress, slopes)
     if moments is not None:
         standing.steps += 1
         standing.factors = standing.factors + correction.factors

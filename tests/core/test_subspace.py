@@ -115,6 +115,15 @@ def test_noise_of_rank_one_in_each_matrix_is_found_by_directions_of_rank_one():
 
 
 @forms
+def test_slopes_are_the_last_gradients_projection(rank):
+    points, steps = zeros(MIXED, torch.float64), gradients(MIXED, 24)
+    learner, directions = fed(GradientSubspaceDirections(rank), points, steps[:12])
+    for step in steps[12:]:
+        learner.observe([None, *step[1:]])
+        torch.testing.assert_close(learner.slopes, directions.project([None, *step[1:]]), rtol=1e-9, atol=1e-12)
+
+
+@forms
 @pytest.mark.parametrize("drift", [0.0, 0.3])
 def test_shares_are_those_that_the_directions_hold_of_noise_they_have_not_seen(rank, drift):
     shapes, generator = [(10, 12), (10,), (5, 10)], seeded(5)

@@ -177,6 +177,21 @@ def test_ranks_go_by_one_clock(clock, tmp_path):
     assert all(torch.equal(first["state"][name], second["state"][name]) for name in first["state"])
 
 
+@pytest.mark.parametrize(("forward", "expected"), [(3.0, [0, 1, 0]), (0.01, [0, 1, 2])])
+def test_within_an_epoch_a_snapshot_is_chosen_by_what_the_last_one_was_worth(forward, expected, clock):
+    chosen = []
+
+    class Counting(Watched):
+        def _take_snapshot(self, *arguments):
+            super()._take_snapshot(*arguments)
+            taken = self._standing.taken
+            chosen.append(0 if taken is None else taken.correction.directions.count)
+
+    arguments = {"directions": GradientSubspaceDirections(), "every_n_train_steps": 20, "seed": 1}
+    fit(Counting(probes=EfficientProbes(4), **arguments), Timed(forward=forward), epochs=1)
+    assert chosen == expected
+
+
 def test_reasons_are_said_when_the_choice_changes(clock, caplog):
     with caplog.at_level("INFO"):
         callback = efficient()

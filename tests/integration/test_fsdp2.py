@@ -261,7 +261,7 @@ def test_a_step_communicates_no_more_and_a_process_keeps_its_share_of_the_direct
     first, second = in_processes(what_it_costs, tmp_path)
     for plain, vamo, learned in (first["counts"], second["counts"]):
         assert vamo == plain
-        assert learned == [count + 2 for count in plain]  # to learn directions, and a coefficient for each
+        assert learned == [count + 1 for count in plain]  # the slopes, for directions to be learned and coefficients
         assert len(plain) == 12
         assert min(plain) > 0
     dimension = sum(parameter.numel() for parameter in Plain(True).net.parameters())

@@ -303,3 +303,49 @@ def test_module_state_puts_back_what_it_says():
     assert module.gone is None
     assert all(m.training for m in module.modules())
     assert all(p.requires_grad for p in module.net.parameters())
+
+
+class Teaching(VAMOEverything):
+    """A teacher that is stepped by hand, in the ways in which that is done."""
+
+    way = None
+
+    def __init__(self):
+        super().__init__()
+        self.teacher = torch.nn.Linear(2, 2)
+        self.register_buffer("queue", torch.zeros(3))
+        self.teacher.requires_grad_(False)
+        torch.nn.init.zeros_(self.teacher.weight)
+
+    def training_step(self, batch, batch_idx):
+        weight = self.teacher.weight
+        if self.way == "rebound":
+            weight.data = weight.data + 1
+            self.queue.data = self.queue.data + 1
+        elif self.way == "data":
+            weight.data.add_(1)
+            self.queue.data.add_(1)
+        elif self.way == "data, sometimes" and batch_idx % 3 == 2:
+            weight.data.add_(3)
+            self.queue.data.add_(3)
+        elif self.way == "after" and batch_idx == 8:
+            with torch.no_grad():
+                weight.mul_(1.0)
+        return super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, *arguments):
+        if self.way == "after":
+            self.teacher.weight.data.add_(1)
+            self.queue.data.add_(1)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), lr=0.05)
+
+
+@pytest.mark.parametrize("control", ["replay", "recompute"])
+@pytest.mark.parametrize("way", ["rebound", "data", "data, sometimes", "after"])
+def test_a_teacher_is_stepped_once_per_step(way, control, monkeypatch):
+    monkeypatch.setattr(Teaching, "way", way)
+    module = Teaching()
+    trainer(callbacks=[VAMOCallback(probes=2, control=control)], max_epochs=2).fit(module, *loaders())  # 12 batches
+    assert module.teacher.weight.unique().tolist() == module.queue.unique().tolist() == [24]

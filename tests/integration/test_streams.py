@@ -173,6 +173,14 @@ def test_directions_that_are_learned_on_a_stream():
     assert callback.report.steps == 25
 
 
+def test_on_a_stream_without_a_length_the_first_steps_stand_in_for_the_warm_up():
+    callback = Watched(probes=2, directions=GradientSubspaceDirections(warmup_batches=6), seed=1)
+    fit = trainer(callbacks=[callback], max_epochs=1, accumulate_grad_batches=2)
+    fit.fit(VAMOEverything(), DataLoader(Stream(classification_data(240)), 8))
+    assert [(step, taken is not None) for step, _, taken in callback.snapshots] == [(0, False), (6, True)]
+    assert callback.report.steps == 15 - 6
+
+
 def test_the_number_of_probes_is_chosen_by_what_rows_cost_too(monkeypatch):
     """A batch is probed once per epoch in a sweep, for each snapshot, and once in its row."""
     asked, decide = [], ProbeChoice.decide

@@ -44,7 +44,8 @@ class DenseLearner(PowerIteration[Rows]):
         pairs = zip(gradients, self._rows, strict=True)
         slopes = [rows @ _flat(vector, rows).to(self._device) for vector, rows in pairs if vector is not None]
         along = torch.stack([*slopes, self._rows[0].new_zeros(self._following.count)]).sum(dim=0)
-        change, known, finite = self._change(self._following.shards.total(along))
+        self.slopes = self._following.shards.total(along)
+        change, known, finite = self._change(self.slopes)
         for vector, sums, last in zip(gradients, self._sums, self._last, strict=True):
             now = torch.zeros_like(last) if vector is None else _flat(vector, sums)
             difference = (now - last).masked_fill_(~known, 0.0)

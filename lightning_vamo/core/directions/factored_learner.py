@@ -44,6 +44,7 @@ class FactoredLearner(PowerIteration[Factors]):
         layout, factors, last = self._layout, self._basis(), self._last
         now, square = layout.products(gradients, factors)
         along = layout.shards.total(slopes(layout, factors, now.left, now.whole)).double()
+        self.slopes = self._directions.whiten(along)
         change, _, finite = self._change(self._directions.deflation @ along)
         for product in now.tensors():
             product.masked_fill_(~finite, 0.0)

@@ -19,11 +19,13 @@ class Learner(ABC):
     Attributes:
         current: The directions that :meth:`directions` gave last, to correct gradients with and, after a resume, to do so
             again; None before.
+        slopes: Coordinates of the last gradient along ``current``, as its ``project`` gives them; None before the first.
         shares: Estimate of the share of the gradient noise's variance in the span of the first ``1..q`` of ``current``, shape
             ``(q,)``, float64, on the CPU, rather too low than too high; None while there is none.
     """
 
     current: ProbeDirections | None
+    slopes: Tensor | None
     shares: Tensor | None
 
     @property

@@ -26,6 +26,7 @@ class PowerIteration(Learner, Generic[Basis]):
 
     def __init__(self, following: ProbeDirections, device: torch.device) -> None:
         self.current = None
+        self.slopes = None
         self.shares = None
         self._following = following
         self._device = device

@@ -142,6 +142,10 @@ def rates_table(folder: Path) -> str:
     )
 
 
+# Of lines, by what stands after the plus sign of a method.
+STYLES = {"": "-", "random": ":", "learned": "--", "carried": "-."}
+
+
 def plot(methods: dict[str, list[Run]], path: Path) -> None:
     """Training loss and validation accuracy against each unit of cost: the mean over seeds, and their range."""
     import matplotlib as mpl
@@ -156,7 +160,8 @@ def plot(methods: dict[str, list[Run]], path: Path) -> None:
             values = list(zip(*([point[name] for point in run["points"]] for run in runs), strict=True))
             for axis, cost in zip(row, AXES.values(), strict=True):
                 costs = [statistics.mean(map(cost, points)) for points in zip(*(run["points"] for run in runs), strict=True)]
-                [line] = axis.plot(costs, [statistics.mean(v) for v in values], label=method, linewidth=1.3)
+                means = [statistics.mean(v) for v in values]
+                [line] = axis.plot(costs, means, STYLES[method.partition("+")[2]], label=method, linewidth=1.3)
                 axis.fill_between(costs, [min(v) for v in values], [max(v) for v in values], alpha=0.12, color=line.get_color())
     for axis, unit in zip(axes[1], AXES, strict=True):
         axis.set_xlabel("evaluations, in steps of plain training" if unit == "evaluations" else unit)
@@ -167,7 +172,7 @@ def plot(methods: dict[str, list[Run]], path: Path) -> None:
         run["points"][1]["val_accuracy"] for runs in methods.values() for run in runs
     )  # before it there is nothing to see
     axes[1, 0].set(ylabel="validation accuracy", ylim=(max(lowest, 0.5), None))
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(methods), 6))
     figure.savefig(path, dpi=75)
 
 

@@ -37,6 +37,21 @@ class MemoryLogger(Logger):
             self.rows.append((step, own))
 
 
+class Perceptron(L.LightningModule):
+    """Classifies with one hidden layer, and without BatchNorm, whose statistics are of a rank's own batch."""
+
+    def __init__(self, inputs=6, hidden=5, classes=3, activation=nn.Tanh, **sgd):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(inputs, hidden), activation(), nn.Linear(hidden, classes))
+        self.sgd = {"lr": 0.1, **sgd}
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), **self.sgd)
+
+
 class Everything(L.LightningModule):
     """BatchNorm, Dropout, metrics, lists and counters: whatever a sweep could disturb."""
 

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.guards import ModuleState
+from lightning_vamo.loop.packing import generators
 
 
 @contextmanager
@@ -77,10 +78,8 @@ def generators_as_found(trainer: Trainer) -> Iterator[None]:
     states: dict[int, tuple[torch.Generator, torch.Tensor]] = {}
 
     def process_dataloader(loader: object) -> object:
-        for owner in (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
-            generator = getattr(owner, "generator", None)
-            if isinstance(generator, torch.Generator):
-                states.setdefault(id(generator), (generator, generator.get_state()))
+        for generator in generators([loader]):
+            states.setdefault(id(generator), (generator, generator.get_state()))
         return process(loader)
 
     try:

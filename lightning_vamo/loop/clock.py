@@ -7,6 +7,13 @@ from typing import Any
 import torch
 
 
+def now(device: torch.device) -> float:
+    """The time, in seconds, when a device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 @dataclass
 class StepClock:
     """Adds up the time from a snapshot's first step to its last, without sweeps and validation.
@@ -35,9 +42,7 @@ class StepClock:
             device: Where the steps run; what it has been given to do is waited for.
         """
         if self._since is not None:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            self.seconds += time.perf_counter() - self._since
+            self.seconds += now(device) - self._since
             self._since = None
 
     def per_batch(self) -> float | None:

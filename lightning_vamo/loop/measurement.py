@@ -1,7 +1,6 @@
 """The finder's measurements, at the first batch of a fit that takes no step."""
 
 import itertools
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.finding import ProbeFigures, ProbeFinding
 from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.advice import LOWEST_SNR, Advice
+from lightning_vamo.loop.clock import now
 from lightning_vamo.loop.driver import GradientCallback, Mode
 from lightning_vamo.loop.plan import Plan, plan_of
 from lightning_vamo.loop.precision import SweepPrecision, arithmetic, check_float32, check_sweep_precision
@@ -168,11 +168,10 @@ class Measurement(GradientCallback):
 
         def evaluate(batch: Any, position: int) -> Any:
             # From the first batch on: before it workers start, which they do once an epoch.
-            began[0] = began[0] or _now(module)
+            began[0] = began[0] or now(module.device)
             if self.advance is not None:
                 self.advance()
-            self.probed_position = position
-            return compat.run_training_step(trainer, batch, position)
+            return self.probed_loss(trainer, batch, position)
 
         radii = [settings.mu] if settings.mu != "auto" else []
         if not radii:
@@ -183,7 +182,7 @@ class Measurement(GradientCallback):
             began[0] = 0.0
             with self.mode(Mode.PROBE):
                 swept = sweep(trainer, module, plan, evaluate, parameters, learned, radius, settings.difference)
-            tried.append((swept, radius, (_now(module) - began[0]) / swept.evaluations))
+            tried.append((swept, radius, (now(module.device) - began[0]) / swept.evaluations))
             if swept.snr is None or swept.snr >= LOWEST_SNR:
                 break
         best = max(tried, key=lambda one: one[0].snr or 0.0)
@@ -262,7 +261,7 @@ class _HeldOut:
         self._times: list[float] = []
 
     def __call__(self, position: int, gradients: Gradients, start: float) -> None:
-        self._times.append(_now(self._module) - start)
+        self._times.append(now(self._module.device) - start)
         self.positions.append(position)
         self.products.append(self._others.product(gradients))
         self.moments.observe(gradients)
@@ -311,9 +310,3 @@ class _HeldOut:
         counts = sorted({2**power for power in range(most.bit_length())} | {most})
         figures = [ProbeFigures(count, *(float(column[count - 1]) for column in columns)) for count in counts]
         return tuple(spectrum.tolist()), tuple(figures)
-
-
-def _now(module: LightningModule) -> float:
-    if module.device.type == "cuda":
-        torch.cuda.synchronize(module.device)
-    return time.perf_counter()

@@ -48,7 +48,7 @@ def random_state(module: LightningModule, loaders: Sequence[Any]) -> dict[str, A
     if "numpy" in states:
         name, keys, *rest = states["numpy"]
         states["numpy"] = [name, torch.from_numpy(keys.astype("int64")), *rest]
-    return {"global": states, "loaders": [generator.get_state() for generator in _generators(loaders)]}
+    return {"global": states, "loaders": [generator.get_state() for generator in generators(loaders)]}
 
 
 def set_random_state(state: dict[str, Any], loaders: Sequence[Any]) -> None:
@@ -58,11 +58,12 @@ def set_random_state(state: dict[str, Any], loaders: Sequence[Any]) -> None:
         name, keys, *rest = states["numpy"]
         states["numpy"] = (name, keys.numpy().astype("uint32"), *rest)
     compat.set_rng_states(states)
-    for generator, saved in zip(_generators(loaders), state["loaders"], strict=False):
+    for generator, saved in zip(generators(loaders), state["loaders"], strict=False):
         generator.set_state(saved)
 
 
-def _generators(loaders: Iterable[Any]) -> list[torch.Generator]:
+def generators(loaders: Iterable[Any]) -> list[torch.Generator]:
+    """The loaders' own random generators, and those of their samplers, each once."""
     found: dict[int, torch.Generator] = {}
     for loader in loaders:
         for owner in (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):

@@ -59,15 +59,9 @@ class Plan:
         loader = self._loader
         pairs = zip(loader.flattened, self._passes, strict=True)
         clones = [fresh_loader(part, batch_sampler=_Reader(passes)) for part, passes in pairs]
-        second = CombinedLoader(loader.iterables, compat.loader_mode(loader))
-        second.flattened = clones
         # Those of one loader are in the plan's length, which may be another than the epoch's: see `without_replacement`.
-        second.limits = None if len(clones) == 1 else loader.limits
-        try:
-            # Not `iter(second)` first: a CombinedLoader is its own iterator and would begin a second pass.
-            yield (batch for batch, _, _ in itertools.islice(second, self.length))
-        finally:
-            second.reset()
+        with loaded_beside(loader, clones, self.length, None if len(clones) == 1 else loader.limits) as batches:
+            yield batches
 
     def first(self, length: int) -> "Plan":
         """The plan's first batches, as a plan: at most as many as there are."""
@@ -133,6 +127,31 @@ class Plan:
     def belongs_to(self, loader: CombinedLoader | None) -> bool:
         """Whether the plan is one of this loader's: a reloaded loader may hold other data."""
         return loader is not None and recorders_of(loader) == self._recorders
+
+
+@contextmanager
+def loaded_beside(
+    loader: CombinedLoader, parts: Sequence[Any], length: int, limits: list[int | float] | None
+) -> Iterator[Iterator[Any]]:
+    """Load batches through a second loader like the training one; its workers end with the context.
+
+    Args:
+        loader: The training loader.
+        parts: What the second one combines in place of its parts.
+        length: How many batches at most.
+        limits: How many of each part.
+
+    Yields:
+        The batches.
+    """
+    second = CombinedLoader(loader.iterables, compat.loader_mode(loader))
+    second.flattened = list(parts)
+    second.limits = limits
+    try:
+        # Not `iter(second)` first: a CombinedLoader is its own iterator and would begin a second pass.
+        yield (batch for batch, _, _ in itertools.islice(second, length))
+    finally:
+        second.reset()
 
 
 def recorders_of(loader: CombinedLoader) -> list[RecordingBatchSampler]:

@@ -1,7 +1,6 @@
 """A second reading of training data that has no plan, for the mean of its rows, where it can be read twice."""
 
 import copy
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_vamo.loop import compat
-from lightning_vamo.loop.plan import Plan, fresh_loader
+from lightning_vamo.loop.plan import Plan, fresh_loader, loaded_beside
 from lightning_vamo.loop.recording import RecordingBatchSampler
 
 
@@ -37,13 +36,9 @@ class SecondReading:
     @contextmanager
     def loaded(self) -> Iterator[Iterator[Any]]:
         """Load the batches; workers end with the context."""
-        second = CombinedLoader(self._loader.iterables, compat.loader_mode(self._loader))
-        second.flattened = [fresh_loader(part) for part in self._parts]
-        second.limits = self._loader.limits
-        try:
-            yield (batch for batch, _, _ in itertools.islice(second, self.length))
-        finally:
-            second.reset()
+        parts = [fresh_loader(part) for part in self._parts]
+        with loaded_beside(self._loader, parts, self.length, self._loader.limits) as batches:
+            yield batches
 
     def sizes(self) -> list[int]:
         """The weight of each batch: all count alike, as they do in the steps."""

@@ -8,7 +8,6 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.multiprocessing.spawn import ProcessException
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_vamo import InvalidArgumentError, VAMOCallback, VAMOMixin
@@ -308,17 +307,27 @@ def test_ranks_resume_where_each_of_them_was(tmp_path):
     test_resume.run_ranks(tmp_path / "whole", arguments=arguments)
     expected = [torch.load(tmp_path / "whole" / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert expected[0]["metrics"]["vamo/variance_removed"] > 0
-    for index, kill in enumerate(((1, 3, "step"), (2, 3, "step"))):
-        folder = tmp_path / str(index)
-        with pytest.raises(ProcessException):  # of the one that was killed, or of the one that then waits in vain
-            test_resume.run_ranks(folder, kill, arguments=arguments)
-        test_resume.run_ranks(folder, ckpt=test_resume.last_checkpoint(folder), seed=99, arguments=arguments)
-        for rank, whole_run in enumerate(expected):
-            resumed = torch.load(folder / f"{rank}.pt", weights_only=True)
-            assert 0 < len(resumed["batches"]) < len(whole_run["batches"])
-            assert resumed["batches"] == whole_run["batches"][-len(resumed["batches"]) :]
-            assert all(torch.equal(value, whole_run["state"][name]) for name, value in resumed["state"].items())
-            assert resumed["metrics"] == whole_run["metrics"]
+    test_resume.assert_ranks_continue(tmp_path, expected, [(1, 3, "step"), (2, 3, "step")], arguments)
+
+
+@pytest.mark.filterwarnings("ignore:The loss is not finite at points perturbed")
+def test_rows_recover_from_a_sweep_that_drops_every_direction(tmp_path):
+    configuration = {"vamo": {"probes": 2, "mu": 1e30, "carry": True, "every_n_epochs": 3}}
+    uninterrupted = test_resume.run(tmp_path / "whole", configuration)
+    [callback] = [callback for callback in uninterrupted[0].callbacks if isinstance(callback, VAMOCallback)]
+    assert callback.report.variance_removed != 0  # in the epochs whose rows the first one's steps have measured
+    test_resume.run(tmp_path / "killed", configuration, (1, 4, "step"))
+    checkpoint = test_resume.last_checkpoint(tmp_path / "killed")
+    resumed = test_resume.run(tmp_path / "killed", configuration, ckpt=checkpoint, seed=99)
+    test_resume.assert_continues(resumed, uninterrupted, checkpoint)
+
+
+def test_a_run_that_does_not_carry_is_refused_a_carried_table(tmp_path):
+    configuration = RESUMED["accumulated"]
+    test_resume.run(tmp_path, configuration, (2, 5, "step"))
+    other = {**configuration, "vamo": {**configuration["vamo"], "carry": False, "sweep": True}}
+    with pytest.raises(InvalidArgumentError, match="`carry` was True, and in the present run it is False"):
+        test_resume.run(tmp_path, other, ckpt=test_resume.last_checkpoint(tmp_path))
 
 
 def test_other_accumulation_is_refused_within_an_epoch(tmp_path):

@@ -10,29 +10,19 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_vamo import VAMOCallback, VAMOMixin, with_vamo
 from lightning_vamo.core.directions import OrthonormalDirections
-from tests.modules import Everything, VAMOEverything, classification_data, trainer
+from tests.modules import Everything, Perceptron, VAMOEverything, classification_data, trainer
 
 ROOT = Path(__file__).parents[2]
 
 
-class Regression(VAMOMixin, L.LightningModule):
-    """Without BatchNorm, whose statistics are of a rank's own batch."""
-
+class Regression(VAMOMixin, Perceptron):
     def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
-
-    def training_step(self, batch, batch_idx):
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.5)
+        super().__init__(lr=0.2, momentum=0.5)
 
 
 class Save(L.Callback):

@@ -149,6 +149,25 @@ def test_a_resumed_run_repeats_the_choices(every, clock, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
 
 
+def test_a_checkpoint_within_an_epoch_keeps_the_time_of_rows_apart(clock):
+    """Of steps that take three units, and rows of two forward passes that take one each."""
+    states = []
+
+    class Saved(Watched):
+        def on_train_batch_end(self, fit, module, outputs, batch, batch_idx):
+            if batch_idx == 9:
+                states.append(self.state_dict())
+
+    fit(Saved(probes=EfficientProbes(1), control="recompute", seed=1), Timed(forward=1 / 30), epochs=2)
+    assert states[1]["totals"]["row_seconds"] > states[0]["totals"]["row_seconds"] > 0
+    for state in states:
+        assert state["choice"]["clock"] == {"seconds": pytest.approx(10 * 3), "batches": 10}
+    assert states[0]["totals"]["row_seconds"] == pytest.approx(10 * 2 * 0.1)
+    totals = states[0]["totals"]
+    before = totals["sweep_seconds"] + totals["warmup_seconds"]
+    assert totals["training_seconds"] == pytest.approx(10 * 3 + totals["row_seconds"] + before)
+
+
 class ByRank(Timed):
     """One rank is slow to probe: by its own clock it would never probe, by the other's always."""
 

@@ -13,7 +13,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
@@ -22,7 +22,7 @@ from lightning_vamo import InvalidArgumentError, ProbeFinding, UnsupportedError,
 from lightning_vamo.core.directions import GradientSubspaceDirections, SphereDirections
 from lightning_vamo.loop import compat
 from tests.integration.test_learned import overlapping
-from tests.modules import Data, Everything, MemoryLogger, VAMOEverything, classification_data, loaders, trainer
+from tests.modules import Data, Everything, MemoryLogger, Perceptron, VAMOEverything, classification_data, loaders, trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,19 +104,10 @@ def test_noise_that_does_not_matter():
 
 @pytest.mark.parametrize("rank", [1, None], ids=["factored", "dense"])
 def test_learned_directions_hold_what_random_ones_do_not(rank):
-    class Classifier(L.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.net = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 4))
-
-        def training_step(self, batch, batch_idx):
-            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.02)
-
     loader = DataLoader(overlapping(), 8, shuffle=True)
-    finding = found(Classifier(), loader, directions=GradientSubspaceDirections(rank=rank), maximum=8)
+    finding = found(
+        Perceptron(20, 16, 4, nn.ReLU, lr=0.02), loader, directions=GradientSubspaceDirections(rank=rank), maximum=8
+    )
     eight = finding.figures[-1]
     assert eight.learned > 0.4
     assert eight.learned > 10 * eight.random
@@ -356,18 +347,6 @@ class Rankless(L.LightningDataModule):
         return DataLoader(torch.utils.data.Subset(classification_data(240), order), 8 // world)
 
 
-class Perceptron(L.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
-
-    def training_step(self, batch, batch_idx):
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_two_processes_find_what_one_does(start_method):
     L.seed_everything(3, verbose=False)
@@ -387,6 +366,30 @@ def test_two_processes_find_what_one_does(start_method):
         assert figures.removed == pytest.approx(expected.removed, rel=1e-2)
     run.fit(module, datamodule=Rankless())
     assert not torch.equal(module.state_dict()["net.0.weight"], weights["net.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sweeps"),
+    [
+        ({}, 1.0),
+        ({"every_n_epochs": 5}, 0.2),
+        ({"carry": True, "sweep": False}, 0.0),
+        ({"control": "recompute"}, 2.0),
+        ({"every_n_train_steps": 8}, 1 + 64 / 8),
+    ],
+    ids=str,
+)
+def test_the_work_is_as_the_callback_would_spend_it(arguments, sweeps):
+    run = trainer(callbacks=[VAMOCallback(**arguments)])
+    finding = find_probes(run, Noisy(), train_dataloaders=noisy_loader(), maximum=2, seed=1)
+    forward = finding.forward_seconds / finding.step_seconds
+    assert [figures.work for figures in finding.figures] == pytest.approx([1 + sweeps * forward * (1 + q) for q in (1, 2)])
+    assert all(figures.efficiency == pytest.approx(figures.worth / figures.work) for figures in finding.figures)
+
+
+def test_the_samples_of_a_step_are_those_of_the_accumulation_scheduler():
+    run = trainer(callbacks=[GradientAccumulationScheduler({0: 4})])
+    assert find_probes(run, Noisy(), train_dataloaders=noisy_loader(), maximum=1, seed=1).batches_per_step == 4
 
 
 # ---- refusals

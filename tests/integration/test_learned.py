@@ -16,24 +16,17 @@ from lightning_vamo.core.schedules import LinearProbes
 from lightning_vamo.loop.warmup import gradients_of
 from tests.integration.test_ddp import Save
 from tests.integration.test_fsdp2 import VAMO, train
-from tests.modules import VAMOEverything, WatchedSweeps, loaders, trainer
+from tests.modules import Perceptron, VAMOEverything, WatchedSweeps, loaders, trainer
 from tests.processes import in_processes
 
 FORMS = {"factored": GradientSubspaceDirections(), "dense": GradientSubspaceDirections(rank=None)}
 
 
-class Classifier(VAMOMixin, L.LightningModule):
-    """Classes that overlap, so that gradients stay noisy, in few dimensions."""
+class Classifier(VAMOMixin, Perceptron):
+    """Of classes that overlap, so that gradients stay noisy, in few dimensions."""
 
     def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 4))
-
-    def training_step(self, batch, batch_idx):
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.02)
+        super().__init__(20, 16, 4, nn.ReLU, lr=0.02)
 
 
 def overlapping(samples=400):

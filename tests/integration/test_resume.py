@@ -467,7 +467,12 @@ def run_ranks(folder, kill=None, ckpt=None, seed=1, arguments=None, **options):
     folder.mkdir(exist_ok=True)
     L.seed_everything(1, verbose=False)  # the same in both runs: Lightning seeds the order of distributed samplers with it
     torch.manual_seed(seed)
-    watch = KillsARank(kill, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+    def kill_itself():
+        (folder / "killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    watch = KillsARank(kill, kill_itself)
     saver = ModelCheckpoint(folder, filename="{epoch}-{step}", save_top_k=-1, every_n_train_steps=2)
     callback = VAMOCallback(**{"probes": LinearProbes(start=3, end=1, epochs=3), "seed": 4, **(arguments or {})})
     fit = trainer(
@@ -489,12 +494,17 @@ def test_ranks_resume_where_each_of_them_was(arguments, tmp_path):
     run_ranks(tmp_path / "whole", arguments=arguments)
     expected = [torch.load(tmp_path / "whole" / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert expected[0]["batches"] != expected[1]["batches"]
-    for index, kill in enumerate(((1, 3, "step"), (2, 0, "start"))):
+    assert_ranks_continue(tmp_path, expected, [(1, 3, "step"), (2, 0, "start")], arguments)
+
+
+def assert_ranks_continue(tmp_path, expected, kills, arguments):
+    """Kill a rank of two at each of some points, resume, and end as the uninterrupted run did."""
+    for index, kill in enumerate(kills):
         folder = tmp_path / str(index)
         with pytest.raises(ProcessException):  # of the one that was killed, or of the one that then waits in vain
             run_ranks(folder, kill, arguments=arguments)
-        checkpoint = last_checkpoint(folder)
-        run_ranks(folder, ckpt=checkpoint, seed=99, arguments=arguments)
+        assert (folder / "killed").exists()
+        run_ranks(folder, ckpt=last_checkpoint(folder), seed=99, arguments=arguments)
         for rank, whole_run in enumerate(expected):
             resumed = torch.load(folder / f"{rank}.pt", weights_only=True)
             assert 0 < len(resumed["batches"]) < len(whole_run["batches"])

@@ -75,6 +75,17 @@ def test_a_limit_beyond_the_end_of_a_stream():
     assert callback.snapshots[0][2].sweep.weights.tolist() == [1] * 6 + [0] * 3
 
 
+def test_a_stream_beside_data_that_can_be_recorded_is_read_a_second_time():
+    class Both(VAMOLeastSquares):
+        def training_step(self, batch, batch_idx):
+            return sum(super(Both, self).training_step(part, batch_idx) for part in batch)
+
+    callback = every_direction()
+    data = [DataLoader(samples(), 6, shuffle=True), DataLoader(Stream(), 6)]
+    trainer(callbacks=[callback], max_epochs=2, limit_train_batches=6).fit(Both(9, RATE), data)
+    assert [taken.sweep is not None for _, _, taken in callback.snapshots] == [True, True]
+
+
 def test_data_that_is_not_batched_is_read_a_second_time():
     sets = [[part[start : start + 6] for part in samples().tensors] for start in range(0, 36, 6)]
     generator = torch.Generator().manual_seed(3)

@@ -9,6 +9,7 @@ from lightning_vamo.core.estimators import estimate_gradient
 from lightning_vamo.errors import InvalidArgumentError, NonFiniteLossError, UnsupportedError, VAMOError
 from lightning_vamo.finder import find_probes
 from lightning_vamo.finding import ProbeFigures, ProbeFinding
+from lightning_vamo.loop.observer import RunObserver
 from lightning_vamo.mixin import VAMOMixin, with_vamo
 from lightning_vamo.report import VAMOReport
 
@@ -19,6 +20,7 @@ __all__ = [
     "NonFiniteLossError",
     "ProbeFigures",
     "ProbeFinding",
+    "RunObserver",
     "UnsupportedError",
     "VAMOCallback",
     "VAMOError",

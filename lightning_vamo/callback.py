@@ -20,6 +20,7 @@ from lightning_vamo.loop.carrying import fits, next_epoch
 from lightning_vamo.loop.correcting import correct, withheld
 from lightning_vamo.loop.driver import GradientCallback
 from lightning_vamo.loop.due import DueSnapshot
+from lightning_vamo.loop.observer import observers, probing
 from lightning_vamo.loop.precision import SweepPrecision, check_float32
 from lightning_vamo.loop.recording import RecordingBatchSampler, recording
 from lightning_vamo.loop.resume import Resumption, check_readable, plan_within, saved
@@ -292,6 +293,8 @@ class VAMOCallback(GradientCallback):
 
     def _take_snapshot(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
         DueSnapshot(self._run, trainer, module, self).take(batch_idx)
+        for observer in observers(trainer):
+            observer.on_snapshot(trainer, module, self._standing.taken)
 
     # ---- steps
 
@@ -300,7 +303,7 @@ class VAMOCallback(GradientCallback):
         """Recompute the row of the batch, where the snapshot's weights have been kept for that."""
         taken = self._standing.taken
         if taken is not None and taken.recomputation is not None and not compat.skips_backward(trainer):
-            with self._run.ledger.timing_row(module.device):
+            with self._run.ledger.timing_row(module.device), probing(trainer, module, "row"):
                 self._totals.forward_evaluations += taken.recomputation.evaluate(trainer, module, self, batch)
 
     @override
@@ -319,10 +322,16 @@ class VAMOCallback(GradientCallback):
         if last and standing.learner is not None:
             observe(trainer, standing.learner, standing.parameters)
         left_out = self._run.watch.differs and trainer.world_size == 1
-        if standing.taken is not None and not skipped and not left_out:
-            standing.rows.append(standing.row(trainer.fit_loop.batch_idx))
+        row = None if standing.taken is None or skipped or left_out else standing.row(trainer.fit_loop.batch_idx)
+        for observer in observers(trainer):
+            observer.on_gradient(trainer, module, standing.taken, row)
+        if row is not None:
+            standing.rows.append(row)
         if last:
-            self._totals.steps += correct(trainer, standing)
+            moments = correct(trainer, standing)
+            self._totals.steps += moments is not None
+            for observer in observers(trainer):
+                observer.on_correction(trainer, module, standing.taken, moments)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

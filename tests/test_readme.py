@@ -9,7 +9,7 @@ import yaml
 
 import lightning_vamo
 from lightning_vamo.cli import VAMOCLI
-from tests.modules import Data, Everything
+from tests.support.modules import Data, Everything
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -34,8 +34,8 @@ def test_python(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 def test_configuration(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = block("yaml", "class_path: my_project").replace("my_project.LitClassifier", "tests.modules.Everything")
-    config = yaml.safe_load(config.replace("my_project.MyData", "tests.modules.Data"))
+    config = block("yaml", "class_path: my_project").replace("my_project.LitClassifier", "tests.support.modules.Everything")
+    config = yaml.safe_load(config.replace("my_project.MyData", "tests.support.modules.Data"))
     Path("config.yaml").write_text(yaml.safe_dump(config))
     for line in block("console", "--vamo.probes").splitlines():
         words = line.split()[2:]

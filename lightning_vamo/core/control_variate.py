@@ -54,11 +54,12 @@ class ControlVariate:
         mean = weights.double() @ wide / total
         self.mean = mean.to(deltas.dtype)
         """Weighted mean of the rows, shape ``(q,)``."""
-        self._rows = torch.where(used, beta * (wide - mean), 0.0).to(deltas.dtype)
+        self.rows = torch.where(used, beta * (wide - mean), 0.0).to(deltas.dtype)
+        """The coefficients of each batch's correction, shape ``(K, q)``."""
 
     def __len__(self) -> int:
         """``K``, the number of batches."""
-        return len(self._rows)
+        return len(self.rows)
 
     def correction(self, row: int) -> Tensor:
         """Coefficients along the directions of the control variate of one batch.
@@ -77,4 +78,4 @@ class ControlVariate:
         """
         if not 0 <= row < len(self):
             raise IndexError(f"`row` must be in [0, {len(self)}), the batches of the plan, got {row}.")
-        return self._rows[row]
+        return self.rows[row]

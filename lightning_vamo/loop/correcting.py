@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager, nullcontext
 
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.standing import Standing
@@ -25,7 +26,7 @@ def withheld(trainer: Trainer, standing: Standing) -> AbstractContextManager[Non
     return standing.taken.correction.withheld(row, trainer.accumulate_grad_batches, scale, standing.progress(trainer))
 
 
-def correct(trainer: Trainer, standing: Standing) -> bool:
+def correct(trainer: Trainer, standing: Standing) -> Tensor | None:
     """Correct the gradient, once all batches of the step are in it.
 
     Args:
@@ -33,11 +34,11 @@ def correct(trainer: Trainer, standing: Standing) -> bool:
         standing: Where the run stands, with the rows of those batches.
 
     Returns:
-        Whether there was something to correct, and to correct it with.
+        What :meth:`Correction.apply` returns: None if there was nothing to correct, or to correct it with.
     """
     taken = standing.taken
     if taken is None:
-        return False
+        return None
     correction, recomputation = taken.correction, taken.recomputation
     rows = standing.rows if recomputation is None else recomputation.averaged(trainer, standing.rows)
     scale, progress = compat.grad_scale(trainer), standing.progress(trainer)
@@ -52,4 +53,4 @@ def correct(trainer: Trainer, standing: Standing) -> bool:
         moments = moments * (not standing.withheld)
         standing.moments = moments if standing.moments is None else standing.moments + moments
     standing.rows, standing.withheld = [], False
-    return moments is not None
+    return moments

@@ -13,6 +13,7 @@ from lightning_vamo.core.mixing import coefficient_of
 from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.carrying import same_tensors, swept_rows, unswept_rows
 from lightning_vamo.loop.driver import GradientCallback
+from lightning_vamo.loop.observer import probing
 from lightning_vamo.loop.plan import has_plan, plan_of
 from lightning_vamo.loop.run import Run
 from lightning_vamo.loop.second import Swept, second_reading
@@ -141,7 +142,7 @@ class DueSnapshot:
         # Fewer than one more than the probes cannot tell so many directions apart.
         count = max(min(self._settings.directions.warmup_batches, plan.length), probes + 1)
         start = time.perf_counter()
-        with self._run.watch.looking_away():
+        with self._run.watch.looking_away(), probing(trainer, self._module, "warm-up"):
             seen = warm_up(trainer, self._module, plan, learner, self._standing.parameters, count, turn)
         self._totals.add_warmup(seen, time.perf_counter() - start)
         if not learner.ready:

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -22,6 +22,7 @@ from lightning_vamo.core.probes import auto_mu
 from lightning_vamo.core.recomputed import RecomputedControlVariate
 from lightning_vamo.loop import compat, support
 from lightning_vamo.loop.driver import GradientCallback, Mode
+from lightning_vamo.loop.observer import observers, probing
 from lightning_vamo.loop.plan import Plan
 from lightning_vamo.loop.precision import arithmetic
 from lightning_vamo.loop.recompute import Recomputation, snapshot_steps
@@ -52,6 +53,23 @@ class Taken:
     sweep: Sweep | None
     logs: dict[str, float]
     recomputation: Recomputation | None = None
+
+    @property
+    def kind(self) -> Literal["replayed", "carried", "recomputed"]:
+        """What becomes of its rows from step to step."""
+        if self.recomputation is not None:
+            return "recomputed"
+        return "carried" if isinstance(self.correction.control, CarriedRows) else "replayed"
+
+    @property
+    def directions(self) -> ProbeDirections:
+        """The probe directions."""
+        return self.correction.directions
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """The parameters that are corrected."""
+        return self.correction.parameters
 
     def belongs_to(self, loader: CombinedLoader | None) -> bool:
         """Whether it is of this loader's data: a reloaded loader may hold other data."""
@@ -99,8 +117,10 @@ def take_snapshot(
     if plan is not None:
         swept = plan.without_replacement(seeded(seed)) if recompute else plan
         evaluate = functools.partial(driver.probed_loss, trainer)
-        with driver.mode(Mode.PROBE):
+        with probing(trainer, module, "sweep"), driver.mode(Mode.PROBE):
             result = sweep(trainer, module, swept, evaluate, parameters, drawn, mu, difference)
+        for observer in observers(trainer):
+            observer.on_sweep(trainer, module, result)
     recomputation = None
     if recompute or result is None or not isinstance(plan, Plan):
         control = _recomputed(drawn, result, alpha)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_vamo.core.adaptive import LinearDecay, Regression
-from tests.problems import seeded
+from tests.support.problems import seeded
 
 
 def fed(coefficient, slopes, rows):

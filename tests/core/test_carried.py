@@ -8,8 +8,8 @@ from lightning_vamo.core.correction import Correction
 from lightning_vamo.core.directions import CoordinateDirections, GradientSubspaceDirections, OrthonormalDirections
 from lightning_vamo.errors import InvalidArgumentError
 from tests import reference
-from tests.core.test_subspace import fed, gradients
-from tests.problems import LeastSquares, batches_of, seeded
+from tests.support.learning import fed, gradients
+from tests.support.problems import LeastSquares, batches_of, seeded
 
 WEIGHTS = torch.tensor([8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 3.0])
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from lightning_vamo.core import ControlVariate
 from lightning_vamo.errors import InvalidArgumentError
 from tests import reference
-from tests.problems import seeded
+from tests.support.problems import seeded
 
 
 def table(batches, count, dtype=torch.float64, seed=0):

@@ -9,7 +9,7 @@ from lightning_vamo.core.directions import CoordinateDirections, GaussianDirecti
 from lightning_vamo.core.mixing import effective_coefficient
 from lightning_vamo.errors import UnsupportedError
 from tests import reference
-from tests.problems import LeastSquares, LogisticRegression, batches_of, probe_table, seeded
+from tests.support.problems import LeastSquares, LogisticRegression, batches_of, probe_table, seeded
 
 SHAPES = [(3, 4), (), (0,), (5,)]
 DIMENSION = 18

@@ -1,3 +1,5 @@
+"""None"""
+
 import io
 import itertools
 import random
@@ -11,7 +13,6 @@ from torch import nn
 
 from lightning_vamo.core.directions import (
     CoordinateDirections,
-    Directions,
     GaussianDirections,
     OrthonormalDirections,
     RademacherDirections,
@@ -20,59 +21,16 @@ from lightning_vamo.core.directions import (
 )
 from lightning_vamo.errors import InvalidArgumentError, VAMOError
 from tests import reference
-from tests.problems import seeded
+from tests.support.points import ALL, DTYPES, PRECISION, RANDOM, SHAPES, each, irregular, layouts, name, noise, similar, zeros
+from tests.support.problems import seeded
 
-RANDOM = [SphereDirections, GaussianDirections, RademacherDirections, OrthonormalDirections]
 UNIT = [SphereDirections(), RademacherDirections(), OrthonormalDirections(), CoordinateDirections()]
+
+
 ORTHONORMAL = [OrthonormalDirections(), CoordinateDirections()]
-ALL = [*[family() for family in RANDOM], *[family("seeded") for family in RANDOM], CoordinateDirections()]
 
-SHAPES = [(3, 4), (), (0,), (5,), (2, 1, 3)]
+
 DIMENSION = 24
-DTYPES = [torch.float32, torch.float64, torch.bfloat16]
-PRECISION = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2}
-
-
-def name(value):
-    if isinstance(value, Directions):
-        return f"{type(value).__name__}-{getattr(value, 'storage', 'axes')}"
-    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
-
-
-def each(argument, values):
-    return pytest.mark.parametrize(argument, values, ids=name)
-
-
-def zeros(shapes, dtype=torch.float32):
-    return [torch.zeros(shape, dtype=dtype) for shape in shapes]
-
-
-def noise(shapes, dtype=torch.float32, seed=11):
-    generator = seeded(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
-
-
-def irregular(dtype=torch.float32, seed=12):
-    """A transposed matrix, a channels-last kernel, a strided vector, an empty tensor and a number."""
-    matrix, kernel, vector, empty, number = noise([(5, 4), (2, 3, 2, 2), (6,), (0, 3), ()], dtype, seed)
-    return [matrix.t(), kernel.to(memory_format=torch.channels_last), vector[::2], empty, number]
-
-
-def layouts(dtype):
-    return {"regular": noise(SHAPES, dtype), "irregular": irregular(dtype)}
-
-
-def similar(tensors, seed):
-    """Other numbers in the very layout of `tensors`."""
-    result = []
-    for position, tensor in enumerate(tensors):
-        base = torch.zeros(
-            1 + sum(s * (n - 1) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n), dtype=tensor.dtype
-        )
-        view = base.as_strided(tensor.shape, tensor.stride())
-        view.copy_(torch.randn(tensor.shape, generator=seeded(100 * seed + position), dtype=torch.float64))
-        result.append(view)
-    return result
 
 
 def many(family, shapes, count, draws, seed=0):
@@ -87,9 +45,6 @@ def assert_mean(samples, expected, most):
     assert float(error.max()) <= most
     deviation = (samples.mean(dim=0) - expected).abs()
     assert bool((deviation <= 5 * error + 1e-7).all()), (deviation, error)
-
-
-# What each family is
 
 
 @each("dtype", DTYPES)
@@ -220,9 +175,6 @@ def test_all_coordinates_are_each_chosen_once():
     assert torch.equal(u.sum(dim=1), torch.ones(DIMENSION))
 
 
-# Randomness
-
-
 @each("family", ALL)
 def test_a_draw_is_a_function_of_the_generator(family):
     points, generator = zeros(SHAPES), seeded(5)
@@ -274,9 +226,6 @@ def test_a_family_serves_any_number_of_draws(family):
     first, second = family.draw(small, 2, seeded(1)), family.draw(large, 3, seeded(2))
     assert (first.count, first.dimension, second.count, second.dimension) == (2, 4, 3, DIMENSION)
     assert torch.equal(first.dense(small), family.draw(small, 2, seeded(1)).dense(small))
-
-
-# What is done with directions, against the dense matrix
 
 
 @pytest.mark.parametrize("layout", ["regular", "irregular"])
@@ -346,9 +295,6 @@ def test_parameters_of_several_types_take_part_together(family):
     directions.subtract_(vectors, torch.full((4,), 0.5))
     assert reference.flatten(vectors) == pytest.approx(flat - 0.5 * u.sum(axis=0), abs=3e-2)
     assert [vector.dtype for vector in vectors] == [torch.float32, torch.bfloat16, torch.float64]
-
-
-# The two storages
 
 
 @pytest.mark.parametrize("layout", ["regular", "irregular"])
@@ -459,9 +405,6 @@ def test_a_modules_parameters_are_accepted_as_they_are(family):
     expected = reference.matrix(directions, parameters) @ reference.flatten(gradients)
     assert directions.project(gradients).numpy() == pytest.approx(expected, abs=1e-5)
     assert not directions.dense(parameters).requires_grad
-
-
-# Errors
 
 
 @each("family", ALL)

@@ -13,14 +13,7 @@ from lightning_vamo.core.directions import (
 )
 from lightning_vamo.errors import InvalidArgumentError, NonFiniteLossError
 from tests import reference
-from tests.problems import (
-    LeastSquares,
-    LogisticRegression,
-    classification_batch,
-    classification_loss,
-    seeded,
-    tanh_mlp,
-)
+from tests.support.problems import LeastSquares, LogisticRegression, classification_batch, classification_loss, seeded, tanh_mlp
 
 SHAPES = [(2, 3), (), (0,), (3,)]
 DIMENSION = 10

@@ -13,7 +13,7 @@ from lightning_vamo.core.directions import (
 from lightning_vamo.core.mixing import check_alpha, effective_coefficient
 from lightning_vamo.errors import InvalidArgumentError
 from tests import reference
-from tests.problems import LeastSquares, LogisticRegression, batches_of, probe_table, seeded
+from tests.support.problems import LeastSquares, LogisticRegression, batches_of, probe_table, seeded
 
 SPHERE, ORTHONORMAL = SphereDirections(), OrthonormalDirections()
 

@@ -5,7 +5,7 @@ import torch
 
 from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections, ProbeDirections
 from lightning_vamo.core.noise import GradientMoments, Noise, nested, noise_along, noise_of, ratio, removed
-from tests.problems import seeded
+from tests.support.problems import seeded
 
 SHAPES = [(4, 3), (5,), (2, 2, 2)]
 DIMENSION = 25

@@ -17,7 +17,7 @@ from lightning_vamo.core.probes import (
 )
 from lightning_vamo.errors import InvalidArgumentError
 from tests import reference
-from tests.problems import (
+from tests.support.problems import (
     LeastSquares,
     LogisticRegression,
     classification_batch,

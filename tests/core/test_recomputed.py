@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_vamo.core.recomputed import RecomputedControlVariate
-from tests.problems import seeded
+from tests.support.problems import seeded
 
 
 def rows_of(count, directions, seed=0):

@@ -1,3 +1,5 @@
+"""None"""
+
 import io
 
 import numpy as np
@@ -15,38 +17,19 @@ from lightning_vamo.core.directions.layout import Factors, Layout
 from lightning_vamo.core.sharding import local
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from tests import reference
-from tests.core.test_directions import DTYPES, PRECISION, SHAPES, each, irregular, layouts, noise, similar, zeros
-from tests.core.test_sharding import shard
-from tests.problems import seeded
-from tests.processes import in_processes
+from tests.support.learning import fed, gradients
+from tests.support.points import DTYPES, PRECISION, SHAPES, each, irregular, layouts, noise, similar, zeros
+from tests.support.problems import seeded
+from tests.support.processes import in_processes
+from tests.support.shards import shard
 
 FORMS = [1, 2, None]
+
+
 MIXED = [(6, 5), (4, 2, 3), (7,), (), (2, 2)]
+
+
 forms = pytest.mark.parametrize("rank", FORMS, ids=["rank-1", "rank-2", "dense"])
-
-
-def gradients(shapes, number, seed=3, dtype=torch.float64):
-    """Gradients whose noise has a decaying spectrum around a mean that is not zero."""
-    generator = seeded(seed)
-
-    def normal(size):
-        return [torch.randn((*size, *shape), generator=generator, dtype=torch.float64) for shape in shapes]
-
-    mean, axes = normal(()), normal((10,))
-    weights = torch.randn(number, 10, generator=generator, dtype=torch.float64) * 0.6 ** torch.arange(10)
-    steps = [[m + torch.tensordot(row, axis, dims=1) for m, axis in zip(mean, axes, strict=True)] for row in weights]
-    return [[part.to(dtype) for part in step] for step in steps]
-
-
-def fed(family, points, steps, count=3, passes=1):
-    """A learner that has seen `passes` passes, and the directions that the last one gave."""
-    learner, generator = family.learner(points, count, seeded(0)), seeded(1)
-    size = len(steps) // passes
-    for number in range(passes):
-        for step in steps[number * size : (number + 1) * size]:
-            learner.observe(step)
-        directions = learner.directions(count, generator)
-    return learner, directions
 
 
 def flat(steps):
@@ -56,9 +39,6 @@ def flat(steps):
 def same_span(u, v):
     one, other = np.linalg.qr(u.T)[0], np.linalg.qr(v.T)[0]
     return float(np.linalg.svd(one.T @ other)[1].min()) == pytest.approx(1, abs=1e-9)
-
-
-# What is learned
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -174,9 +154,6 @@ def test_directions_learned_while_an_mlp_trains_hold_nearly_as_much_as_the_exact
     assert float(learner.shares[-1]) == pytest.approx(removed, abs=0.15)
 
 
-# What the directions are
-
-
 def learned_or_not(family, points, learned):
     if not learned:
         return family.draw(points, 4, seeded(2))
@@ -262,9 +239,6 @@ def test_dense_directions_are_orthonormal(learned):
     assert u @ u.T == pytest.approx(np.eye(4), abs=1e-5)
 
 
-# What a learner keeps to
-
-
 @each("dtype", DTYPES)
 @forms
 def test_gradients_are_neither_kept_nor_changed(rank, dtype):
@@ -341,9 +315,6 @@ def test_a_matrix_without_gradients_is_learned_about_when_it_gets_some():
     assert np.linalg.norm(found, axis=1).min() > 0.9
 
 
-# Another number of directions
-
-
 @forms
 def test_fewer_directions_are_the_leading_ones(rank):
     points, steps = zeros(MIXED, torch.float64), gradients(MIXED, 24)
@@ -378,9 +349,6 @@ def test_more_directions_are_filled_up_with_random_ones_which_are_learned(rank):
         learner.observe(step)
     learned = learner.directions(5, seeded(2)).dense(points).numpy()
     assert reference.share_removed(learned, held_out) > reference.share_removed(u.numpy()[:2], held_out) + 0.05
-
-
-# Resuming
 
 
 @pytest.mark.parametrize("position", [0, 1, 7, 10, 13])
@@ -428,9 +396,6 @@ def test_the_state_of_other_parameters_or_another_rank_is_refused(rank):
             other.load_state_dict(learner.state_dict())
 
 
-# Memory
-
-
 def numbers_held(learner):
     state = learner.state_dict()
     return sum(part.numel() for key in ("directions", "sums", "last") for part in state[key])
@@ -448,9 +413,6 @@ def test_the_factored_form_holds_a_few_rows_and_columns():
     learner, _ = fed(GradientSubspaceDirections(), points, [similar(points, seed) for seed in range(12)], passes=2)
     learner.observe(points)
     assert numbers_held(learner) == 3 * 3 * 500 + (2 * 3 + 1) * 300
-
-
-# Shards
 
 
 def _learn_on_shards(folder, rank):
@@ -501,9 +463,6 @@ def test_shards_together_learn_what_one_process_does(rank, tmp_path):
         assert torch.equal(each_rank["coordinates"], ranks[0]["coordinates"])
         torch.testing.assert_close(each_rank["coordinates"], coordinates, **close)
         torch.testing.assert_close(each_rank["shares"], learner.shares, **close)
-
-
-# Errors
 
 
 @pytest.mark.parametrize("options", [{"rank": 0}, {"rank": -1}, {"warmup_batches": -1}])

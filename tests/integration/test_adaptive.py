@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_vamo import VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import OrthonormalDirections
-from tests.modules import trainer
+from tests.support.modules import trainer
 
 
 class Linear(L.LightningModule):

@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMPr
 from lightning_vamo import VAMOCallback, VAMOMixin, VAMOReport, with_vamo
 from lightning_vamo.core.directions import OrthonormalDirections
 from lightning_vamo.core.schedules import ExponentialProbes, LinearProbes
-from tests.modules import Everything, VAMOEverything, WatchedSweeps, loaders, trainer
+from tests.support.modules import Everything, VAMOEverything, loaders, trainer
+from tests.support.watched import WatchedSweeps
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 

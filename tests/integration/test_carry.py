@@ -10,19 +10,20 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_vamo import InvalidArgumentError, VAMOCallback, VAMOMixin
+from lightning_vamo import InvalidArgumentError, RunObserver, VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections
 from lightning_vamo.core.schedules import LinearProbes
 from tests import reference
-from tests.integration import test_ddp, test_resume
-from tests.integration.test_fsdp2 import VAMO
-from tests.integration.test_fsdp2 import train as train_sharded
-from tests.integration.test_learned import Classifier, fit, overlapping
-from tests.integration.test_svrg import problem, train
-from tests.modules import Everything, Indexed, VAMOEverything, VAMORecorder, WatchedSweeps, classification_data, trainer
-from tests.processes import in_processes
+from tests.support import ranks, resuming
+from tests.support.least_squares import problem, train
+from tests.support.modules import Everything, Indexed, VAMOEverything, VAMORecorder, classification_data, trainer
+from tests.support.overlapping import Classifier, fit, overlapping
+from tests.support.processes import in_processes
+from tests.support.sharded import VAMO
+from tests.support.sharded import train as train_sharded
+from tests.support.watched import WatchedSweeps
 
-pytestmark = test_resume.pytestmark
+pytestmark = resuming.WARNINGS
 LEARNED = GradientSubspaceDirections(warmup_batches=0)
 UNSWEPT = {"directions": LEARNED, "alpha": "adaptive", "carry": True, "sweep": False, "seed": 1}
 
@@ -103,10 +104,10 @@ def test_between_sweeps_they_stay_fresh():
 def test_probes_that_change_and_directions_that_turn_keep_what_is_known():
     counts = []
 
-    class Counting(VAMOCallback):
-        def on_train_batch_end(self, fit, module, outputs, batch, batch_idx):
-            if batch_idx == 0 and self._standing.taken is not None:
-                counts.append((self._standing.taken.correction.directions.count, self._standing.steps))
+    class Counting(VAMOCallback, RunObserver):
+        def on_correction(self, fit, module, snapshot, moments):
+            if fit.fit_loop.batch_idx == 0 and snapshot is not None:
+                counts.append((snapshot.directions.count, int(moments is not None)))
 
     callback = Counting(probes=LinearProbes(start=2, end=5, epochs=3), **UNSWEPT)
     _, _, metrics = fit(callback, epochs=6)
@@ -215,8 +216,8 @@ def test_two_processes_equal_one(arguments, accumulated, tmp_path):
     for devices in (1, 2):
         callback = VAMOCallback(probes=4, carry=True, seed=1, **arguments)
         results.append(
-            test_ddp.run(
-                test_ddp.Regression(),
+            ranks.run(
+                ranks.Regression(),
                 tmp_path / str(devices),
                 data,
                 devices=devices,
@@ -237,9 +238,9 @@ def test_two_processes_equal_one(arguments, accumulated, tmp_path):
 def test_a_training_step_communicates_no_more_than_without_vamo(tmp_path):
     def counts(name, module, callbacks):
         (tmp_path / name).mkdir()
-        callbacks = [*callbacks, test_ddp.Collectives(tmp_path / name)]
+        callbacks = [*callbacks, ranks.Collectives(tmp_path / name)]
         run = trainer(callbacks=callbacks, strategy=DDPStrategy(start_method="fork"), devices=2, max_epochs=4)
-        run.fit(module, datamodule=test_ddp.Data(classification_data(48), 4))
+        run.fit(module, datamodule=ranks.Data(classification_data(48), 4))
         return [(tmp_path / name / f"{rank}.txt").read_text() for rank in range(2)]
 
     plain = counts("plain", Everything(), [])
@@ -293,46 +294,46 @@ POINTS = [(1, 4, "end"), (2, 0, "start"), (2, 5, "step"), (3, 3, "end")]
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_killed_run_goes_on_bit_for_bit(name, tmp_path):
-    uninterrupted = test_resume.run(tmp_path / "whole", RESUMED[name])
+    uninterrupted = resuming.run(tmp_path / "whole", RESUMED[name])
     for index, kill in enumerate(POINTS):
         folder = tmp_path / str(index)
-        test_resume.run(folder, RESUMED[name], kill)
-        checkpoint = test_resume.last_checkpoint(folder)
-        resumed = test_resume.run(folder, RESUMED[name], ckpt=checkpoint, seed=99)
-        test_resume.assert_continues(resumed, uninterrupted, checkpoint)
+        resuming.run(folder, RESUMED[name], kill)
+        checkpoint = resuming.last_checkpoint(folder)
+        resumed = resuming.run(folder, RESUMED[name], ckpt=checkpoint, seed=99)
+        resuming.assert_continues(resumed, uninterrupted, checkpoint)
 
 
 def test_ranks_resume_where_each_of_them_was(tmp_path):
     arguments = {**UNSWEPT, "probes": 2}
-    test_resume.run_ranks(tmp_path / "whole", arguments=arguments)
+    resuming.run_ranks(tmp_path / "whole", arguments=arguments)
     expected = [torch.load(tmp_path / "whole" / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert expected[0]["metrics"]["vamo/variance_removed"] > 0
-    test_resume.assert_ranks_continue(tmp_path, expected, [(1, 3, "step"), (2, 3, "step")], arguments)
+    resuming.assert_ranks_continue(tmp_path, expected, [(1, 3, "step"), (2, 3, "step")], arguments)
 
 
 @pytest.mark.filterwarnings("ignore:The loss is not finite at points perturbed")
 def test_rows_recover_from_a_sweep_that_drops_every_direction(tmp_path):
     configuration = {"vamo": {"probes": 2, "mu": 1e30, "carry": True, "every_n_epochs": 3}}
-    uninterrupted = test_resume.run(tmp_path / "whole", configuration)
+    uninterrupted = resuming.run(tmp_path / "whole", configuration)
     [callback] = [callback for callback in uninterrupted[0].callbacks if isinstance(callback, VAMOCallback)]
     assert callback.report.variance_removed != 0  # in the epochs whose rows the first one's steps have measured
-    test_resume.run(tmp_path / "killed", configuration, (1, 4, "step"))
-    checkpoint = test_resume.last_checkpoint(tmp_path / "killed")
-    resumed = test_resume.run(tmp_path / "killed", configuration, ckpt=checkpoint, seed=99)
-    test_resume.assert_continues(resumed, uninterrupted, checkpoint)
+    resuming.run(tmp_path / "killed", configuration, (1, 4, "step"))
+    checkpoint = resuming.last_checkpoint(tmp_path / "killed")
+    resumed = resuming.run(tmp_path / "killed", configuration, ckpt=checkpoint, seed=99)
+    resuming.assert_continues(resumed, uninterrupted, checkpoint)
 
 
 def test_a_run_that_does_not_carry_is_refused_a_carried_table(tmp_path):
     configuration = RESUMED["accumulated"]
-    test_resume.run(tmp_path, configuration, (2, 5, "step"))
+    resuming.run(tmp_path, configuration, (2, 5, "step"))
     other = {**configuration, "vamo": {**configuration["vamo"], "carry": False, "sweep": True}}
     with pytest.raises(InvalidArgumentError, match="`carry` was True, and in the present run it is False"):
-        test_resume.run(tmp_path, other, ckpt=test_resume.last_checkpoint(tmp_path))
+        resuming.run(tmp_path, other, ckpt=resuming.last_checkpoint(tmp_path))
 
 
 def test_other_accumulation_is_refused_within_an_epoch(tmp_path):
     configuration = RESUMED["accumulated"]
-    test_resume.run(tmp_path, configuration, (2, 5, "step"))
-    checkpoint = test_resume.last_checkpoint(tmp_path)
+    resuming.run(tmp_path, configuration, (2, 5, "step"))
+    checkpoint = resuming.last_checkpoint(tmp_path)
     with pytest.raises(InvalidArgumentError, match="the number of accumulated batches was 2, and in the present run it is 3"):
-        test_resume.run(tmp_path, {**configuration, "accumulate_grad_batches": 3}, ckpt=checkpoint)
+        resuming.run(tmp_path, {**configuration, "accumulate_grad_batches": 3}, ckpt=checkpoint)

@@ -14,10 +14,10 @@ from lightning_vamo import UnsupportedError, VAMOCallback, VAMOMixin
 from lightning_vamo.cli import VAMOCLI, main
 from lightning_vamo.core.directions import GradientSubspaceDirections, RademacherDirections
 from lightning_vamo.core.schedules import LinearProbes
-from tests.modules import Everything
+from tests.support.modules import Everything
 
 ROOT = Path(__file__).parents[2]
-MODEL = {"class_path": "tests.modules.Everything", "init_args": {"lr": 0.02}}
+MODEL = {"class_path": "tests.support.modules.Everything", "init_args": {"lr": 0.02}}
 TRAINER = {
     "accelerator": "cpu",
     "max_epochs": 1,
@@ -36,7 +36,7 @@ pytestmark = [
 
 
 def command(tmp_path, subcommand="fit", trainer=None, cli=VAMOCLI, arguments=(), **sections):
-    config = {"seed_everything": 1, "model": MODEL, "data": {"class_path": "tests.modules.Data"}, **sections}
+    config = {"seed_everything": 1, "model": MODEL, "data": {"class_path": "tests.support.modules.Data"}, **sections}
     config["trainer"] = {**TRAINER, "default_root_dir": str(tmp_path), "log_every_n_steps": 1, **(trainer or {})}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))

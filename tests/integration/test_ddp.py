@@ -6,48 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from lightning_vamo import VAMOCallback, VAMOMixin, with_vamo
+from lightning_vamo import VAMOCallback, with_vamo
 from lightning_vamo.core.directions import OrthonormalDirections
-from tests.modules import Everything, Perceptron, VAMOEverything, classification_data, trainer
+from tests.support.modules import Everything, VAMOEverything, classification_data, trainer
+from tests.support.ranks import Collectives, Data, Regression, run
 
 ROOT = Path(__file__).parents[2]
-
-
-class Regression(VAMOMixin, Perceptron):
-    def __init__(self):
-        super().__init__(lr=0.2, momentum=0.5)
-
-
-class Save(L.Callback):
-    """Keeps each rank's weights, buffers and figures in a file."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def on_train_end(self, fit, module):
-        state = {"state": dict(module.state_dict()), "metrics": dict(fit.callback_metrics), "step": fit.global_step}
-        torch.save(state, self.folder / f"{fit.global_rank}.pt")
-
-
-class Data(L.LightningDataModule):
-    """Deals the samples out to the ranks in order, so that a global batch is the same whatever the number of ranks."""
-
-    def __init__(self, data, batch_size):
-        super().__init__()
-        self.data = data
-        self.batch_size = batch_size
-
-    def train_dataloader(self):
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        sampler = DistributedSampler(self.data, world, rank, shuffle=False)
-        return DataLoader(self.data, self.batch_size, sampler=sampler)
 
 
 class Padded(DistributedSampler):
@@ -73,20 +43,6 @@ STRATEGIES = {
     "bucket view": {"gradient_as_bucket_view": True},
     "static graph": {"static_graph": True},
 }
-
-
-def run(module, folder, data, *, devices, batch_size, callback, strategy=None, datamodule=Data, **options):
-    L.seed_everything(5, verbose=False)
-    torch.manual_seed(5)
-    for layer in module.modules():
-        if hasattr(layer, "reset_parameters"):
-            layer.reset_parameters()
-    folder.mkdir()
-    if devices == 2:
-        options |= {"strategy": strategy or DDPStrategy(start_method="fork"), "devices": 2}
-    callbacks = [Save(folder)] + ([callback] if callback else [])
-    trainer(callbacks=callbacks, **options).fit(module, datamodule=datamodule(data, batch_size))
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(devices)]
 
 
 def probing(directions, **arguments):
@@ -181,39 +137,6 @@ def test_spawned_processes_get_a_class_made_on_the_fly(tmp_path):
     assert all(torch.equal(first["state"][name], second["state"][name]) for name in dict(module.named_parameters()))
 
 
-class Collectives(L.Callback):
-    """Counts the collective calls of training steps; behind the VAMOCallback, whose sweep comes before it starts to count."""
-
-    NAMES = ("all_reduce", "broadcast", "broadcast_object_list", "all_gather", "all_gather_object", "reduce", "barrier")
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.counts = []
-        self.counting = False
-
-    def on_fit_start(self, fit, module):
-        for name in self.NAMES:
-            setattr(torch.distributed, name, self.counted(getattr(torch.distributed, name)))
-
-    def counted(self, function):
-        def call(*args, **kwargs):
-            if self.counting:
-                self.counts[-1] += 1
-            return function(*args, **kwargs)
-
-        return call
-
-    def on_train_batch_start(self, *arguments):
-        self.counts.append(0)
-        self.counting = True
-
-    def on_train_batch_end(self, *arguments):
-        self.counting = False
-
-    def on_train_end(self, fit, module):
-        (self.folder / f"{fit.global_rank}.txt").write_text(" ".join(map(str, self.counts)))
-
-
 def test_a_training_step_communicates_no_more_than_without_vamo(tmp_path):
     def counts(name, module, callbacks):
         folder = tmp_path / name
@@ -235,8 +158,8 @@ NODE = """
 import lightning as L, sys, torch
 from pathlib import Path
 from lightning_vamo import VAMOCallback
-from tests.integration.test_ddp import Data, Regression, Save
-from tests.modules import classification_data, trainer
+from tests.support.ranks import Data, Regression, Save
+from tests.support.modules import classification_data, trainer
 L.seed_everything(5, verbose=False)
 folder = Path(sys.argv[1])
 fit = trainer(callbacks=[Save(folder), VAMOCallback(probes=2, seed=1)], strategy="ddp", num_nodes=2, devices=1)

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_vamo import InvalidArgumentError, VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import GradientSubspaceDirections, SphereDirections
 from lightning_vamo.core.schedules import EfficientProbes
-from tests.modules import trainer
+from tests.support.modules import trainer
+from tests.support.watched import WatchedCounts
 
 
 class Clock:
@@ -198,17 +199,10 @@ def test_ranks_go_by_one_clock(clock, tmp_path):
 
 @pytest.mark.parametrize(("forward", "expected"), [(3.0, [0, 1, 0]), (0.01, [0, 1, 2])])
 def test_within_an_epoch_a_snapshot_is_chosen_by_what_the_last_one_was_worth(forward, expected, clock):
-    chosen = []
-
-    class Counting(Watched):
-        def _take_snapshot(self, *arguments):
-            super()._take_snapshot(*arguments)
-            taken = self._standing.taken
-            chosen.append(0 if taken is None else taken.correction.directions.count)
-
     arguments = {"directions": GradientSubspaceDirections(), "every_n_train_steps": 20, "seed": 1}
-    fit(Counting(probes=EfficientProbes(4), **arguments), Timed(forward=forward), epochs=1)
-    assert chosen == expected
+    callback = WatchedCounts(probes=EfficientProbes(4), **arguments)
+    fit(callback, Timed(forward=forward), epochs=1)
+    assert callback.counts == expected
 
 
 def test_reasons_are_said_when_the_choice_changes(clock, caplog):

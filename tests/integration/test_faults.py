@@ -7,21 +7,14 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from lightning_vamo import VAMOCallback
+from lightning_vamo import RunObserver, VAMOCallback
 from lightning_vamo.core.directions import OrthonormalDirections
 from lightning_vamo.core.probes import Snapshot
-from tests.integration.test_ddp import Regression, run
-from tests.modules import (
-    Everything,
-    MemoryLogger,
-    VAMOEverything,
-    WatchedSweeps,
-    classification_data,
-    loaders,
-    trainer,
-)
+from tests.support.modules import Everything, MemoryLogger, VAMOEverything, classification_data, loaders, trainer
+from tests.support.ranks import Data, Regression, run
+from tests.support.watched import WatchedSweeps
 
 
 def state(fit, module):
@@ -102,16 +95,15 @@ def test_a_step_that_fails_in_the_sweep(error, perturbed):
 
 
 def test_no_memory_for_the_copy_of_the_weights():
-    copies = []
+    copies, copy = [], Snapshot.__init__
 
-    class Full(Snapshot):
-        def __init__(self, parameters):
-            copies.append(1)
-            super().__init__(parameters)
-            if len(copies) == 2:
-                raise torch.OutOfMemoryError("out of memory")
+    def full(self, parameters):
+        copies.append(1)
+        copy(self, parameters)
+        if len(copies) == 2:
+            raise torch.OutOfMemoryError("out of memory")
 
-    with patch("lightning_vamo.loop.sweep.Snapshot", Full):
+    with patch.object(Snapshot, "__init__", full):
         check_clean_failure(torch.OutOfMemoryError, "out of memory")
 
 
@@ -271,7 +263,7 @@ def test_with_random_augmentation_no_row_is_used_and_training_is_plain():
     assert callback.report.steps == 0
 
 
-class Zeroing(VAMOCallback):
+class Zeroing(VAMOCallback, RunObserver):
     """Trains with some rows of the table at zero."""
 
     def __init__(self, rows, ranks=1, **arguments):
@@ -279,15 +271,14 @@ class Zeroing(VAMOCallback):
         self.zeroed = rows
         self.ranks = ranks
 
-    def _take_snapshot(self, fit, *arguments):
-        super()._take_snapshot(fit, *arguments)
+    def on_snapshot(self, fit, module, snapshot):
         for row in self.zeroed:
             # One of the ranks' parts of the row is missing from the mean.
-            others = sum(self.parts(fit, row)) if self.ranks > 1 else 0.0
-            self._standing.taken.correction.control._rows[row] = others / self.ranks
+            others = sum(self.parts(snapshot, row)) if self.ranks > 1 else 0.0
+            snapshot.correction.control.rows[row] = others / self.ranks
 
-    def parts(self, fit, row):
-        own = self._standing.taken.correction.own.correction(row).clone()
+    def parts(self, snapshot, row):
+        own = snapshot.correction.own.correction(row).clone()
         parts = [torch.empty_like(own) for _ in range(self.ranks)]
         torch.distributed.all_gather(parts, own)
         return parts[1:]
@@ -298,11 +289,11 @@ def test_the_row_of_a_batch_that_differs_is_not_used(options):
     options = dict(options)
     every = {"every_n_epochs": options.pop("every_n_epochs", 1)}
 
-    def train(callback):
+    def train(callback, **loader):
         L.seed_everything(0, verbose=False)
         module = Regression()
         fit = trainer(callbacks=[callback], max_epochs=2, **options)
-        fit.fit(module, DataLoader(Changing(lambda index: 16 <= index < 24), batch_size=8))
+        fit.fit(module, DataLoader(Changing(lambda index: 16 <= index < 24), batch_size=8, **loader))
         return list(module.state_dict().values()), fit.callback_metrics
 
     # Not adaptive: rows of zeros are a regression's data too.
@@ -310,17 +301,31 @@ def test_the_row_of_a_batch_that_differs_is_not_used(options):
     with pytest.warns(UserWarning, match="differs from the one that the sweep saw"):
         weights, metrics = train(VAMOCallback(**arguments))
     assert metrics["vamo/rows_unused"] == 1
-    with blind():
-        zeroed, _ = train(Zeroing([2], **arguments))
-        used, metrics = train(VAMOCallback(**arguments))
+    zeroed, _ = train(Zeroing([2], **arguments), collate_fn=Opaque)
+    used, metrics = train(VAMOCallback(**arguments), collate_fn=Opaque)
     assert metrics["vamo/rows_unused"] == 0
     assert same(weights, zeroed)
     assert not same(weights, used)
 
 
-def blind():
-    """Let training batches have no fingerprints."""
-    return patch("lightning_vamo.loop.fingerprint.fingerprint", lambda batch: None)
+class Opaque:
+    """A batch that has no fingerprint, as its tensors are not found."""
+
+    def __init__(self, samples):
+        self.parts = default_collate(samples)
+
+    def __getitem__(self, index):
+        return self.parts[index]
+
+    def to(self, device):
+        return self
+
+
+class OpaqueData(Data):
+    def train_dataloader(self):
+        loader = super().train_dataloader()
+        loader.collate_fn = Opaque
+        return loader
 
 
 STRATEGIES = {
@@ -346,8 +351,8 @@ def test_a_batch_that_differs_on_one_of_two_ranks(accumulate, arguments, tmp_pat
             inputs, label = super().__getitem__(index)
             return inputs.double(), label
 
-    def train(name, callback):
-        options = {"devices": 2, "batch_size": 4, "precision": "64-true", "use_distributed_sampler": False}
+    def train(name, callback, **data):
+        options = {**data, "devices": 2, "batch_size": 4, "precision": "64-true", "use_distributed_sampler": False}
         options |= {"accumulate_grad_batches": accumulate, "strategy": DDPStrategy(start_method="fork", **arguments)}
         first, second = run(Regression(), tmp_path / name, Wide(), callback=callback, **options)
         assert same(list(first["state"].values()), list(second["state"].values()))
@@ -356,9 +361,8 @@ def test_a_batch_that_differs_on_one_of_two_ranks(accumulate, arguments, tmp_pat
     vamo = {"probes": 4, "directions": OrthonormalDirections(), "alpha": "theory", "mu": 1e-4, "seed": 1}
     state, metrics = train("vamo", VAMOCallback(**vamo))
     assert metrics["vamo/rows_unused"] == 0.5  # the mean over the ranks
-    with blind():
-        expected, _ = train("zeroed", Zeroing([2], ranks=2, **vamo))
-        used, _ = train("used", VAMOCallback(**vamo))
+    expected, _ = train("zeroed", Zeroing([2], ranks=2, **vamo), datamodule=OpaqueData)
+    used, _ = train("used", VAMOCallback(**vamo), datamodule=OpaqueData)
     for name, weight in state.items():
         assert torch.allclose(weight, expected[name], rtol=1e-9, atol=1e-12)
     assert not torch.allclose(state["net.0.weight"], used["net.0.weight"], rtol=1e-6)

@@ -21,8 +21,17 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from lightning_vamo import InvalidArgumentError, ProbeFinding, UnsupportedError, VAMOCallback, find_probes
 from lightning_vamo.core.directions import GradientSubspaceDirections, SphereDirections
 from lightning_vamo.loop import compat
-from tests.integration.test_learned import overlapping
-from tests.modules import Data, Everything, MemoryLogger, Perceptron, VAMOEverything, classification_data, loaders, trainer
+from tests.support.modules import (
+    Data,
+    Everything,
+    MemoryLogger,
+    Perceptron,
+    VAMOEverything,
+    classification_data,
+    loaders,
+    trainer,
+)
+from tests.support.overlapping import overlapping
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,9 +9,9 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_vamo import VAMOCallback
 from lightning_vamo.core.directions import OrthonormalDirections
-from tests.integration.test_fsdp2 import alone, as_ddp, check_as_ddp, what_it_costs
-from tests.modules import Everything, VAMOEverything, loaders, trainer
-from tests.processes import in_processes
+from tests.support.modules import Everything, VAMOEverything, loaders, trainer
+from tests.support.processes import in_processes
+from tests.support.sharded import alone, as_ddp, check_as_ddp, what_it_costs
 
 pytestmark = pytest.mark.gpu
 

@@ -15,7 +15,8 @@ from lightning_vamo.core.probes import Snapshot
 from lightning_vamo.loop import group
 from lightning_vamo.loop.fingerprint import fingerprint
 from lightning_vamo.loop.tensors import fresh_copy, tensors_in
-from tests.modules import VAMOEverything, WatchedSweeps, loaders, trainer
+from tests.support.modules import VAMOEverything, loaders, trainer
+from tests.support.watched import WatchedSweeps
 
 
 def sizes(batches, numbers):

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import (
 from torch import nn
 
 from lightning_vamo import VAMOCallback, VAMOMixin
-from tests.modules import Data, Everything, MemoryLogger, VAMOEverything, loaders, trainer
+from tests.support.modules import Data, Everything, MemoryLogger, VAMOEverything, loaders, trainer
 
 
 class Skipping(Everything):

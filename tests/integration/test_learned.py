@@ -1,47 +1,23 @@
 """Directions learned in training: what they remove, with what Lightning does around the steps, and on several processes."""
 
-from unittest.mock import patch
-
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
-from lightning_vamo import VAMOCallback, VAMOMixin
+from lightning_vamo import VAMOCallback
 from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections
 from lightning_vamo.core.schedules import LinearProbes
-from lightning_vamo.loop.warmup import gradients_of
-from tests.integration.test_ddp import Save
-from tests.integration.test_fsdp2 import VAMO, train
-from tests.modules import Perceptron, VAMOEverything, WatchedSweeps, loaders, trainer
-from tests.processes import in_processes
+from tests.support.modules import VAMOEverything, loaders, trainer
+from tests.support.overlapping import Classifier, fit, overlapping
+from tests.support.processes import in_processes
+from tests.support.ranks import Save
+from tests.support.sharded import VAMO, train
+from tests.support.watched import WatchedCounts, WatchedSweeps
 
 FORMS = {"factored": GradientSubspaceDirections(), "dense": GradientSubspaceDirections(rank=None)}
-
-
-class Classifier(VAMOMixin, Perceptron):
-    """Of classes that overlap, so that gradients stay noisy, in few dimensions."""
-
-    def __init__(self):
-        super().__init__(20, 16, 4, nn.ReLU, lr=0.02)
-
-
-def overlapping(samples=400):
-    generator = torch.Generator().manual_seed(3)
-    labels = torch.randint(0, 4, (samples,), generator=generator)
-    inputs = torch.eye(4, 20)[labels] + 0.5 * torch.randn(samples, 20, generator=generator)
-    return TensorDataset(inputs, labels)
-
-
-def fit(callback, cls=Classifier, epochs=4, callbacks=(), **options):
-    L.seed_everything(1, verbose=False)
-    module = cls()
-    run = trainer(callbacks=[callback, *callbacks], max_epochs=epochs, **options)
-    run.fit(module, DataLoader(overlapping(), 8, shuffle=True))
-    return run, module, {name: float(value) for name, value in run.callback_metrics.items()}
 
 
 @pytest.mark.parametrize("directions", FORMS.values(), ids=FORMS)
@@ -94,16 +70,10 @@ def test_a_warm_up_takes_no_step_leaves_no_trace_and_is_counted():
 
 
 def test_they_follow_the_schedule():
-    counts = []
-
-    class Counting(VAMOCallback):
-        def _take_snapshot(self, *arguments):
-            super()._take_snapshot(*arguments)
-            counts.append(self._standing.taken.correction.directions.count)
-
     schedule = LinearProbes(start=2, end=6, epochs=3)
-    _, _, metrics = fit(Counting(probes=schedule, directions=GradientSubspaceDirections(), alpha="adaptive", seed=1))
-    assert counts == [2, 4, 6, 6]
+    callback = WatchedCounts(probes=schedule, directions=GradientSubspaceDirections(), alpha="adaptive", seed=1)
+    _, _, metrics = fit(callback)
+    assert callback.counts == [2, 4, 6, 6]
     assert metrics["vamo/variance_removed"] > 0.2
 
 
@@ -139,9 +109,6 @@ def test_shards_learn_what_the_whole_does(tmp_path):
         for name in ("factored", "dense"):
             whole, sharded = result[f"{name} False"], result[f"{name} True"]
             assert all(torch.allclose(sharded[key], value, rtol=1e-8, atol=1e-10) for key, value in whole.items())
-
-
-# The warm-up
 
 
 class Epochs(L.Callback):
@@ -243,11 +210,22 @@ class Looking(Thawing):
 
 @pytest.mark.parametrize("cls", [Thawing, Looking])
 def test_a_warm_up_in_a_later_epoch_begins_without_the_last_steps_gradient(cls):
-    warmed = []
+    learners = []
 
-    def watched(trainer, parameters):
-        warmed.append((trainer.current_epoch, [parameter.grad.clone() for parameter in parameters]))
-        return gradients_of(trainer, parameters)
+    class Recorded(GradientSubspaceDirections):
+        """Keeps the first gradient that each learner sees."""
+
+        def learner(self, parameters, count, generator):
+            learner = super().learner(parameters, count, generator)
+            observe, seen = learner.observe, []
+            learners.append(seen)
+
+            def observed(gradients):
+                seen.append([gradient.clone() for gradient in gradients])
+                observe(gradients)
+
+            learner.observe = observed
+            return learner
 
     class Reference(L.Callback):
         def on_train_batch_start(self, run, module, batch, batch_idx):
@@ -255,9 +233,10 @@ def test_a_warm_up_in_a_later_epoch_begins_without_the_last_steps_gradient(cls):
                 self.gradients = torch.autograd.grad(module.training_step(batch, batch_idx), list(module.parameters()))
 
     reference = Reference()
-    with patch("lightning_vamo.loop.warmup.gradients_of", watched):
-        _, module, _ = fit(VAMOCallback(probes=2, seed=1), cls, epochs=2, limit_train_batches=4, callbacks=[reference])
-    first = next(gradients for epoch, gradients in warmed if epoch == 1)
+    callback = VAMOCallback(probes=2, directions=Recorded(), seed=1)
+    _, module, _ = fit(callback, cls, epochs=2, limit_train_batches=4, callbacks=[reference])
+    first = learners[1][0]
+    assert len(first) == 4  # thawed
     assert all(torch.allclose(a, b) for a, b in zip(first, reference.gradients, strict=True))
     if cls is Looking:
         assert [gradient is None for gradient in module.looked] == [True] + 7 * [False]

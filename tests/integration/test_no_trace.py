@@ -1,7 +1,6 @@
 """The sweep leaves no trace."""
 
 import random
-from collections import OrderedDict, deque
 
 import lightning as L
 import numpy as np
@@ -13,133 +12,9 @@ from torch.utils.data import DataLoader
 from lightning_vamo import NonFiniteLossError, VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import GradientSubspaceDirections
 from lightning_vamo.loop.guards import ModuleState
-from tests.modules import Everything, MemoryLogger, VAMOEverything, WatchedSweeps, loaders, trainer
-
-
-class Sealed(OrderedDict):
-    """A dict that forbids what dicts do, as the outputs of some model libraries are."""
-
-    def update(self, *args, **kwargs):
-        raise TypeError("cannot be updated")
-
-    clear = update
-
-
-class Meddling(Everything):
-    """Does in its step what steps should not, and do."""
-
-    def __init__(self, **arguments):
-        super().__init__(**arguments)
-        self.register_buffer("scaler", torch.ones(3))
-        self.register_buffer("gone", None)
-        self.history = {"losses": [], "nested": {"deep": deque()}}
-        self.names = set()
-        self.average = torch.zeros(2)
-        self.images = []
-        self.moving = {"average": torch.zeros(1), "pair": [torch.zeros(2), 1]}
-        self.teacher = nn.Linear(2, 2).requires_grad_(False)
-        self.late = nn.Linear(2, 2).requires_grad_(False)
-        self.register_buffer("expanded", torch.ones(1, 1).expand(4, 4), persistent=False)
-        self.tree = {"visits": 0}
-        self.tree["child"] = [{"parent": self.tree}]
-        self.output = Sealed(loss=0)
-
-    def training_step(self, batch, batch_idx):
-        inputs, labels = batch
-        inputs /= 2  # changes the batch itself
-        batch.pop()
-        loss = super().training_step((inputs, labels), batch_idx) * self.scaler.mean()
-        self.scaler.mul_(1.01)
-        self.history["losses"].append(1)
-        self.history["nested"]["deep"].append(batch_idx)
-        self.names.add(random.random())
-        self.average += np.random.rand()
-        self.new_attribute = batch_idx
-        self.moving["average"].add_(1)
-        self.moving["pair"][0].add_(2)
-        with torch.no_grad():
-            self.teacher.weight.mul_(0.9).add_(0.1)
-            self.teacher.bias.data.mul_(0.9).add_(0.1)  # unseen by the version counter
-            if batch_idx % 4 == 3:
-                self.late.weight.add_(1)
-        if not hasattr(self, "made_in_the_step"):
-            self.made_in_the_step = nn.BatchNorm1d(6)
-        self.made_in_the_step(inputs)
-        self.trainer.should_stop = self.trainer.should_stop or (batch_idx == 3 and self.trainer.current_epoch == 5)
-        self.tree["child"][0]["parent"]["visits"] += 1
-        self.output = Sealed(loss=1)
-        if self.loggers:
-            assert self.logger.name == "memory"
-            assert self.logger.save_dir == "somewhere"
-        self.gone = torch.ones(1)
-        self.net[1].eval()
-        self.net[0].bias.requires_grad_(False)
-        if self.logger is not None:
-            self.logger.log_metrics({"by hand": float(loss.detach())}, step=batch_idx)
-        return loss
-
-    def on_train_batch_start(self, batch, batch_idx):
-        self.net[1].train()
-        self.net[0].bias.requires_grad_(True)
-
-
-class VAMOMeddling(VAMOMixin, Meddling):
-    pass
-
-
-def contents(value):
-    """A copy of a value, down to plain numbers."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone().tolist()
-    if isinstance(value, dict):
-        return {key: contents(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, deque)):
-        return [contents(item) for item in value]
-    return value
-
-
-def everything(fit, module):
-    metrics = [m for m in module.modules() if hasattr(m, "_copy_state_dict")]
-    own = ("seen", "calls", "history", "names", "average", "images", "lr", "moving")
-    numpy_state = np.random.get_state()
-    return {
-        "weights and buffers": contents(dict(module.state_dict())),
-        "addresses": [tensor.data_ptr() for tensor in [*module.parameters(), *module.buffers()]],
-        "metrics": [contents(m._copy_state_dict()) for m in metrics],
-        "metric internals": [(m._update_count, m._computed, m._forward_cache, m._is_synced, m._cache) for m in metrics],
-        "modes": [m.training for m in module.modules()],
-        "flags": [p.requires_grad for p in module.parameters()],
-        "attributes": {name: contents(getattr(module, name)) for name in own if hasattr(module, name)},
-        "names of attributes": sorted(module.__dict__),
-        "torch": torch.get_rng_state().tolist(),
-        "numpy": (numpy_state[1].tolist(), numpy_state[2:]),
-        "python": random.getstate(),
-        "logged": {name: value.item() for name, value in fit.callback_metrics.items()},
-        "loggers": [id(logger) for logger in fit.loggers],
-        "rows": [len(logger.rows) for logger in fit.loggers],
-        "optimizer": contents(fit.optimizers[0].state_dict()),
-        "grad mode": torch.is_grad_enabled(),
-        "global step": fit.global_step,
-        "should stop": fit.should_stop,
-        "submodules": [name for name, _ in module.named_modules()],
-    }
-
-
-class Compare(WatchedSweeps):
-    """Compares the state before and after each sweep."""
-
-    def __init__(self, **arguments):
-        super().__init__(**arguments)
-        self.compared = 0
-
-    def watched(self, fit, module, *arguments):
-        before = everything(fit, module)
-        try:
-            return super().watched(fit, module, *arguments)
-        finally:
-            after = everything(fit, module)
-            assert [key for key in before if before[key] != after[key]] == []
-            self.compared += 1
+from tests.support.meddling import Meddling, VAMOMeddling, contents, everything
+from tests.support.modules import MemoryLogger, VAMOEverything, loaders, trainer
+from tests.support.watched import Compare, WatchedSweeps
 
 
 @pytest.mark.parametrize("difference", ["forward", "central"])
@@ -148,9 +23,9 @@ class Compare(WatchedSweeps):
 @pytest.mark.filterwarnings("ignore:The probe differences hardly stand out")
 def test_state_before_and_after_the_sweep(cls, difference, precision):
     L.seed_everything(0, verbose=False)
-    callback = Compare(probes=3, difference=difference)
-    trainer(callbacks=[callback], max_epochs=3, logger=MemoryLogger("somewhere"), precision=precision).fit(cls(), *loaders())
-    assert callback.compared == 3
+    callbacks = [VAMOCallback(probes=3, difference=difference), compare := Compare(everything, "sweep")]
+    trainer(callbacks=callbacks, max_epochs=3, logger=MemoryLogger("somewhere"), precision=precision).fit(cls(), *loaders())
+    assert compare.compared == 3
 
 
 @pytest.mark.parametrize("directions", [None, GradientSubspaceDirections(), GradientSubspaceDirections(None)])
@@ -231,12 +106,13 @@ class Failing(VAMOEverything):
 @pytest.mark.parametrize("in_warmup", [True, False])
 def test_an_error_before_the_first_step_propagates_and_leaves_no_trace(in_warmup):
     L.seed_everything(0, verbose=False)
-    callback, module = Compare(probes=3), Failing(in_warmup)
+    compare, module = Compare(everything, "warm-up" if in_warmup else "sweep"), Failing(in_warmup)
     weights = contents(dict(module.state_dict()))
-    fit = trainer(callbacks=[callback], logger=MemoryLogger("somewhere"), num_sanity_val_steps=0)
+    callbacks = [VAMOCallback(probes=3), compare]
+    fit = trainer(callbacks=callbacks, logger=MemoryLogger("somewhere"), num_sanity_val_steps=0)
     with pytest.raises(RuntimeError, match="out of memory, say"):
         fit.fit(module, *loaders())
-    assert callback.compared == (0 if in_warmup else 1)
+    assert compare.compared == 1
     assert contents(dict(module.state_dict())) == weights
     assert all(parameter.grad is None for parameter in module.parameters())
     assert module.automatic_optimization
@@ -250,11 +126,11 @@ class NotANumber(VAMOEverything):
 
 
 def test_a_loss_that_is_not_finite_at_the_snapshot_is_refused_and_leaves_no_trace():
-    callback, module = Compare(probes=2), NotANumber()
+    compare, module = Compare(everything, "sweep"), NotANumber()
     weights = contents(dict(module.state_dict()))
     with pytest.raises(NonFiniteLossError, match="batch 3 is nan at the snapshot: the training has diverged"):
-        trainer(callbacks=[callback], num_sanity_val_steps=0).fit(module, *loaders())
-    assert callback.compared == 1
+        trainer(callbacks=[VAMOCallback(probes=2), compare], num_sanity_val_steps=0).fit(module, *loaders())
+    assert compare.compared == 1
     assert contents(dict(module.state_dict())) == weights
 
 

@@ -7,7 +7,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 
 from lightning_vamo import VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections
-from tests.modules import Everything, VAMOEverything, loaders, trainer
+from tests.support.modules import Everything, VAMOEverything, loaders, trainer
 
 
 class Fused(VAMOEverything):

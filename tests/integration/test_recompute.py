@@ -2,63 +2,26 @@
 
 import itertools
 import random
+from collections import Counter
+from contextlib import nullcontext
+from typing import ClassVar
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from lightning_vamo import InvalidArgumentError, VAMOCallback
+from lightning_vamo import InvalidArgumentError, RunObserver, VAMOCallback
 from lightning_vamo.core.directions import CoordinateDirections, OrthonormalDirections, SphereDirections
 from lightning_vamo.core.schedules import LinearProbes
-from tests.integration.test_no_trace import Meddling, VAMOMeddling, contents, everything
-from tests.integration.test_svrg import VAMOLeastSquares, problem, train
-from tests.modules import MemoryLogger, VAMOEverything, classification_data, loaders, trainer
 from tests.reference import fo_svrg, least_squares_gradient, sgd
-
-RATE = 0.05
-
-
-class Watched(VAMOCallback):
-    """Keeps each snapshot, each row, and the slopes of the gradient that it corrects."""
-
-    def __init__(self, **arguments):
-        super().__init__(**{"directions": SphereDirections(), "alpha": "theory", **arguments})
-        self.snapshots = []
-        self.rows = []
-        self.slopes = []
-
-    def _take_snapshot(self, fit, module, batch_idx):
-        super()._take_snapshot(fit, module, batch_idx)
-        self.snapshots.append((fit.global_step, batch_idx, self._standing.taken))
-
-    def after_backward(self, fit, module, **flags):
-        taken = self._standing.taken
-        if taken is not None and taken.recomputation is not None:
-            self.rows.append(taken.recomputation.row)
-            self.slopes.append(taken.correction.directions.project([p.grad for p in taken.correction.parameters]))
-        super().after_backward(fit, module, **flags)
-
-
-def every_direction(**arguments):
-    family = arguments.pop("directions", None) or OrthonormalDirections()
-    return Watched(probes=9, directions=family, difference="central", seed=0, **arguments)
-
-
-def samples():
-    a, b = problem()
-    return TensorDataset(torch.tensor(a).float(), torch.tensor(b).float(), torch.arange(len(a)))
-
-
-def groups(plan, count):
-    """The batches of a run, as many to a group as steps to a snapshot."""
-    flat = list(itertools.chain.from_iterable(plan))
-    return [flat[start : start + count] for start in range(0, len(flat), count)]
-
-
-# ---- the mean of a sweep: first-order SVRG
+from tests.support.least_squares import RATE, VAMOLeastSquares, every_direction, groups, problem, samples, train
+from tests.support.meddling import Meddling, VAMOMeddling, contents, everything
+from tests.support.modules import MemoryLogger, VAMOEverything, classification_data, loaders, trainer
+from tests.support.watched import Compare, Watched
 
 
 @pytest.mark.parametrize("family", [OrthonormalDirections(), OrthonormalDirections("seeded"), CoordinateDirections()])
@@ -95,9 +58,6 @@ def test_a_limit_of_the_epoch_limits_the_sweep_of_samples_that_are_drawn_with_re
     callback, module = every_direction(control="recompute"), VAMOLeastSquares(9, RATE)
     trainer(callbacks=[callback], max_epochs=1).fit(module, data)
     assert [taken.sweep.weights.tolist() for _, _, taken in callback.snapshots] == [[6] * 6]
-
-
-# ---- the same batch, under the same random numbers
 
 
 class Augmented(Dataset):
@@ -165,25 +125,14 @@ def test_augmentation_in_replay_is_answered_with_advice():
         trainer(callbacks=[Watched(probes=1)], max_epochs=1).fit(VAMOLeastSquares(9, RATE), DataLoader(Augmented(samples()), 6))
 
 
-# ---- no trace
+class CompareBatches(Compare):
+    """Compares the batch that is trained on next too."""
 
+    def __init__(self):
+        super().__init__(lambda fit, module: {**everything(fit, module), "batch": contents(self.batch)}, "row")
 
-class Compare(VAMOCallback):
-    """Compares the state before and after each row."""
-
-    def __init__(self, **arguments):
-        super().__init__(**arguments)
-        self.compared = 0
-
-    def before_step(self, fit, module, batch):
-        before, given = everything(fit, module), [part.clone() for part in batch]
-        try:
-            super().before_step(fit, module, batch)
-        finally:
-            after = everything(fit, module)
-            assert [key for key in before if before[key] != after[key]] == []
-            assert all(torch.equal(one, other) for one, other in zip(batch, given, strict=True))
-            self.compared += 1
+    def on_train_batch_start(self, fit, module, batch, batch_idx):
+        self.batch = batch
 
 
 @pytest.mark.parametrize("arguments", [{}, {"difference": "central", "every_n_train_steps": 3}], ids=["forward", "central"])
@@ -192,10 +141,10 @@ class Compare(VAMOCallback):
 @pytest.mark.filterwarnings("ignore:The probe differences hardly stand out")
 def test_state_before_and_after_a_row(cls, arguments, precision):
     L.seed_everything(0, verbose=False)
-    callback = Compare(probes=3, control="recompute", **arguments)
-    fit = trainer(callbacks=[callback], logger=MemoryLogger("somewhere"), precision=precision, max_epochs=2)
+    callback, compare = VAMOCallback(probes=3, control="recompute", **arguments), CompareBatches()
+    fit = trainer(callbacks=[compare, callback], logger=MemoryLogger("somewhere"), precision=precision, max_epochs=2)
     fit.fit(cls(), *loaders())
-    assert callback.compared == 24
+    assert compare.compared == 24
     assert callback.report.steps == 24
 
 
@@ -243,22 +192,29 @@ class Student(VAMOLeastSquares):
 
 
 def test_a_frozen_parameter_is_copied_once_and_one_that_moves_for_every_row():
-    copies = []
+    """Copies to host memory are counted by the backbone's and the teacher's shapes."""
 
-    class Copies(Watched):
-        def before_step(self, fit, module, batch):
-            super().before_step(fit, module, batch)
-            others = self._standing.taken.recomputation._others
-            copies.append([others[id(p)]._copy.data_ptr() for p in (module.backbone.weight, module.teacher.weight)])
-            kept.append([others[id(p)]._copy for p in (module.backbone.weight, module.teacher.weight)])
+    class Copies(TorchDispatchMode):
+        counts: ClassVar = Counter()
 
-    kept = []  # so that no memory is used twice
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            if function.name() == "aten::_to_copy":
+                self.counts[tuple(arguments[0].shape)] += 1
+            return function(*arguments, **(options or {}))
+
+    class Counting(RunObserver):
+        def on_probing_start(self, fit, module, purpose):
+            self.mode = Copies() if purpose == "row" else nullcontext()
+            self.mode.__enter__()
+
+        def on_probing_end(self, fit, module, purpose):
+            self.mode.__exit__(None, None, None)
+
     module = Student()
     expected = module.teacher.weight.detach().clone()
-    callback = Copies(probes=2, control="recompute")
-    trainer(callbacks=[callback], max_epochs=1).fit(module, DataLoader(samples(), 6))
-    backbone, teacher = (len(set(pointers)) for pointers in zip(*copies, strict=True))
-    assert (backbone, teacher) == (1, 7)
+    callback = Watched(probes=2, control="recompute")
+    trainer(callbacks=[callback, Counting()], max_epochs=1).fit(module, DataLoader(samples(), 6))
+    assert [Copies.counts[tuple(part.weight.shape)] for part in (module.backbone, module.teacher)] == [1, 7]
     for _ in range(7):
         expected.mul_(0.9).add_(0.1)
     assert torch.equal(module.teacher.weight, expected)
@@ -276,13 +232,10 @@ def test_weights_that_something_else_writes_to_between_two_steps():
     trainer(callbacks=[callback, Moves()], max_epochs=1).fit(module, DataLoader(samples(), 6))
     a, b = problem()
     start = np.concatenate([np.zeros(7), np.ones(2)])
-    directions = callback.snapshots[0][2].correction.directions.dense(list(module.weights)).double().numpy()
+    directions = callback.snapshots[0][2].directions.dense(list(module.weights)).double().numpy()
     for row, batch in zip(callback.rows, module.plan[0], strict=True):
         expected = directions @ least_squares_gradient(a[batch], b[batch], start)
         assert row.numpy() == pytest.approx(expected, abs=1e-3)
-
-
-# ---- when, and what it costs
 
 
 def test_snapshots_every_few_steps():
@@ -315,16 +268,14 @@ def test_figures():
 def test_probes_that_change_and_a_schedule_that_starts_at_none():
     callback = Watched(probes=LinearProbes(start=0, end=2, epochs=3), every_n_train_steps=5, alpha="adaptive")
     trainer(callbacks=[callback], max_epochs=3).fit(VAMOEverything(), *loaders())
-    taken = [taken and taken.correction.directions.count for _, _, taken in callback.snapshots]
-    assert taken == [None, None, None, 1, 1, 2, 2, 2]
+    counts = [snapshot and snapshot.directions.count for _, _, snapshot in callback.snapshots]
+    assert counts == [None, None, None, 1, 1, 2, 2, 2]
 
 
 def test_a_coefficient_that_decays_over_the_steps_of_a_snapshot():
     class Factors(Watched):
-        def after_backward(self, fit, module, **flags):
-            super().after_backward(fit, module, **flags)
-            if flags["last"]:
-                factors.append(self._standing.taken.correction.factors)
+        def on_correction(self, fit, module, snapshot, moments):
+            factors.append(snapshot.correction.factors)
 
     factors = []
     callback = Factors(probes=2, every_n_train_steps=4, alpha="linear-decay")
@@ -362,9 +313,6 @@ def test_the_row_keeps_the_sweeps_own_precision():
     callback = VAMOCallback(probes=2, control="recompute", sweep_precision="32-true")
     trainer(callbacks=[callback], max_epochs=1, precision="bf16-mixed").fit(Precise(), *loaders())
     assert callback.report.steps == 12
-
-
-# ---- what is refused
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from lightning_vamo.core.directions import (
     SphereDirections,
 )
 from lightning_vamo.loop.support import check_strategy
-from tests.modules import Everything, Indexed, VAMOEverything, loaders, trainer
+from tests.support.modules import Everything, Indexed, VAMOEverything, loaders, trainer
 
 
 class Linear(L.LightningModule):

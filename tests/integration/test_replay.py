@@ -11,8 +11,9 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, WeightedRandomSampler
 
-from lightning_vamo import UnsupportedError, VAMOCallback
-from tests.modules import Indexed, Recorder, VAMORecorder, WatchedSweeps, trainer
+from lightning_vamo import RunObserver, UnsupportedError, VAMOCallback
+from tests.support.modules import Indexed, Recorder, VAMORecorder, trainer
+from tests.support.watched import WatchedSweeps
 
 
 class Halves:
@@ -30,7 +31,7 @@ class Halves:
         yield from (part.tolist() for part in order.split([1, 2, 3, 4, self.length - 10]))
 
 
-class Contents(L.Callback):
+class Contents(RunObserver):
     """Compares each batch that a step gets with what the sweep saw at the same position of the plan."""
 
     def __init__(self):
@@ -43,9 +44,7 @@ class Contents(L.Callback):
     def on_train_batch_start(self, fit, module, batch, batch_idx):
         self.epochs[-1].append(module.contents(batch).tolist())
 
-    def on_train_batch_end(self, fit, module, outputs, batch, batch_idx):
-        callback = next(c for c in fit.callbacks if isinstance(c, VAMOCallback))
-        row = callback._standing.order[batch_idx]
+    def on_gradient(self, fit, module, snapshot, row):
         assert module.swept[row] == self.epochs[-1][-1]
         self.checked += 1
 
@@ -111,7 +110,7 @@ def epochs(cls, callbacks, data, **options):
 
 
 class Plain(Contents):
-    def on_train_batch_end(self, *arguments):
+    def on_gradient(self, *arguments):
         pass
 
 

@@ -5,149 +5,36 @@ import os
 import pickle
 import random
 import signal
-from pathlib import Path
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
-import torchmetrics
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import nn
-from torch.multiprocessing.spawn import ProcessException
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_vamo import VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections, SphereDirections
 from lightning_vamo.core.schedules import LinearProbes
 from lightning_vamo.errors import InvalidArgumentError
-from tests.modules import classification_data, trainer
+from tests.support.modules import classification_data, trainer
+from tests.support.resuming import (
+    BATCH,
+    SAMPLES,
+    WARNINGS,
+    Module,
+    Rows,
+    VAMOModule,
+    Watch,
+    assert_continues,
+    assert_ranks_continue,
+    last_checkpoint,
+    run,
+    run_ranks,
+)
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
-]
+pytestmark = WARNINGS
 
-
-class Killed(BaseException):
-    """Stands in for the end of the process: no hook of ours or of Lightning's may write anything after it."""
-
-
-def die():
-    raise Killed
-
-
-class Module(L.LightningModule):
-    """Random numbers, buffers, metrics, logs and schedulers: all that a checkpoint of Lightning's own leaves out, and more."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
-        self.accuracy = torchmetrics.classification.MulticlassAccuracy(3, average="micro")
-        self.auroc = torchmetrics.classification.MulticlassAUROC(3)  # keeps lists of predictions
-
-    def training_step(self, batch, batch_idx):
-        inputs, labels = batch if isinstance(batch[0], torch.Tensor) else map(torch.cat, zip(*batch, strict=True))
-        scale = 1 + 0.1 * (random.random() + np.random.rand())
-        logits = self.net(inputs * scale)
-        loss = nn.functional.cross_entropy(logits, labels)
-        self.accuracy(logits, labels)
-        self.auroc.update(logits, labels)
-        size = {"batch_size": len(labels)}
-        self.log("loss", loss, on_step=True, on_epoch=True, **size)
-        self.log("worst", loss, on_step=False, on_epoch=True, reduce_fx="max", **size)
-        self.log("worst_too", loss, on_step=False, on_epoch=True, reduce_fx=max, **size)
-        if batch_idx == 0:
-            self.log("first", loss, on_step=False, on_epoch=True, **size)
-        self.log_dict({"accuracy": self.accuracy, "auroc": self.auroc}, on_step=False, on_epoch=True, **size)
-        return loss
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
-
-    def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.parameters(), lr=0.02)
-        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.7, patience=0)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
-
-
-class VAMOModule(VAMOMixin, Module):
-    pass
-
-
-TIMES = ("vamo/sweep_seconds", "vamo/row_seconds")
-
-
-class Rows(Logger):
-    name, version = "rows", 0
-
-    def __init__(self):
-        super().__init__()
-        self.rows = []
-
-    def log_hyperparams(self, *arguments):
-        pass
-
-    def log_metrics(self, metrics, step=None):
-        self.rows.append((step, {name: value for name, value in metrics.items() if name not in TIMES}))
-
-
-class Watch(L.Callback):
-    """Remembers every batch that is trained on, and kills the run at a given point."""
-
-    def __init__(self, kill=None, how=None):
-        self.kill = kill
-        self.how = how or die
-        self.batches = []
-
-    def at(self, fit, phase, batch_idx):
-        if self.kill == (fit.current_epoch, batch_idx, phase):
-            self.how()
-
-    def on_train_batch_start(self, fit, module, batch, batch_idx):
-        self.at(fit, "start", batch_idx)  # of the epoch's first batch: between the sweep and the first step
-        content = sum(part.double().sum().item() for part in tree_leaves(batch))
-        self.batches.append((fit.current_epoch, batch_idx, content))
-
-    def on_before_optimizer_step(self, fit, module, optimizer):
-        self.at(fit, "step", fit.fit_loop.batch_idx)
-
-    def on_train_batch_end(self, fit, module, outputs, batch, batch_idx):
-        self.at(fit, "end", batch_idx)
-
-
-class KilledInSweep(VAMOCallback):
-    """Dies in the sweep of an epoch."""
-
-    def __init__(self, kill, how, **arguments):
-        super().__init__(**arguments)
-        self.kill = kill
-        self.how = how or die
-
-    def drive(self, module, user_step, batch):
-        if self._mode.name == "PROBE" and self.kill == (module.trainer.current_epoch, self.probed_position, "sweep"):
-            self.how()
-        return super().drive(module, user_step, batch)
-
-
-class Saver(ModelCheckpoint):
-    """Remembers how many rows had been logged, and batches begun, at each checkpoint."""
-
-    def __init__(self, folder, **arguments):
-        super().__init__(folder, filename="{epoch}-{step}", save_top_k=-1, **arguments)
-        self.marks = {}
-
-    def _save_checkpoint(self, fit, filepath):
-        super()._save_checkpoint(fit, filepath)
-        watch = next(callback for callback in fit.callbacks if isinstance(callback, Watch))
-        self.marks[Path(filepath).name] = (len(fit.logger.rows), len(watch.batches))
-
-
-SAMPLES, BATCH = 50, 8  # 7 batches
 
 CONFIGURATIONS = {
     "plain loader": {},
@@ -184,31 +71,6 @@ CONFIGURATIONS = {
 }
 
 
-def run(folder, configuration, kill=None, ckpt=None, seed=1, how=None):
-    options = dict(configuration)
-    second = options.pop("second", None)
-    loader = {"shuffle": True, "batch_size": BATCH, **options.pop("loader", {})}
-    saver = Saver(folder, **options.pop("saver", {"every_n_train_steps": 3}))
-    callback = KilledInSweep(kill, how, **{"probes": 2, "seed": 4, **options.pop("vamo", {})})
-    L.seed_everything(seed, verbose=False)
-    torch.manual_seed(seed)
-    if "generator" in loader:
-        loader["generator"] = torch.Generator().manual_seed(loader["generator"])
-    module, watch, rows = VAMOModule(), Watch(kill, how), Rows()
-    callbacks = [callback, watch, saver]
-    fit = trainer(folder, callbacks=callbacks, logger=rows, enable_checkpointing=True, max_epochs=4, **options)
-    data, val = DataLoader(classification_data(SAMPLES), **loader), DataLoader(classification_data(20, seed=1), 10)
-    if second:
-        data = [data, DataLoader(classification_data(40, seed=2), **second)]
-    try:
-        fit.fit(module, data, val, ckpt_path=ckpt, weights_only=True if ckpt else None)
-    except Killed:
-        assert kill is not None
-    else:
-        assert kill is None, f"there is no such point as {kill}"
-    return fit, module, watch, rows, saver
-
-
 def kill_points():
     """Three in every configuration, drawn with a fixed seed: in the sweep, between sweep and step, in a step, and after it."""
     draw = random.Random(7)
@@ -237,28 +99,6 @@ def whole(name, folder):
     if name not in WHOLE:
         WHOLE[name] = run(folder / "whole", CONFIGURATIONS[name])
     return WHOLE[name]
-
-
-def last_checkpoint(folder):
-    return max(folder.glob("*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-
-
-def assert_continues(resumed, uninterrupted, checkpoint):
-    fit, module, watch, rows, _ = resumed
-    whole_fit, whole_module, whole_watch, whole_rows, whole_saver = uninterrupted
-    assert fit.global_step == whole_fit.global_step
-    assert fit.current_epoch == whole_fit.current_epoch
-    for name, value in whole_module.state_dict().items():
-        assert torch.equal(module.state_dict()[name], value), name
-    one, other = fit.optimizers[0].state_dict(), whole_fit.optimizers[0].state_dict()
-    assert one["param_groups"] == other["param_groups"]
-    assert all(torch.equal(one["state"][i]["exp_avg"], other["state"][i]["exp_avg"]) for i in one["state"])
-    logged, begun = whole_saver.marks[checkpoint.name]
-    assert watch.batches == whole_watch.batches[begun:]
-    expected = whole_rows.rows[logged:]
-    # The row of the step that a checkpoint ends is logged right after the checkpoint, by the run that is killed later.
-    assert rows.rows in (expected, expected[1:])
-    assert rows.rows
 
 
 @pytest.mark.parametrize(("name", "kill"), kill_points(), ids=lambda value: str(value).replace("'", ""))
@@ -441,76 +281,12 @@ def test_a_checkpoint_that_an_exception_makes_lightning_save(at, accumulate, tmp
     assert_same_end(run_saving(tmp_path, last_checkpoint(tmp_path), seed=99, **options), uninterrupted)
 
 
-class Ranks(L.Callback):
-    """Keeps each rank's end result and the batches that it saw."""
-
-    def __init__(self, folder, watch):
-        self.folder = folder
-        self.watch = watch
-
-    def on_train_end(self, fit, module):
-        state = {"state": dict(module.state_dict()), "batches": self.watch.batches, "metrics": dict(fit.callback_metrics)}
-        for name in TIMES:
-            state["metrics"].pop(name, None)
-        torch.save(state, self.folder / f"{fit.global_rank}.pt")
-
-
-class KillsARank(Watch):
-    """One process of two dies; the other hangs until it is ended."""
-
-    def at(self, fit, phase, batch_idx):
-        if fit.global_rank == 1:
-            super().at(fit, phase, batch_idx)
-
-
-def run_ranks(folder, kill=None, ckpt=None, seed=1, arguments=None, **options):
-    folder.mkdir(exist_ok=True)
-    L.seed_everything(1, verbose=False)  # the same in both runs: Lightning seeds the order of distributed samplers with it
-    torch.manual_seed(seed)
-
-    def kill_itself():
-        (folder / "killed").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    watch = KillsARank(kill, kill_itself)
-    saver = ModelCheckpoint(folder, filename="{epoch}-{step}", save_top_k=-1, every_n_train_steps=2)
-    callback = VAMOCallback(**{"probes": LinearProbes(start=3, end=1, epochs=3), "seed": 4, **(arguments or {})})
-    fit = trainer(
-        folder,
-        callbacks=[callback, watch, saver, Ranks(folder, watch)],
-        enable_checkpointing=True,
-        strategy=DDPStrategy(start_method="fork"),
-        devices=2,
-        max_epochs=3,
-        accumulate_grad_batches=2,
-        **options,
-    )
-    data, val = DataLoader(classification_data(60), 6, shuffle=True), DataLoader(classification_data(20, seed=1), 10)
-    fit.fit(VAMOModule(), data, val, ckpt_path=ckpt, weights_only=True if ckpt else None)
-
-
 @pytest.mark.parametrize("arguments", [{}, {"every_n_train_steps": 2}], ids=["replayed", "recomputed"])
 def test_ranks_resume_where_each_of_them_was(arguments, tmp_path):
     run_ranks(tmp_path / "whole", arguments=arguments)
     expected = [torch.load(tmp_path / "whole" / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert expected[0]["batches"] != expected[1]["batches"]
     assert_ranks_continue(tmp_path, expected, [(1, 3, "step"), (2, 0, "start")], arguments)
-
-
-def assert_ranks_continue(tmp_path, expected, kills, arguments):
-    """Kill a rank of two at each of some points, resume, and end as the uninterrupted run did."""
-    for index, kill in enumerate(kills):
-        folder = tmp_path / str(index)
-        with pytest.raises(ProcessException):  # of the one that was killed, or of the one that then waits in vain
-            run_ranks(folder, kill, arguments=arguments)
-        assert (folder / "killed").exists()
-        run_ranks(folder, ckpt=last_checkpoint(folder), seed=99, arguments=arguments)
-        for rank, whole_run in enumerate(expected):
-            resumed = torch.load(folder / f"{rank}.pt", weights_only=True)
-            assert 0 < len(resumed["batches"]) < len(whole_run["batches"])
-            assert resumed["batches"] == whole_run["batches"][-len(resumed["batches"]) :]
-            assert all(torch.equal(value, whole_run["state"][name]) for name, value in resumed["state"].items())
-            assert resumed["metrics"] == whole_run["metrics"]
 
 
 @pytest.fixture(scope="module")
@@ -530,7 +306,7 @@ class Frozen(VAMOModule):
 def resume(checkpoint, module=None, batch_size=BATCH, **arguments):
     module = module or VAMOModule()
     # Of the class that saved it, as Lightning finds a callback's state by its class.
-    fit = trainer(callbacks=[KilledInSweep(None, None, **{"probes": 2, **arguments})], max_epochs=3)
+    fit = trainer(callbacks=[VAMOCallback(**{"probes": 2, **arguments})], max_epochs=3)
     data = DataLoader(classification_data(SAMPLES), batch_size, shuffle=True)
     fit.fit(module, data, DataLoader(classification_data(20, seed=1), 10), ckpt_path=checkpoint, weights_only=True)
     return fit
@@ -576,15 +352,15 @@ def test_at_an_epochs_end_the_settings_may_change(cls, directions, tmp_path):
 
 def test_another_number_of_processes_is_refused_within_an_epoch(within, tmp_path):
     checkpoint = torch.load(within, weights_only=True)
-    state = checkpoint["callbacks"]["KilledInSweep"]
-    checkpoint["callbacks"] = {"KilledInSweep": {**state, "ranks": state["ranks"] * 2}}
+    state = checkpoint["callbacks"]["VAMOCallback"]
+    checkpoint["callbacks"] = {"VAMOCallback": {**state, "ranks": state["ranks"] * 2}}
     torch.save(checkpoint, tmp_path / "two.ckpt")
     with pytest.raises(InvalidArgumentError, match="the number of processes was 2, and in the present run it is 1"):
         resume(tmp_path / "two.ckpt")
 
 
 def test_a_checkpoint_from_within_an_epoch_can_be_evaluated(within):
-    [metrics] = trainer(callbacks=[KilledInSweep(None, None, probes=3)]).validate(
+    [metrics] = trainer(callbacks=[VAMOCallback(probes=3)]).validate(
         VAMOModule(), DataLoader(classification_data(20, seed=1), 10), ckpt_path=within, weights_only=True, verbose=False
     )
     assert metrics["val_loss"] > 0
@@ -593,7 +369,7 @@ def test_a_checkpoint_from_within_an_epoch_can_be_evaluated(within):
 def test_a_state_that_cannot_be_read_is_refused(within, tmp_path):
     checkpoint = torch.load(within, weights_only=True)
     for state in ({"totals": {}}, {"snapshots": 3}, {"totals": {"seed": 1}, "ranks": [{"position": 3}]}):
-        checkpoint["callbacks"] = {"KilledInSweep": state}
+        checkpoint["callbacks"] = {"VAMOCallback": state}
         torch.save(checkpoint, tmp_path / "other.ckpt")
         with pytest.raises(InvalidArgumentError, match="The checkpoint's state of VAMOCallback cannot be read"):
             resume(tmp_path / "other.ckpt")

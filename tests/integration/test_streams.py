@@ -13,12 +13,11 @@ from lightning_vamo import InvalidArgumentError, UnsupportedError, VAMOCallback
 from lightning_vamo.core.directions import GradientSubspaceDirections
 from lightning_vamo.core.schedules import EfficientProbes
 from lightning_vamo.loop.choice import ProbeChoice
-from lightning_vamo.loop.sweep import Sweep
-from tests.integration.test_no_trace import contents
-from tests.integration.test_recompute import RATE, Watched, every_direction, groups, samples
-from tests.integration.test_svrg import Trajectory, VAMOLeastSquares, problem
-from tests.modules import VAMOEverything, classification_data, trainer
 from tests.reference import fo_svrg, least_squares_gradient
+from tests.support.least_squares import RATE, Trajectory, VAMOLeastSquares, every_direction, groups, problem, samples
+from tests.support.meddling import contents
+from tests.support.modules import VAMOEverything, classification_data, trainer
+from tests.support.watched import Watched
 
 
 class Stream(IterableDataset):
@@ -148,7 +147,7 @@ def test_auto_replays_where_it_can_and_recomputes_elsewhere():
         callback = Watched(probes=1, **options.pop("arguments", {}))
         trainer(callbacks=[callback], max_epochs=1, **options).fit(VAMOLeastSquares(9, RATE), data)
         [(_, _, taken), *_] = callback.snapshots
-        return taken.recomputation is not None, isinstance(taken.sweep, Sweep)
+        return taken.kind == "recomputed", taken.sweep is not None
 
     class Unknown:
         def __iter__(self):

@@ -14,7 +14,8 @@ from lightning_vamo.core.directions import OrthonormalDirections
 from lightning_vamo.core.probes import auto_mu
 from lightning_vamo.loop.precision import arithmetic
 from lightning_vamo.loop.table import Row, reduced
-from tests.modules import VAMOEverything, WatchedSweeps, loaders, trainer
+from tests.support.modules import VAMOEverything, loaders, trainer
+from tests.support.watched import WatchedSweeps
 
 NOISY = "The probe differences hardly stand out of their own error"
 

@@ -1,7 +1,5 @@
 """Lightning modules and Trainers that the integration tests share."""
 
-from unittest.mock import patch
-
 import lightning as L
 import torch
 import torchmetrics
@@ -9,8 +7,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_vamo import VAMOCallback, VAMOMixin
-from lightning_vamo.loop.sweep import sweep
+from lightning_vamo import VAMOMixin
 
 
 class MemoryLogger(Logger):
@@ -117,22 +114,6 @@ class Everything(L.LightningModule):
 
 class VAMOEverything(VAMOMixin, Everything):
     pass
-
-
-class WatchedSweeps(VAMOCallback):
-    """Keeps what its sweeps measure."""
-
-    def __init__(self, **arguments):
-        super().__init__(**arguments)
-        self.sweeps = []
-
-    def watched(self, *arguments):
-        self.sweeps.append(sweep(*arguments))
-        return self.sweeps[-1]
-
-    def _take_snapshot(self, *arguments):
-        with patch("lightning_vamo.loop.snapshot.sweep", self.watched):
-            super()._take_snapshot(*arguments)
 
 
 class Indexed(Dataset):

@@ -1,0 +1,106 @@
+"""Watching a run: hooks that are called where a method probes, takes a snapshot, and corrects a gradient."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+Purpose = Literal["warm-up", "sweep", "row"]
+
+
+class RunObserver(Callback):
+    """Watches what a method of this package does in training: put it among the Trainer's callbacks.
+
+    Override the hooks that you need. They get the run's own objects: look at them, keep copies, and change nothing.
+
+    Example:
+        >>> class Losses(RunObserver):
+        ...     def on_sweep(self, trainer, module, sweep):
+        ...         print(trainer.current_epoch, sweep.snapshot_loss)
+    """
+
+    def on_probing_start(self, trainer: Trainer, module: LightningModule, purpose: Purpose) -> None:
+        """Called before batches are evaluated outside of a training step.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            purpose: ``"warm-up"``: gradients to learn directions from. ``"sweep"``: the losses of an epoch's batches.
+                ``"row"``: the losses of the step's own batch at the snapshot.
+        """
+
+    def on_probing_end(self, trainer: Trainer, module: LightningModule, purpose: Purpose) -> None:
+        """Called after these evaluations, also when one of them raises.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            purpose: As for :meth:`on_probing_start`.
+        """
+
+    def on_sweep(self, trainer: Trainer, module: LightningModule, sweep: Any) -> None:
+        """Called when a sweep is done.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            sweep: What it measured: ``deltas``, ``weights``, ``snapshot_loss``, ``snr`` and what it took.
+        """
+
+    def on_snapshot(self, trainer: Trainer, module: LightningModule, snapshot: Any) -> None:
+        """Called when a snapshot was due.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            snapshot: The snapshot: its ``kind``, ``directions``, ``parameters`` and ``sweep``. None if the steps to come are
+                plain, as there are to be no probes or no directions yet.
+        """
+
+    def on_gradient(self, trainer: Trainer, module: LightningModule, snapshot: Any, row: Any) -> None:
+        """Called when the gradient of a batch is in ``.grad``, before anything is taken out of it.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            snapshot: The snapshot that corrects the step; None if the step is plain.
+            row: The batch's row: its place in the plan of the snapshot, or the probe differences themselves where they are
+                recomputed. None if the step is plain.
+        """
+
+    def on_correction(self, trainer: Trainer, module: LightningModule, snapshot: Any, moments: Tensor | None) -> None:
+        """Called when the gradient of an optimizer step has been corrected, before the optimizer steps.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            snapshot: The snapshot; None if the step is plain.
+            moments: The squared norm of the gradient and how much of it was removed, shape ``(2,)``; None if the gradient is
+                as it was.
+        """
+
+
+def observers(trainer: Trainer) -> list[RunObserver]:
+    """The observers among the Trainer's callbacks."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, RunObserver)]  # type: ignore[attr-defined]
+
+
+@contextmanager
+def probing(trainer: Trainer, module: LightningModule, purpose: Purpose) -> Iterator[None]:
+    """Tell the observers of evaluations in the context.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        purpose: What they are for.
+    """
+    watching = observers(trainer)
+    for observer in watching:
+        observer.on_probing_start(trainer, module, purpose)
+    try:
+        yield
+    finally:
+        for observer in watching:
+            observer.on_probing_end(trainer, module, purpose)

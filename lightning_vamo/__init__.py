@@ -4,11 +4,11 @@ References:
     Chen & Ma, "VAMO: Efficient Zeroth-Order Variance Reduction for SGD with Faster Convergence", arXiv:2505.13954.
 """
 
-from lightning_vamo.callback import VAMOCallback
-from lightning_vamo.core.estimators import estimate_gradient
+from lightning_vamo.callbacks.vamo import VAMOCallback
+from lightning_vamo.core.gradient.estimate import estimate_gradient
 from lightning_vamo.errors import InvalidArgumentError, NonFiniteLossError, UnsupportedError, VAMOError
-from lightning_vamo.finder import find_probes
-from lightning_vamo.finding import ProbeFigures, ProbeFinding
+from lightning_vamo.finder.find import find_probes
+from lightning_vamo.finder.finding import ProbeFigures, ProbeFinding
 from lightning_vamo.loop.observer import RunObserver
 from lightning_vamo.mixin import VAMOMixin, with_vamo
 from lightning_vamo.report import VAMOReport

@@ -11,11 +11,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_vamo.callback import VAMOCallback
+from lightning_vamo.callbacks.vamo import VAMOCallback
 from lightning_vamo.errors import UnsupportedError, VAMOError
-from lightning_vamo.finder import find_probes
-from lightning_vamo.finding import ProbeFinding
-from lightning_vamo.loop.driver import GradientCallback
+from lightning_vamo.finder.find import find_probes
+from lightning_vamo.finder.finding import ProbeFinding
+from lightning_vamo.loop.step.driver import GradientCallback
 from lightning_vamo.mixin import with_vamo
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
-from lightning_vamo.loop.driver import GradientCallback
+from lightning_vamo.loop.step.driver import GradientCallback
 
 _DRIVEN = "_vamo_driven"
 

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_vamo import VAMOCallback, with_vamo
 from lightning_vamo.core.directions import SphereDirections
-from lightning_vamo.loop.sweep import Sweep, sweep
+from lightning_vamo.loop.sweep.sweep import Sweep, sweep
 
 WIDTHS = {"small": (32, 32, 32, 10), "medium": (784, 512, 512, 10), "large": (1024, 2560, 2560, 10)}
 PRECISIONS = {

@@ -1,6 +1,6 @@
 """The mathematics of VAMO in pure PyTorch: nothing here knows of Lightning."""
 
-from lightning_vamo.core.control_variate import ControlVariate
-from lightning_vamo.core.estimators import estimate_gradient
+from lightning_vamo.core.control.table import ControlVariate
+from lightning_vamo.core.gradient.estimate import estimate_gradient
 
 __all__ = ["ControlVariate", "estimate_gradient"]

@@ -8,7 +8,7 @@ such a batch would.
 import torch
 from torch import Tensor
 
-from lightning_vamo.core.probes import Difference
+from lightning_vamo.core.probes.difference import Difference
 
 
 def batch_factor(removed: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_vamo.core.algebra import deflation
 from lightning_vamo.core.directions import ProbeDirections
-from lightning_vamo.core.directions.algebra import deflation
 from lightning_vamo.core.numerics import at_least_float32
 
 

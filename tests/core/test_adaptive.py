@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_vamo.core.adaptive import LinearDecay, Regression
+from lightning_vamo.core.control.coefficients import LinearDecay, Regression
 from tests.support.problems import seeded
 
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_vamo.core.adaptive import Regression
-from lightning_vamo.core.carried import CarriedRows
-from lightning_vamo.core.correction import Correction
+from lightning_vamo.core.control.carried import CarriedRows
+from lightning_vamo.core.control.coefficients import Regression
+from lightning_vamo.core.control.correction import Correction
 from lightning_vamo.core.directions import CoordinateDirections, GradientSubspaceDirections, OrthonormalDirections
 from lightning_vamo.errors import InvalidArgumentError
 from tests import reference

@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from lightning_vamo.core import ControlVariate
-from lightning_vamo.core.correction import Correction
+from lightning_vamo.core.control.correction import Correction
+from lightning_vamo.core.control.mixing import effective_coefficient
 from lightning_vamo.core.directions import CoordinateDirections, GaussianDirections, OrthonormalDirections, SphereDirections
-from lightning_vamo.core.mixing import effective_coefficient
 from lightning_vamo.errors import UnsupportedError
 from tests import reference
 from tests.support.problems import LeastSquares, LogisticRegression, batches_of, probe_table, seeded

@@ -17,8 +17,9 @@ from lightning_vamo.core.directions import (
     OrthonormalDirections,
     RademacherDirections,
     SphereDirections,
-    streams,
 )
+from lightning_vamo.core.directions.random import stored as stored_rows
+from lightning_vamo.core.directions.random import streams
 from lightning_vamo.errors import InvalidArgumentError, VAMOError
 from tests import reference
 from tests.support.points import ALL, DTYPES, PRECISION, RANDOM, SHAPES, each, irregular, layouts, name, noise, similar, zeros
@@ -335,7 +336,7 @@ def test_both_storages_agree_with_the_dense_matrix_whatever_the_shapes(shapes, c
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams, "CHUNK", chunk)
-        patch.setattr("lightning_vamo.core.directions.random.BLOCK", chunk)
+        patch.setattr(stored_rows, "BLOCK", chunk)
         stored, drawn = (family(storage).draw(points, count, seeded(0)) for storage in ("stored", "seeded"))
         u = reference.matrix(stored, points)
         assert np.array_equal(u, reference.matrix(drawn, points))
@@ -354,7 +355,7 @@ def test_both_storages_agree_with_the_dense_matrix_whatever_the_shapes(shapes, c
 @each("family", ALL)
 def test_parameters_longer_than_a_chunk_are_treated_like_short_ones(family, chunk, monkeypatch):
     monkeypatch.setattr(streams, "CHUNK", chunk)
-    monkeypatch.setattr("lightning_vamo.core.directions.random.BLOCK", chunk)
+    monkeypatch.setattr(stored_rows, "BLOCK", chunk)
     points = irregular()
     directions = family.draw(points, 3, seeded(4))
     u = reference.matrix(directions, points)

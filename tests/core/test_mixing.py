@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from lightning_vamo.core import ControlVariate
-from lightning_vamo.core.correction import Correction
+from lightning_vamo.core.control.correction import Correction
+from lightning_vamo.core.control.mixing import check_alpha, effective_coefficient
 from lightning_vamo.core.directions import (
     CoordinateDirections,
     GaussianDirections,
@@ -10,7 +11,6 @@ from lightning_vamo.core.directions import (
     RademacherDirections,
     SphereDirections,
 )
-from lightning_vamo.core.mixing import check_alpha, effective_coefficient
 from lightning_vamo.errors import InvalidArgumentError
 from tests import reference
 from tests.support.problems import LeastSquares, LogisticRegression, batches_of, probe_table, seeded

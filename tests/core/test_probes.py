@@ -6,15 +6,9 @@ import torch
 from torch import nn
 
 from lightning_vamo.core.directions import OrthonormalDirections, SphereDirections
-from lightning_vamo.core.probes import (
-    Snapshot,
-    auto_mu,
-    check_difference,
-    check_mu,
-    perturbed_losses,
-    probe_differences,
-    probe_losses,
-)
+from lightning_vamo.core.probes.difference import check_difference, perturbed_losses, probe_differences, probe_losses
+from lightning_vamo.core.probes.point import Snapshot
+from lightning_vamo.core.probes.radius import auto_mu, check_mu
 from lightning_vamo.errors import InvalidArgumentError
 from tests import reference
 from tests.support.problems import (

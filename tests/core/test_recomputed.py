@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_vamo.core.recomputed import RecomputedControlVariate
+from lightning_vamo.core.control.running import RecomputedControlVariate
 from tests.support.problems import seeded
 
 

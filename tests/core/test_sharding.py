@@ -5,8 +5,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Shard
 
-from lightning_vamo.core.directions import GaussianDirections, OrthonormalDirections, SphereDirections, streams
-from lightning_vamo.core.probes import Snapshot, auto_mu
+from lightning_vamo.core.directions import GaussianDirections, OrthonormalDirections, SphereDirections
+from lightning_vamo.core.directions.random import streams
+from lightning_vamo.core.probes.point import Snapshot
+from lightning_vamo.core.probes.radius import auto_mu
 from lightning_vamo.core.sharding import ShardGroup, first_number, local, shard_group
 from lightning_vamo.errors import UnsupportedError
 from tests.support.points import ALL as FAMILIES

@@ -12,8 +12,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import cross_entropy
 
 from lightning_vamo.core.directions import GradientSubspaceDirections, SphereDirections
-from lightning_vamo.core.directions.factored import FactoredDirections
-from lightning_vamo.core.directions.layout import Factors, Layout
+from lightning_vamo.core.directions.learned import layout, nystrom
+from lightning_vamo.core.directions.learned.factored import FactoredDirections
+from lightning_vamo.core.directions.learned.factors import Factors
+from lightning_vamo.core.directions.learned.layout import Layout
 from lightning_vamo.core.sharding import local
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from tests import reference
@@ -62,7 +64,7 @@ def test_a_pass_is_a_step_of_block_power_iteration(rank, shapes, missing):
 
 def test_undamped_sketches_of_enough_columns_miss_nothing(monkeypatch):
     # Three noise directions, of rank one in each matrix, so that all that is learned is of rank three at most.
-    monkeypatch.setattr("lightning_vamo.core.directions.nystrom.DAMPING", 0.0)
+    monkeypatch.setattr(nystrom, "DAMPING", 0.0)
     shapes, generator = [(9, 8), (10,), (12, 7)], seeded(5)
     axes = [_outer(shapes, generator) for _ in range(3)]
     weights = torch.randn(20, 3, generator=generator, dtype=torch.float64)
@@ -212,7 +214,7 @@ def test_rows_of_zeros_change_nothing_but_the_time(monkeypatch):
         step[0][[0, 1, 2, 3, 4, 6, 8, 9]] = 0
     results = []
     for many in (1, 100):
-        monkeypatch.setattr("lightning_vamo.core.directions.layout.MANY_ROWS", many)
+        monkeypatch.setattr(layout, "MANY_ROWS", many)
         _, directions = fed(GradientSubspaceDirections(), points, steps)
         changed = [part.clone() for part in vectors]
         moments = directions.subtract_(changed, torch.ones(3))

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lightning_vamo import RunObserver, VAMOCallback
 from lightning_vamo.core.directions import OrthonormalDirections
-from lightning_vamo.core.probes import Snapshot
+from lightning_vamo.core.probes.point import Snapshot
 from tests.support.modules import Everything, MemoryLogger, VAMOEverything, classification_data, loaders, trainer
 from tests.support.ranks import Data, Regression, run
 from tests.support.watched import WatchedSweeps

@@ -11,18 +11,18 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
 from lightning_vamo import VAMOCallback
-from lightning_vamo.core.probes import Snapshot
-from lightning_vamo.loop import group
-from lightning_vamo.loop.fingerprint import fingerprint
-from lightning_vamo.loop.tensors import fresh_copy, tensors_in
+from lightning_vamo.core.probes.point import Snapshot
+from lightning_vamo.loop.plan.fingerprint import fingerprint
+from lightning_vamo.loop.plan.tensors import fresh_copy, tensors_in
+from lightning_vamo.loop.sweep import groups
 from tests.support.modules import VAMOEverything, loaders, trainer
 from tests.support.watched import WatchedSweeps
 
 
 def sizes(batches, numbers):
     made = (SimpleNamespace(bytes=size) for size in batches)
-    with patch.object(group, "ALWAYS", 10):
-        return [len(part) for part in group.groups(made, [torch.zeros(numbers)])]
+    with patch.object(groups, "ALWAYS", 10):
+        return [len(part) for part in groups.groups(made, [torch.zeros(numbers)])]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def swept(most, difference="forward", module=None, **options):
     L.seed_everything(0, verbose=False)
     callback = WatchedSweeps(probes=3, difference=difference, seed=1)
     module = module or VAMOEverything(features=6)
-    with patch.object(group, "MOST", most):
+    with patch.object(groups, "MOST", most):
         trainer(callbacks=[callback], **options).fit(module, *loaders())
     return callback.sweeps, list(module.state_dict().values())
 

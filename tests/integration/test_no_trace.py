@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from lightning_vamo import NonFiniteLossError, VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import GradientSubspaceDirections
-from lightning_vamo.loop.guards import ModuleState
+from lightning_vamo.loop.guards.module_state import ModuleState
 from tests.support.meddling import Meddling, VAMOMeddling, contents, everything
 from tests.support.modules import MemoryLogger, VAMOEverything, loaders, trainer
 from tests.support.watched import Compare, WatchedSweeps

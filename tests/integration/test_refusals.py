@@ -14,7 +14,7 @@ from lightning_vamo.core.directions import (
     OrthonormalDirections,
     SphereDirections,
 )
-from lightning_vamo.loop.support import check_strategy
+from lightning_vamo.loop.checks import check_strategy
 from tests.support.modules import Everything, Indexed, VAMOEverything, loaders, trainer
 
 

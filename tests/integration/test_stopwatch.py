@@ -6,7 +6,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from lightning_vamo.loop.stopwatch import Stopwatch
+from lightning_vamo.loop.ledger.clocks import Stopwatch
 
 
 class Event:

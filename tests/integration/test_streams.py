@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, TensorD
 from lightning_vamo import InvalidArgumentError, UnsupportedError, VAMOCallback
 from lightning_vamo.core.directions import GradientSubspaceDirections
 from lightning_vamo.core.schedules import EfficientProbes
-from lightning_vamo.loop.choice import ProbeChoice
+from lightning_vamo.loop.control.probe_count import ProbeChoice
 from tests.reference import fo_svrg, least_squares_gradient
 from tests.support.least_squares import RATE, Trajectory, VAMOLeastSquares, every_direction, groups, problem, samples
 from tests.support.meddling import contents

@@ -11,9 +11,9 @@ from torch import nn
 
 from lightning_vamo import InvalidArgumentError, UnsupportedError, VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import OrthonormalDirections
-from lightning_vamo.core.probes import auto_mu
-from lightning_vamo.loop.precision import arithmetic
-from lightning_vamo.loop.table import Row, reduced
+from lightning_vamo.core.probes.radius import auto_mu
+from lightning_vamo.loop.sweep.losses import Row, reduced
+from lightning_vamo.loop.sweep.precision import arithmetic
 from tests.support.modules import VAMOEverything, loaders, trainer
 from tests.support.watched import WatchedSweeps
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 
 from lightning_vamo.core.directions import ProbeDirections
-from lightning_vamo.core.probes import Difference, Snapshot, probe_differences, probe_losses
+from lightning_vamo.core.probes.difference import Difference, probe_differences, probe_losses
+from lightning_vamo.core.probes.point import Snapshot
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -7,17 +7,12 @@ parameters*. Then :math:`(d/q) \sum_j \delta_j u_j` estimates the gradient whate
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import ShardGroup, local
-from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
-
-if TYPE_CHECKING:
-    from lightning_vamo.core.directions.learner import Learner
 
 
 class ProbeDirections(ABC):
@@ -140,81 +135,3 @@ def inner_products(vector: Tensor, step: Tensor) -> list[Tensor]:
     wide = at_least_float32(vector.dtype)
     g, w = vector.to(wide), step.to(wide)
     return [torch.dot(g, g), torch.dot(g, w), torch.dot(w, w)]
-
-
-class Directions(ABC):
-    """A family of probe directions: how to draw ``q`` of them for a given list of parameters.
-
-    A family holds no tensors and no random state, so one object serves any number of models and snapshots.
-    """
-
-    orthonormal: ClassVar[bool] = False
-    """Whether the directions of one draw are orthonormal, which allows at most ``d`` of them."""
-
-    learns: ClassVar[bool] = False
-    """Whether the family learns from gradients, through a :meth:`learner`."""
-
-    warmup_batches: int = 0
-    """Of how many batches a learner sees the gradients before the first snapshot, without a step."""
-
-    def draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
-        """Draw ``count`` directions for ``parameters``.
-
-        Args:
-            parameters: The tensors that span the space; only shapes, types, devices and placements are read.
-            count: ``q``, at least 1, and at most ``d`` for orthonormal families.
-            generator: CPU generator that every random number derives from; the global one is never touched.
-
-        Returns:
-            The directions, in the parameters' types and on their devices. Of sharded parameters each process gets its part
-            of what it would get unsharded.
-
-        Raises:
-            InvalidArgumentError: If there are no parameters, or ``count`` is out of range.
-            UnsupportedError: If the parameters are sharded otherwise than by rows over one group of processes.
-        """
-        dimension = sum(parameter.numel() for parameter in parameters)
-        if dimension == 0:
-            raise InvalidArgumentError("`parameters` holds no numbers to perturb: pass at least one trainable parameter.")
-        for parameter in parameters:
-            if not parameter.is_floating_point():
-                raise InvalidArgumentError(
-                    f"`parameters` must be real floating-point tensors, got one of type {parameter.dtype}: leave it out, or"
-                    " hold its real and imaginary parts as two parameters."
-                )
-        self.check_count(count, dimension)
-        return self._draw([parameter.detach() for parameter in parameters], count, generator)
-
-    def check_count(self, count: int, dimension: int) -> None:
-        """Refuse a number of directions that the family cannot draw.
-
-        Args:
-            count: ``q``, the number of directions asked for.
-            dimension: ``d``, the number of trainable parameters.
-
-        Raises:
-            InvalidArgumentError: If ``count`` is below 1, or above ``dimension`` for an orthonormal family.
-        """
-        if count < 1:
-            raise InvalidArgumentError(f"`count` must be at least 1, got {count}.")
-        if self.orthonormal and count > dimension:
-            raise InvalidArgumentError(
-                f"{type(self).__name__} cannot draw {count} orthonormal directions in a space of {dimension} trainable"
-                f" parameters: use at most {dimension} probes, or a family without this limit such as SphereDirections."
-            )
-
-    def learner(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> "Learner":
-        """What learns directions for ``parameters``, starting from the random ones of :meth:`draw`; it has seen no gradient.
-
-        Args:
-            parameters: See :meth:`draw`.
-            count: ``q``, how many directions to follow until the learner is asked for another number of them.
-            generator: CPU generator, in the same state in every process.
-
-        Raises:
-            UnsupportedError: If the family does not learn.
-        """
-        raise UnsupportedError(f"{type(self).__name__} does not learn from gradients: use GradientSubspaceDirections.")
-
-    @abstractmethod
-    def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections: ...

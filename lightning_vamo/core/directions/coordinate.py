@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_vamo.core.directions.base import Directions, ProbeDirections
+from lightning_vamo.core.directions.base import ProbeDirections
+from lightning_vamo.core.directions.family import Directions
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import first_number, local, shard_group
 

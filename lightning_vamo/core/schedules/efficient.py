@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.efficiency import batch_factor, efficiency, work_factor
-from lightning_vamo.core.probes import Difference
+from lightning_vamo.core.probes.difference import Difference
 from lightning_vamo.core.schedules.base import check_probes
 
 # Before it is measured: a forward pass is about a third of a training step, whose backward pass takes two thirds.

@@ -1,0 +1,169 @@
+r"""VAMO's gradient: the mini-batch gradient with the control variate taken out, in place."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.control.carried import CarriedRows
+from lightning_vamo.core.control.coefficients import Coefficient, Constant, Regression
+from lightning_vamo.core.control.rows import Rows
+from lightning_vamo.core.control.table import ControlVariate
+from lightning_vamo.core.directions import ProbeDirections
+from lightning_vamo.errors import UnsupportedError
+
+
+class Correction:
+    r"""Corrects the gradients in ``.grad`` with the control variate of the batches that they come from.
+
+    .. math:: v = g - \frac{1}{N} \sum_{k \in \text{step}} \sum_j r_{k,j}\, u_j
+
+    where the step accumulates :math:`N` batches, each of whose losses was divided by :math:`N`. A parameter whose ``.grad``
+    is None stays out: the step does not touch it.
+
+    Args:
+        parameters: The parameters, in the order in which the directions were drawn.
+        directions: The ``q`` directions :math:`u_j`.
+        control: Gives the coefficients :math:`r_{k,j}` of a row. If its ``beta`` is zero, gradients are not touched at all.
+            Carried rows are refreshed by each step.
+        own: This rank's part of a table, where gradients are averaged over ranks; ``control`` is the mean over the ranks.
+        coefficient: Factors of the rows that change from step to step; by default there are none.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        directions: ProbeDirections,
+        control: Rows,
+        own: ControlVariate | None = None,
+        coefficient: Coefficient | None = None,
+    ) -> None:
+        self.parameters = parameters
+        self.directions = directions
+        self.control = control
+        self.own: Rows = control if own is None else own
+        self.coefficient = Constant() if coefficient is None else coefficient
+        self.factors: Tensor | float = 1.0
+        """The factors of the rows that the last step used."""
+
+    @contextmanager
+    def withheld(
+        self, row: int, accumulated: int = 1, scale: Callable[[Tensor], Tensor] | None = None, progress: float = 0.0
+    ) -> Iterator[None]:
+        r"""Keep this rank's part of a row out of the correction, without the other ranks having to know.
+
+        All ranks will subtract :math:`\sum_j r_{k,j} u_j` from the mean of their gradients, of which this rank contributed
+        :math:`\frac{1}{W} \sum_j r^{\text{own}}_{k,j} u_j`. So this rank's gradient gets
+        :math:`+\sum_j r^{\text{own}}_{k,j} u_j` before it is averaged. A parameter that the batch does not use stays as it is.
+
+        Args:
+            row: Position in the plan of the batch whose backward pass the context is around.
+            accumulated: The number that its loss is divided by.
+            scale: Scales the coefficients as the loss is scaled, where a GradScaler does so.
+            progress: See :meth:`apply`.
+
+        Yields:
+            Nothing.
+        """
+        coefficients, _ = self._weighted(self.own.correction(row) / accumulated, progress)
+        share = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.directions.subtract_(share, -coefficients if scale is None else -scale(coefficients))
+        # Hooks, rather than an addition to `.grad`: a parameter without a gradient on the other ranks must not get one here.
+        hooks = [
+            parameter.register_hook(_added_once(part))  # type: ignore[no-untyped-call]
+            for parameter, part in zip(self.parameters, share, strict=True)
+            if parameter.requires_grad
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def apply(
+        self,
+        rows: Sequence[Any],
+        accumulated: int = 1,
+        scale: Callable[[Tensor], Tensor] | None = None,
+        progress: float = 0.0,
+        slopes: Tensor | None = None,
+    ) -> Tensor | None:
+        """Correct the gradients of one optimizer step, in place.
+
+        Args:
+            rows: The rows of the batches whose gradients were accumulated, as ``control`` takes them: positions in the plan.
+            accumulated: ``N``, the number that each of their losses was divided by.
+            scale: Scales the coefficients as the gradients are scaled, where a GradScaler did so.
+            progress: Share of the snapshot's batches that has been trained on.
+            slopes: Coordinates of the gradients along the directions, without the scale, if they are known already.
+
+        Returns:
+            Shape ``(2,)``, float64: the squared norm of the gradient, without the scale, and how much of it the correction
+            removed; zeros if they are not finite. Of sharded gradients, the share of this process: see :meth:`total`. None if
+            there was nothing to correct, or nothing yet to correct with.
+
+        Raises:
+            UnsupportedError: If a gradient is sparse.
+        """
+        gradients = [parameter.grad for parameter in self.parameters]
+        if not rows or self.control.beta == 0 or all(gradient is None for gradient in gradients):
+            return None
+        check_dense(gradients)
+        row = torch.stack([self.control.correction(row) for row in rows]).sum(dim=0) / accumulated
+        coefficients, self.factors = self._weighted(row, progress)
+        unit = torch.ones((), device=coefficients.device)
+        if scale is not None:
+            coefficients, unit = scale(coefficients), scale(unit)
+        control, coefficient = self.control, self.coefficient
+        if isinstance(coefficient, Regression) or isinstance(control, CarriedRows):
+            # Of what the gradient is before its correction; it changes the factors, and the rows, of later steps only.
+            if slopes is None:
+                slopes = self.directions.project(gradients) / unit
+            if isinstance(control, CarriedRows):
+                control.refresh(rows, slopes, accumulated)
+                if not control.ready:
+                    return None
+            if isinstance(coefficient, Regression):
+                coefficient.observe(slopes, row)
+        square, product, step = self.directions.subtract_(gradients, coefficients)
+        moments = torch.stack((square, 2 * product - step)) / unit.double() ** 2
+        return torch.where(moments.isfinite().all(), moments, 0.0)
+
+    def _weighted(self, row: Tensor, progress: float) -> tuple[Tensor, Tensor | float]:
+        """A row with the factors of the coming step, and these."""
+        factors = self.coefficient.factors(progress)
+        if isinstance(factors, Tensor):
+            return (row * factors.to(row.device)).to(row.dtype), factors
+        return row * factors, factors
+
+    def total(self, moments: Tensor) -> Tensor:
+        """Add up over all shards what :meth:`apply` returned; every process must call it.
+
+        Args:
+            moments: Shape ``(2,)``: the figures of one step, or the sum over several.
+
+        Returns:
+            Shape ``(2,)``; what was given where gradients are not sharded.
+        """
+        return self.directions.shards.total(moments)
+
+
+def check_dense(gradients: Sequence[Tensor | None]) -> None:
+    """Refuse gradients that have no numbers to project on directions.
+
+    Args:
+        gradients: The gradients.
+
+    Raises:
+        UnsupportedError: If one is sparse.
+    """
+    if any(gradient is not None and gradient.is_sparse for gradient in gradients):
+        raise UnsupportedError("A parameter has a sparse gradient, which VAMO cannot correct: set `sparse=False`.")
+
+
+def _added_once(part: Tensor) -> Callable[[Tensor], Tensor | None]:
+    """A hook that adds ``part`` to the first gradient: reentrant checkpointing gives a parameter several in one pass."""
+    parts = [part]
+    return lambda gradient: gradient + parts.pop() if parts else None

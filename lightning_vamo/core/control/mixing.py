@@ -1,0 +1,68 @@
+r"""The mixing coefficient :math:`\alpha`: how much of the zeroth-order control variate to use."""
+
+import math
+from typing import Literal, get_args
+
+from lightning_vamo.core.control.coefficients import Coefficient, LinearDecay, Regression
+from lightning_vamo.errors import InvalidArgumentError
+
+Named = Literal["theory", "adaptive", "linear-decay"]
+
+
+Alpha = float | Named
+
+
+def check_alpha(alpha: object) -> None:
+    r"""Refuse a mixing coefficient that is neither a finite, non-negative number nor one of those with a name.
+
+    Args:
+        alpha: The mixing coefficient.
+
+    Raises:
+        InvalidArgumentError: If it is not allowed.
+    """
+    if isinstance(alpha, str) and alpha in get_args(Named):
+        return
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha < 0:
+        raise InvalidArgumentError(f"`alpha` must be one of {get_args(Named)} or a finite number >= 0, got {alpha!r}.")
+
+
+def effective_coefficient(alpha: Alpha, count: int, dimension: int) -> float:
+    r"""The factor :math:`\beta = \alpha\,d/q` of the centred probe differences in VAMO's gradient.
+
+    .. math:: v = \nabla f_B(x) - \beta \sum_j (\delta_{B,j} - \bar\delta_j)\, u_j
+
+    The theory sets :math:`\alpha = q/d`, that is :math:`\beta = 1`: the mini-batch noise is projected onto the probed
+    directions and taken out. For orthonormal directions, exact differences and :math:`x = \tilde x` the noise left in a
+    direction is :math:`(1-\beta)^2`, so nothing below 0 or above 2 can help.
+
+    Args:
+        alpha: The mixing coefficient. Those with a name start from the theory's.
+        count: ``q``, the number of probes.
+        dimension: ``d``, the number of trainable parameters.
+
+    Returns:
+        The coefficient, without unit.
+
+    References:
+        Chen & Ma, arXiv:2505.13954: :math:`\alpha = 1/d` for the two-point, :math:`q/d` for the multi-point estimator.
+    """
+    return 1.0 if isinstance(alpha, str) else alpha * dimension / count
+
+
+def coefficient_of(alpha: Alpha, count: int, before: Coefficient | None) -> Coefficient | None:
+    """What changes the coefficient from step to step.
+
+    Args:
+        alpha: The mixing coefficient.
+        count: ``q``, the number of probes.
+        before: What did so up to now, which ``"adaptive"`` goes on from.
+
+    Returns:
+        The factors of the rows, or None if they do not change.
+    """
+    if alpha == "linear-decay":
+        return LinearDecay()
+    if alpha == "adaptive":
+        return before.resized(count) if isinstance(before, Regression) else Regression(count)
+    return None

@@ -1,0 +1,70 @@
+r"""The table of a sweep as a control variate: one row of probe differences per batch, centred."""
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.errors import InvalidArgumentError
+
+
+class ControlVariate:
+    r"""The table :math:`\delta_{k,j}` of an epoch's batches, with the coefficients that correct a gradient.
+
+    .. math:: r_{k,j} = \beta\,(\delta_{k,j} - \bar\delta_j), \qquad \bar\delta_j = \sum_k w_k \delta_{k,j} \Big/ \sum_k w_k
+
+    The corrected gradient of batch ``k`` is :math:`\nabla f_k(x) - \sum_j r_{k,j} u_j`. As
+    :math:`\sum_k w_k r_{k,j} = 0`, the corrections of an epoch cancel whatever :math:`\beta` is, each counted by its batch's
+    size: the corrected gradient is an unbiased estimate of the gradient over all samples. Where a last batch is smaller, an
+    optimizer that steps as far with it as with the others gives it, and its correction, too much weight; ``drop_last``
+    avoids that.
+
+    Args:
+        deltas: Probe differences, shape ``(K, q)``, a row per batch.
+        weights: Number of samples of each batch, shape ``(K,)``. A batch of weight zero gave no loss: it has no part
+            in the mean, and its correction is zero.
+        beta: The effective coefficient :math:`\beta = \alpha d/q`.
+
+    Raises:
+        InvalidArgumentError: If the shapes do not fit, or the weights do not sum to a positive number.
+    """
+
+    def __init__(self, deltas: Tensor, weights: Tensor, beta: float) -> None:
+        if deltas.ndim != 2 or weights.shape != deltas.shape[:1]:
+            raise InvalidArgumentError(
+                "`deltas` must have shape (K, q) and `weights` shape (K,),"
+                f" got {tuple(deltas.shape)} and {tuple(weights.shape)}."
+            )
+        total = float(weights.sum())
+        if total <= 0 or float(weights.min()) < 0:
+            raise InvalidArgumentError("`weights` must be non-negative with a positive sum: no batch gave a loss.")
+        self.beta = beta
+        # The mean over an epoch of many batches is taken in float64: the corrections cancel only as well as it is exact.
+        used = weights[:, None] > 0
+        wide = torch.where(used, deltas.double(), 0.0)
+        mean = weights.double() @ wide / total
+        self.mean = mean.to(deltas.dtype)
+        """Weighted mean of the rows, shape ``(q,)``."""
+        self.rows = torch.where(used, beta * (wide - mean), 0.0).to(deltas.dtype)
+        """The coefficients of each batch's correction, shape ``(K, q)``."""
+
+    def __len__(self) -> int:
+        """``K``, the number of batches."""
+        return len(self.rows)
+
+    def correction(self, row: int) -> Tensor:
+        """Coefficients along the directions of the control variate of one batch.
+
+        Args:
+            row: Which batch, by its position in the plan that was swept, ``0 <= row < len(self)``.
+
+        Returns:
+            Shape ``(q,)``, in loss units per unit of parameter norm, on the table's device.
+
+        Raises:
+            IndexError: If ``row`` is not in the plan.
+
+        References:
+            Chen & Ma, arXiv:2505.13954, Algorithm 1.
+        """
+        if not 0 <= row < len(self):
+            raise IndexError(f"`row` must be in [0, {len(self)}), the batches of the plan, got {row}.")
+        return self.rows[row]

@@ -1,0 +1,1 @@
+"""Directions that are learned from the gradients of training."""

@@ -1,0 +1,144 @@
+"""Learned directions that are kept as they are."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.algebra import leading, square
+from lightning_vamo.core.directions.learned.passes import PowerIteration
+from lightning_vamo.core.directions.random.orthonormal import OrthonormalDirections
+from lightning_vamo.core.directions.random.seeded import SeededDirections
+from lightning_vamo.core.directions.random.stored import BLOCK, StoredDirections, stored_rows
+from lightning_vamo.core.sharding import local, shard_group
+from lightning_vamo.errors import InvalidArgumentError
+
+Rows = list[Tensor]  # of each parameter, ``q`` rows of its numbers in this process
+
+
+class DenseLearner(PowerIteration[Rows]):
+    """Follows the leading directions of gradient noise, in at most ``(2q + 1) * d`` numbers: orthonormal ones.
+
+    Args:
+        parameters: Tensors that give the shapes, types, devices and placements.
+        start: Orthonormal directions to start from.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], start: StoredDirections) -> None:
+        self._parameters = parameters
+        self._rows = start.rows
+        super().__init__(start, start.rows[0].device)
+
+    def _begin_pass(self) -> None:
+        super()._begin_pass()
+        # Allocated with the first gradient: by then the directions of the last pass are no longer in use.
+        self._sums: Rows = []
+        self._last: list[Tensor] = []
+
+    @torch.no_grad()
+    def observe(self, gradients: Sequence[Tensor | None]) -> None:
+        """See :meth:`Learner.observe`; a gradient that is not finite is passed over."""
+        if not self._sums:
+            self._sums = [torch.zeros_like(rows) for rows in self._rows]
+            self._last = [torch.zeros_like(rows[0]) for rows in self._rows]
+        pairs = zip(gradients, self._rows, strict=True)
+        slopes = [rows @ _flat(vector, rows).to(self._device) for vector, rows in pairs if vector is not None]
+        along = torch.stack([*slopes, self._rows[0].new_zeros(self._following.count)]).sum(dim=0)
+        self.slopes = self._following.shards.total(along)
+        change, known, finite = self._change(self.slopes)
+        for vector, sums, last in zip(gradients, self._sums, self._last, strict=True):
+            now = torch.zeros_like(last) if vector is None else _flat(vector, sums)
+            difference = (now - last).masked_fill_(~known, 0.0)
+            sums.addr_(change.to(sums), difference)
+            self._squares += torch.dot(difference, difference).double().to(self._device) / 2
+            last.copy_(now).masked_fill_(~finite, 0.0)
+
+    def _basis(self) -> Rows:
+        return self._rows
+
+    def _power_iterated(self) -> Rows | None:
+        gram = self._following.shards.total(_gram(self._sums))
+        if not bool(gram.isfinite().all()):
+            return None
+        mixing = leading(gram)
+        return _mixed_(self._sums, mixing.t()) if mixing.shape[1] else None
+
+    def _follow(self, basis: Rows, count: int, generator: torch.Generator) -> StoredDirections:
+        held = len(basis[0])
+        if held > count:
+            basis = [rows[:count].clone() for rows in basis]
+        elif held < count:
+            more = random_rows(self._parameters, count - held, generator)
+            basis = [torch.cat(pair) for pair in zip(basis, more, strict=True)]
+        factor = torch.linalg.cholesky(self._following.shards.total(_gram(basis)))
+        identity = torch.eye(count, dtype=torch.float64, device="cpu")
+        self._rows = _mixed_(basis, torch.linalg.solve_triangular(factor, identity, upper=False))
+        return dense_directions(self._parameters, self._rows)
+
+    def _first(self, count: int) -> StoredDirections:
+        return dense_directions(self._parameters, [rows[:count] for rows in self._rows])
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Learner.state_dict`."""
+        return {"rank": None, "directions": self._rows, "sums": self._sums, "last": self._last, **super().state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Learner.load_state_dict`.
+
+        Args:
+            state: What :meth:`state_dict` returned.
+
+        Raises:
+            InvalidArgumentError: If it is of other parameters, or of factored directions.
+        """
+        sizes = [rows.shape[1] for rows in self._rows]
+        if state["rank"] is not None or [rows.shape[1] for rows in state["directions"]] != sizes:
+            raise InvalidArgumentError(
+                f"`state` holds directions of rank {state['rank']}, or for other parameters or other shards of them than these:"
+                f" resume the same model in as many processes, with rank={state['rank']}."
+            )
+        self._rows, self._sums, self._last = (self._copies(state[key]) for key in ("directions", "sums", "last"))
+        self._following = dense_directions(self._parameters, self._rows)
+        super().load_state_dict(state)
+
+
+def random_rows(parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> Rows:
+    """Random orthonormal directions, in float32 or wider.
+
+    Args:
+        parameters: Tensors that give the shapes, devices and placements.
+        count: How many.
+        generator: CPU generator, in the same state in every process.
+
+    Returns:
+        Of each parameter, or shard of one, a row for each direction.
+    """
+    seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
+    return stored_rows(SeededDirections(OrthonormalDirections(), parameters, count, seed), parameters, wide=True)
+
+
+def dense_directions(parameters: Sequence[Tensor], rows: Rows) -> StoredDirections:
+    """Directions for ``parameters`` that are kept in ``rows``."""
+    return StoredDirections(rows, sum(parameter.numel() for parameter in parameters), shard_group(parameters))
+
+
+def _flat(vector: Tensor, like: Tensor) -> Tensor:
+    return local(vector).reshape(-1).to(like)
+
+
+def _blocks(basis: Rows) -> Iterator[Tensor]:
+    """All columns, so many at a time that what is computed from them takes little memory."""
+    return (block for rows in basis for block in torch.split(rows, BLOCK, dim=1))
+
+
+def _gram(basis: Rows) -> Tensor:
+    """Inner products of the directions, of this process's part, float64, on the CPU."""
+    return sum((square(block).cpu() for block in _blocks(basis)), torch.zeros((), dtype=torch.float64, device="cpu"))
+
+
+def _mixed_(basis: Rows, mixing: Tensor) -> Rows:
+    """Combinations of the directions, in the memory that they take."""
+    for block in _blocks(basis):
+        block[: len(mixing)] = mixing.to(block) @ block
+    return [rows[: len(mixing)] for rows in basis]

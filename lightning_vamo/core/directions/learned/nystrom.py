@@ -1,0 +1,95 @@
+"""The end of a pass of power iteration in factored form: from sketches to directions."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.algebra import damped_inverse, leading, square, truncated
+from lightning_vamo.core.directions.learned.factored import FactoredDirections
+from lightning_vamo.core.directions.learned.factors import Factors
+from lightning_vamo.core.directions.learned.layout import Layout
+
+# Undamped, a sketch by directions that are nearly orthogonal to what it is of gives a huge estimate. On the MNIST perceptron
+# this value took the share of the noise that the directions hold from 0.86 to 0.89 of the exact one in the fourth epoch.
+DAMPING = 0.2
+
+
+# A matrix's part of a direction that is shorter than this, where the direction's norm is one, is replaced by the last one
+# at this length: what no direction touches would not be learned about again.
+FLOOR = 1e-6
+
+
+def power_iterated(layout: Layout, old: FactoredDirections, sums: Factors) -> Factors | None:
+    r"""Directions from the sketches of a pass, the leading ones first.
+
+    A matrix of :math:`Y_j` is :math:`P_j (A_j^\top P_j)^{+} Q_j^\top`, the generalised Nyström approximation. Orthonormal
+    combinations of the :math:`Y_j` are found through their Gram matrix, and each matrix of each is truncated to its leading
+    outer products. No matrix is ever made: all takes place in products of at most ``q * rank`` columns.
+
+    Args:
+        layout: Which parameters are factored.
+        old: The directions :math:`A_j B_j^\top` that the sketches were made with.
+        sums: :math:`P_j`, :math:`Q_j` of each matrix, and :math:`Y_j` of the rest. Of sharded parameters, this process's part
+            of each; the sums over the processes are formed here.
+
+    Returns:
+        Directions of norm about one, as many as can be told apart; None if there is nothing to learn from, or the sums are not
+        finite.
+
+    References:
+        Nakatsukasa, "Fast and stable randomized low-rank matrix approximation", arXiv:2009.11392.
+    """
+    rank, count = layout.rank, old.count
+    sums = Factors(sums.left, layout.shards.total(sums.right), sums.whole)
+    left, right, cross, lengths, rest = _products(layout, old.factors, sums)
+    if not all(bool(part.isfinite().all()) for part in (left, right, cross, rest)):
+        return None
+    middle = torch.zeros_like(left)
+    for start in range(0, count * rank, rank):
+        block = slice(start, start + rank)
+        scale = (_diagonal(left)[:, block] * _diagonal(right)[:, block]).sqrt() * lengths[:, block]
+        middle[:, block, block] = damped_inverse(cross[:, block, block], scale, DAMPING)
+    gram = (middle.mT @ left @ middle * right).sum(dim=0).view(count, rank, count, rank).sum(dim=(1, 3)) + rest
+    mixing = leading(gram)
+    if mixing.shape[1] == 0:
+        return None
+    core = middle[:, None] * mixing.t().repeat_interleave(rank, dim=1)[:, None, :]
+    x, sizes, y = truncated(left, core, right, rank)
+    x, y = (part.transpose(1, 2).flatten(2) for part in (x * sizes[:, :, None, :], y))
+    factors = layout.zeros(mixing.shape[1])
+    torch.mm(mixing.t().to(sums.whole), sums.whole, out=factors.whole)
+    for index, matrix in enumerate(layout.matrices):
+        factors.left[:, matrix.left] = x[index].t().to(sums.left) @ sums.left[:, matrix.left]
+        factors.right[:, matrix.right] = y[index].t().to(sums.right) @ sums.right[:, matrix.right]
+    _keep_alive(layout, factors, old.factors, sizes.flatten(1), lengths)
+    return factors
+
+
+def _keep_alive(layout: Layout, factors: Factors, old: Factors, now: Tensor, before: Tensor) -> None:
+    """Replace parts that are too short to learn from by the last ones."""
+    for index, row in (now < FLOOR).nonzero().tolist():
+        matrix = layout.matrices[index]
+        factors.left[row, matrix.left] = old.left[row, matrix.left] * (FLOOR / float(before[index, row]))
+        factors.right[row, matrix.right] = old.right[row, matrix.right]
+
+
+def _products(layout: Layout, old: Factors, sums: Factors) -> Sequence[Tensor]:
+    """Inner products of the sketches' columns, over all processes, in float64 on the CPU."""
+    size = len(old.left)
+    left = torch.zeros(len(layout.matrices), size, size, dtype=torch.float64, device=layout.device)
+    right, cross, lengths = torch.zeros_like(left), torch.zeros_like(left), left.new_zeros(left.shape[:2])
+    for index, matrix in enumerate(layout.matrices):
+        columns, before = sums.left[:, matrix.left].double(), old.left[:, matrix.left].double()
+        left[index], right[index] = square(columns), square(sums.right[:, matrix.right])
+        cross[index] = before @ columns.t()
+        lengths[index] = before.square().sum(dim=1)
+    parts = [part.cpu() for part in (left, cross, lengths, square(sums.whole))]
+    total = layout.shards.total(torch.cat([part.flatten() for part in parts]))
+    totals = torch.split(total, [part.numel() for part in parts])
+    left, cross, squares, rest = (numbers.view(part.shape) for numbers, part in zip(totals, parts, strict=True))
+    return left, right.cpu(), cross, squares.sqrt(), rest
+
+
+def _diagonal(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=1, dim2=2)

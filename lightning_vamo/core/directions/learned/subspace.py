@@ -1,0 +1,80 @@
+"""Directions learned from the gradients that training computes anyway."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.directions.base import ProbeDirections
+from lightning_vamo.core.directions.family import Directions
+from lightning_vamo.core.directions.learned.dense_learner import DenseLearner, dense_directions, random_rows
+from lightning_vamo.core.directions.learned.factored import FactoredDirections, normalised
+from lightning_vamo.core.directions.learned.factored_learner import FactoredLearner
+from lightning_vamo.core.directions.learned.layout import Layout
+from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.core.directions.random.orthonormal import OrthonormalDirections
+from lightning_vamo.errors import InvalidArgumentError
+
+
+class GradientSubspaceDirections(Directions):
+    r"""The leading directions of mini-batch gradient noise, learned from the gradients of the steps taken.
+
+    :math:`u_1 \ldots u_q` follow the eigenvectors of the gradients' covariance that have the largest eigenvalues. Between
+    two snapshots one pass of block power iteration is made, from the last directions on: with
+    :math:`z_t = (g_t - g_{t-1}) / \sqrt 2`,
+
+    .. math:: Y = \sum_t z_t z_t^\top U, \qquad U \leftarrow \operatorname{orth}(Y)
+
+    Random directions remove the share :math:`q/d` of the noise. Those that span its leading subspace remove most of what any
+    ``q`` directions can.
+
+    Args:
+        rank: Outer products that a matrix of a direction is made of: little memory. None keeps directions as they are, for at
+            most ``(2q + 1) * d`` numbers. Factored directions are not quite orthogonal, which coordinates make up for.
+        warmup_batches: How many gradients to learn from before the first snapshot, without taking a step: at most as many as
+            the epoch has batches, and at least ``q + 1``, without which nothing can be learned. On the MNIST
+            perceptron, with ``q = 8``, ``rank=1`` and one pass, 64 give directions that hold 0.31 of the noise, 128 such that
+            hold 0.33, and 32 such that hold 0.27. 0: the first epoch trains plainly, and its steps are learned from.
+
+    Raises:
+        InvalidArgumentError: If ``rank`` is less than 1, or ``warmup_batches`` less than 0.
+
+    Example:
+        >>> import torch
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> parameters = [torch.zeros(4, 6), torch.zeros(4)]
+        >>> learner = GradientSubspaceDirections().learner(parameters, 1, generator)
+        >>> for sign in (1.0, -1.0, 1.0):
+        ...     learner.observe([torch.full((4, 6), sign), None])
+        >>> learner.directions(1, generator).dense(parameters).abs()[0, :3]
+        tensor([0.2041, 0.2041, 0.2041])
+    """
+
+    learns = True
+
+    def __init__(self, rank: int | None = 1, warmup_batches: int = 64) -> None:
+        if rank is not None and rank < 1:
+            raise InvalidArgumentError(f"`rank` must be None or at least 1, got {rank}.")
+        if warmup_batches < 0:
+            raise InvalidArgumentError(f"`warmup_batches` must be at least 0, got {warmup_batches}.")
+        self.rank = rank
+        self.warmup_batches = warmup_batches
+
+    def learner(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> Learner:
+        """See :meth:`Directions.learner`."""
+        start = self.draw(parameters, count, generator)
+        if isinstance(start, FactoredDirections):
+            return FactoredLearner(start)
+        return DenseLearner([parameter.detach() for parameter in parameters], start)  # type: ignore[arg-type]
+
+    def check_count(self, count: int, dimension: int) -> None:
+        """See :meth:`Directions.check_count`."""
+        super().check_count(count, dimension)
+        if self.rank is None:
+            OrthonormalDirections().check_count(count, dimension)
+
+    def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
+        if self.rank is None:
+            return dense_directions(parameters, random_rows(parameters, count, generator))
+        layout = Layout(parameters, self.rank)
+        return FactoredDirections(layout, normalised(layout, layout.random(count, generator)))

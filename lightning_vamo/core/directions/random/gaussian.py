@@ -1,0 +1,25 @@
+"""Gaussian directions."""
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.directions.random.family import RandomFamily
+from lightning_vamo.core.directions.random.seeded import SeededDirections
+
+
+class GaussianDirections(RandomFamily):
+    r"""Independent Gaussian directions, scaled to unit mean square norm.
+
+    .. math:: u_j \sim \mathcal{N}(0, I_d / d)
+
+    Args:
+        storage: ``"stored"`` (``q * d`` numbers) or ``"seeded"`` (a seed, regenerated at every use).
+
+    References:
+        Nesterov & Spokoiny, "Random Gradient-Free Minimization of Convex Functions", Foundations of Computational
+        Mathematics 17 (2017), where the directions are left unscaled.
+    """
+
+    def mixing(self, seeded: SeededDirections) -> Tensor:
+        r"""See :meth:`RandomFamily.mixing`: :math:`1/\sqrt d`."""
+        return torch.eye(seeded.count, dtype=torch.float64, device="cpu").div(seeded.dimension**0.5)

@@ -1,0 +1,146 @@
+"""Random directions that a seed regenerates at every use."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.directions.base import ProbeDirections, moments
+from lightning_vamo.core.directions.random.streams import Chunk, chunks_of, pieces, stream_count, stream_seed
+from lightning_vamo.core.numerics import at_least_float32
+from lightning_vamo.core.sharding import local, shard_group
+
+
+class RawVectors(Protocol):
+    """What a random family says of its raw vectors."""
+
+    def sample(self, size: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+        """Raw coordinates, shape ``(size,)``."""
+
+    def mixing(self, seeded: "SeededDirections") -> Tensor:
+        """The matrix that turns raw vectors into directions, shape ``(q, q)``."""
+
+
+class SeededDirections(ProbeDirections):
+    """Directions that are regenerated from a seed at every use.
+
+    Args:
+        family: Supplies the raw coordinates and how to mix them.
+        parameters: Tensors that give the shapes, types, devices and placements.
+        count: ``q``, the number of directions.
+        seed: The seed of the draw.
+    """
+
+    def __init__(self, family: RawVectors, parameters: Sequence[Tensor], count: int, seed: int) -> None:
+        self.count = count
+        self.dimension = sum(parameter.numel() for parameter in parameters)
+        self.shards = shard_group(parameters)
+        self._family = family
+        self._seed = seed
+        self._streams = 0
+        self._chunks: list[list[Chunk]] = []
+        for parameter in parameters:
+            self._chunks.append(chunks_of(parameter, self._streams))
+            self._streams += stream_count(parameter)
+        like = local(parameters[0])
+        self._device, self._dtype = like.device, at_least_float32(like.dtype)
+        self._mixing = family.mixing(self)
+        self._terms = [[(i, weight) for i, weight in enumerate(row) if weight] for row in self._mixing.tolist()]
+
+    def sizes(self) -> list[list[int]]:
+        """How many numbers of each chunk this process needs, parameter by parameter."""
+        return [[chunk.part.stop - chunk.part.start for chunk in chunks] for chunks in self._chunks]
+
+    def raw(self, index: int) -> Iterator[Tensor]:
+        """The raw vector behind direction ``index``, a chunk at a time, in float32 or wider."""
+        generators: dict[torch.device, torch.Generator] = {}
+        for chunk in (chunk for chunks in self._chunks for chunk in chunks):
+            if chunk.device not in generators:
+                generators[chunk.device] = torch.Generator(chunk.device)
+            seed = stream_seed(self._seed, index * self._streams + chunk.stream)
+            generator = generators[chunk.device].manual_seed(seed)
+            yield self._family.sample(chunk.size, generator, chunk.dtype)[chunk.part]
+
+    def direction(self, index: int) -> Iterator[Tensor]:
+        """Direction ``index``, a chunk at a time, in float32 or wider."""
+        support, weights = zip(*self._terms[index], strict=True)
+        for parts in _in_step([self.raw(i) for i in support]):
+            yield combination(weights, parts)
+
+    def directions(self) -> Iterator[Iterator[Tensor]]:
+        """All directions, a chunk at a time, each raw number drawn once: ``q`` tensors in float32 or wider per chunk."""
+        for parts in zip(*map(self.raw, range(self.count)), strict=True):
+            yield (combination([weight for _, weight in row], [parts[i] for i, _ in row]) for row in self._terms)
+
+    def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
+        """See :meth:`ProbeDirections.move`."""
+        stream = self.direction(index)
+        for target, origin, sizes in zip(targets, origins, self.sizes(), strict=True):
+            for to, source in zip(pieces(target, sizes), pieces(origin, sizes), strict=True):
+                torch.add(source, next(stream).to(source.dtype), alpha=distance, out=to)
+
+    def project(self, vectors: Sequence[Tensor | None]) -> Tensor:
+        """See :meth:`ProbeDirections.project`."""
+        raw = self.shards.total(torch.stack([self._project_raw(index, vectors) for index in range(self.count)]))
+        return (self._mixing.to(raw.device) @ raw).to(self._dtype)
+
+    def _project_raw(self, index: int, vectors: Sequence[Tensor | None]) -> Tensor:
+        # In float64: near q = d the mixing's weights are large and alternate in sign.
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        for piece, part in zip(self._pieces(vectors), self.raw(index), strict=True):
+            if piece is not None:
+                total += torch.dot(part.double(), piece.double()).to(total.device)
+        return total
+
+    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
+        """See :meth:`ProbeDirections.subtract_`."""
+        weights = self._mixing.T.to(coefficients.device) @ coefficients.double()
+        total = torch.zeros(3, dtype=torch.float64, device=coefficients.device)
+        streams = _in_step([self.raw(index) for index in range(self.count)])
+        for piece, parts in zip(self._pieces(vectors), streams, strict=True):
+            if piece is None:
+                for _ in parts:  # drawn, for the streams to stay in step
+                    pass
+            else:
+                step = combination(weights.to(piece.device), parts)
+                total += moments(piece, step).to(total.device)
+                piece.sub_(step)
+        return total
+
+    def _pieces(self, vectors: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
+        """The chunks of ``vectors``, in step with :meth:`raw`; ``None`` for each chunk of a missing one."""
+        for vector, sizes in zip(vectors, self.sizes(), strict=True):
+            yield from [None] * len(sizes) if vector is None else pieces(vector, sizes)
+
+
+def combination(weights: Sequence[float] | Tensor, parts: Iterable[Tensor]) -> Tensor:
+    """The weighted sum of ``parts``; of several, summed in float64, since weights near q = d are large and alternate in sign.
+
+    Args:
+        weights: One weight per part: numbers, or a tensor, which on a GPU is not synchronised with.
+        parts: Tensors of one shape, as many as weights, at least one; they need not exist at the same time.
+
+    Returns:
+        A new tensor of their shape and type.
+    """
+    remaining = iter(parts)
+    part = next(remaining)
+    if len(weights) == 1:
+        return torch.mul(part, weights[0])
+    dtype = part.dtype
+    total = part.double() * weights[0]
+    for weight, part in zip(weights[1:], remaining, strict=True):
+        if isinstance(weight, Tensor) and weight.device.type != "cpu":
+            total += part.double() * weight
+        else:
+            total.add_(part, alpha=float(weight))
+    return total.to(dtype)
+
+
+def _in_step(streams: Sequence[Iterator[Tensor]]) -> Iterator[Iterator[Tensor]]:
+    """What ``zip`` gives, one at a time: each group is to be read to its end before the next one."""
+    first, *others = streams
+    for part in first:
+        yield itertools.chain((part,), map(next, others))

@@ -1,0 +1,1 @@
+"""Gradients from function values alone."""

@@ -1,0 +1,24 @@
+"""Probes: points around a snapshot, the losses there, and the finite differences that they give."""
+
+from lightning_vamo.core.probes.difference import (
+    Difference,
+    check_difference,
+    perturbed_losses,
+    probe_differences,
+    probe_losses,
+    scalar,
+)
+from lightning_vamo.core.probes.point import Snapshot
+from lightning_vamo.core.probes.radius import auto_mu, check_mu
+
+__all__ = [
+    "Difference",
+    "Snapshot",
+    "auto_mu",
+    "check_difference",
+    "check_mu",
+    "perturbed_losses",
+    "probe_differences",
+    "probe_losses",
+    "scalar",
+]

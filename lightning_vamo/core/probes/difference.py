@@ -1,0 +1,124 @@
+"""Finite differences of a loss along probe directions: perturb in place, evaluate, restore exactly."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.directions.base import ProbeDirections
+from lightning_vamo.core.numerics import at_least_float32
+from lightning_vamo.core.probes.point import Snapshot
+from lightning_vamo.errors import InvalidArgumentError
+
+Difference = Literal["forward", "central"]
+
+
+def check_difference(difference: str) -> None:
+    """Refuse an unknown finite-difference scheme.
+
+    Args:
+        difference: The scheme's name.
+
+    Raises:
+        InvalidArgumentError: If it is neither ``"forward"`` nor ``"central"``.
+    """
+    if difference not in get_args(Difference):
+        raise InvalidArgumentError(f"`difference` must be one of {get_args(Difference)}, got {difference!r}.")
+
+
+def probe_losses(
+    loss: Callable[[], Tensor], snapshot: Snapshot, directions: ProbeDirections, mu: float, difference: Difference
+) -> Tensor:
+    r"""Evaluate losses at the snapshot and at the perturbed points around it.
+
+    Args:
+        loss: One loss or several at the current parameters, a tensor of any shape ``S``; called ``1 + q`` times, for central
+            differences ``1 + 2q`` times. Its randomness must be the same at each call.
+        snapshot: The snapshot, whose parameters ``loss`` reads. They hold the snapshot before and after, also after an error.
+        directions: The ``q`` probe directions.
+        mu: Smoothing radius.
+        difference: ``"forward"`` or ``"central"``.
+
+    Returns:
+        Shape ``S + (1 + q,)`` or ``S + (1 + 2q,)``, float32 or wider: the losses at the snapshot, then at :math:`+\mu u_j`
+        for each direction, then, for central differences, at :math:`-\mu u_j`.
+    """
+    origin = detached(loss()).unsqueeze(-1)
+    return torch.cat([origin, perturbed_losses(loss, snapshot, directions, mu, difference)], dim=-1)
+
+
+def perturbed_losses(
+    loss: Callable[[], Tensor],
+    snapshot: Snapshot,
+    directions: ProbeDirections,
+    mu: float,
+    difference: Difference,
+    indices: Sequence[int] | None = None,
+) -> Tensor:
+    r"""Evaluate losses at the perturbed points only: each point is gone to once, whatever the number of losses.
+
+    Args:
+        loss: See :func:`probe_losses`.
+        snapshot: The snapshot, which the parameters hold before and after.
+        directions: The probe directions.
+        mu: Smoothing radius.
+        difference: ``"forward"`` or ``"central"``.
+        indices: Which of the directions; by default all of them.
+
+    Returns:
+        What :func:`probe_losses` returns, without the losses at the snapshot.
+    """
+    values = []
+    try:
+        for sign in (1.0, -1.0) if difference == "central" else (1.0,):
+            for index in range(directions.count) if indices is None else indices:
+                snapshot.perturb(directions, index, sign * mu)
+                values.append(detached(loss()))
+    finally:
+        snapshot.restore()
+    return torch.stack(values, dim=-1)
+
+
+def probe_differences(losses: Tensor, mu: float, difference: Difference) -> Tensor:
+    r"""Turn losses into probe differences, the finite-difference slopes along the directions.
+
+    .. math:: \delta_j = \frac{f(\tilde x + \mu u_j) - f(\tilde x)}{\mu}
+        \quad\text{or}\quad \frac{f(\tilde x + \mu u_j) - f(\tilde x - \mu u_j)}{2\mu}
+
+    Args:
+        losses: Shape ``(..., 1 + q)`` for forward, ``(..., 1 + 2q)`` for central differences, as
+            :func:`probe_losses` orders them.
+        mu: Smoothing radius.
+        difference: ``"forward"`` or ``"central"``.
+
+    Returns:
+        Shape ``(..., q)``, in loss units per unit of parameter norm.
+    """
+    if difference == "forward":
+        return (losses[..., 1:] - losses[..., :1]) / mu
+    plus, minus = losses[..., 1:].chunk(2, dim=-1)
+    return (plus - minus) / (2 * mu)
+
+
+def scalar(loss: Tensor) -> Tensor:
+    """The loss of one batch, whatever the shape that it comes in.
+
+    Args:
+        loss: A tensor of one element.
+
+    Returns:
+        Shape ``()``, detached, float32 or wider.
+
+    Raises:
+        InvalidArgumentError: If it is something else.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise InvalidArgumentError(f"`loss` must be a tensor of one element, got {given}: take its mean, or wrap the number.")
+    return detached(loss).reshape(())
+
+
+def detached(loss: Tensor) -> Tensor:
+    """The loss without its graph, in float32 or wider."""
+    return loss.detach().to(at_least_float32(loss.dtype))

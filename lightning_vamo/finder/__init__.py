@@ -1,0 +1,1 @@
+"""Finds out on a model's own gradients whether probes would pay."""

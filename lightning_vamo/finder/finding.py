@@ -1,0 +1,207 @@
+"""What the finder found: as figures, a table, a file, a plot, and a sentence."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_vamo.core.probes.difference import Difference
+from lightning_vamo.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class ProbeFigures:
+    r"""What a number of probes removes of the gradient noise, and what they take.
+
+    Shares are of the variance of held-out mini-batch gradients, each with its standard error.
+
+    Attributes:
+        probes: ``q``.
+        random: Share in the span of random directions.
+        learned: Share in the span of learned directions, which exact slopes along them would remove.
+        learned_error: Its error.
+        removed: Share that the finite differences of a sweep along the learned directions remove.
+        removed_error: Its error.
+        worth: The noise is as small as in a batch this many times larger, :math:`1/(1-\texttt{removed})`.
+        work: The work of an epoch with a sweep, relative to one without.
+        efficiency: ``worth / work``. Above 1 probes pay.
+    """
+
+    probes: int
+    random: float
+    learned: float
+    learned_error: float
+    removed: float
+    removed_error: float
+    worth: float
+    work: float
+    efficiency: float
+
+
+@dataclass(frozen=True)
+class ProbeFinding:
+    """What :func:`~lightning_vamo.find_probes` measured; printed, it reads as a table and a sentence of advice.
+
+    Attributes:
+        epoch: The epoch, and
+        step: the global step, at which it was measured.
+        parameters: ``d``, the number of trainable parameters.
+        batches: Of how many mini-batches the gradients were drawn; half of them are held out.
+        batch_size: Samples of a mini-batch, over all ranks.
+        batches_per_step: Mini-batches whose gradients an optimizer step accumulates.
+        noise_to_signal: Variance of a mini-batch gradient relative to the squared length of its mean; if the signal cannot be
+            told from zero, what the ratio is at least.
+        signal_is_known: Whether it can.
+        spectrum: Shares of the held-out variance along the learned directions, one by one, each without what those before it
+            span. They fall, but for chance.
+        mu: The smoothing radius that was used, and is to be used.
+        difference: ``"forward"`` or ``"central"``.
+        snr: How far the probe differences stand out of their own error; None if that cannot be told.
+        step_seconds: Time of a training step's forward and backward pass, the loading of its batch included.
+        forward_seconds: Time of one of a sweep's forward passes, everything included.
+        figures: For each number of probes.
+    """
+
+    epoch: int
+    step: int
+    parameters: int
+    batches: int
+    batch_size: float
+    batches_per_step: int
+    noise_to_signal: float
+    signal_is_known: bool
+    spectrum: tuple[float, ...]
+    mu: float
+    difference: Difference
+    snr: float | None
+    step_seconds: float
+    forward_seconds: float
+    figures: tuple[ProbeFigures, ...]
+
+    @property
+    def noise_scale(self) -> float:
+        """Samples in a batch whose gradient has as much signal as noise; at least that if the signal is not known."""
+        return self.noise_to_signal * self.batch_size
+
+    @property
+    def best(self) -> ProbeFigures:
+        """The number of probes with the highest efficiency."""
+        return max(self.figures, key=lambda figures: figures.efficiency)
+
+    @property
+    def probes(self) -> int:
+        """The number of probes to train with: 0 if they do not pay, or noise does not matter."""
+        return self.best.probes if self.best.efficiency > 1 and self._noise_matters else 0
+
+    @property
+    def _noise_matters(self) -> bool:
+        return not self.signal_is_known or self.noise_to_signal > self.batches_per_step
+
+    @property
+    def advice(self) -> str:
+        """What to do, in a sentence."""
+        best = self.best
+        worth = f"worth a {_factor(best.worth)}× larger batch for {_factor(best.work)}× the compute"
+        if not self._noise_matters:
+            return (
+                f"gradient noise is not what slows the training down here: its scale is {_count(self.noise_scale)} samples, and"
+                f" a step sees {_count(self.batch_size * self.batches_per_step)}: train without probes"
+            )
+        if self.probes:
+            what = "one learned probe is" if best.probes == 1 else f"{best.probes} learned probes are"
+            return f"{what} {worth}: use probes={best.probes}"
+        return f"probes do not pay here: train without (the best, probes={best.probes}, would be {worth})"
+
+    def table(self) -> str:
+        """The figures as a few lines of text."""
+        at_least = "" if self.signal_is_known else "at least "
+        snr = "unknown" if self.snr is None else f"{self.snr:.3g}"
+        lines = [
+            f"Gradients of {self.batches} batches of {_count(self.batch_size)} samples, {self.parameters:,} parameters,"
+            f" at epoch {self.epoch}, step {self.step}",
+            f"  noise     {at_least}{self.noise_to_signal:.3g} times the signal; noise scale {at_least}"
+            f"{_count(self.noise_scale)} samples",
+            "  spectrum  " + " ".join(f"{share:.3f}" for share in self.spectrum),
+            f"  mu        {self.mu:.3g} ({self.difference} differences), signal-to-noise ratio {snr}",
+            f"  cost      a sweep's forward pass takes {self.forward_seconds / self.step_seconds:.2f} of a training step",
+            "",
+            "  probes    random       learned          removed       worth    work   efficiency",
+        ]
+        for row in self.figures:
+            learned, removed = (
+                f"{share:6.3f} ± {error:.3f}"
+                for share, error in ((row.learned, row.learned_error), (row.removed, row.removed_error))
+            )
+            lines.append(
+                f"  {row.probes:>6}   {row.random:7.2g}  {learned}  {removed}  {_factor(row.worth):>6}×"
+                f" {_factor(row.work):>6}×       {row.efficiency:.2f}"
+            )
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        """The table and the advice."""
+        return f"{self.table()}\n\n{self.advice}"
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write all figures, and the advice, to a file.
+
+        Args:
+            path: The file.
+        """
+        derived = {"noise_scale": self.noise_scale, "probes": self.probes, "advice": self.advice}
+        Path(path).write_text(json.dumps(asdict(self) | derived, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def plot(self) -> "Figure":
+        """Draw what the probes remove, the spectrum of the noise, and the worth against the work.
+
+        Returns:
+            A matplotlib figure; ``figure.savefig(path)`` writes it.
+
+        Raises:
+            UnsupportedError: If matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise UnsupportedError(
+                "`plot` needs matplotlib, which is not installed: pip install 'lightning-vamo[plot]'."
+            ) from error
+        figure = Figure(figsize=(13, 3.8), layout="constrained")
+        shares, spectrum, worth = figure.subplots(1, 3)
+        counts = [row.probes for row in self.figures]
+        self._plot_shares(shares, counts)
+        spectrum.bar(range(1, len(self.spectrum) + 1), self.spectrum, color="tab:blue")
+        spectrum.set(xlabel="learned direction", ylabel="share of the held-out noise", title="Spectrum")
+        worth.plot(counts, [row.worth for row in self.figures], "o-", label="worth: batch factor")
+        worth.plot(counts, [row.work for row in self.figures], "s-", label="work")
+        worth.plot(counts, [row.efficiency for row in self.figures], "^--", label="efficiency")
+        worth.axhline(1, color="gray", linewidth=0.8)
+        worth.set(xscale="log", xlabel="probes", title="Worth against work")
+        for axes in (shares, worth):
+            axes.set_xticks(counts, [str(count) for count in counts])
+            axes.minorticks_off()
+            axes.legend()
+        figure.suptitle(self.advice, fontsize="medium")
+        return figure
+
+    def _plot_shares(self, axes: Any, counts: list[int]) -> None:
+        for name, line in (("learned", "o-"), ("removed", "s--")):
+            errors = [getattr(row, f"{name}_error") for row in self.figures]
+            axes.errorbar(counts, [getattr(row, name) for row in self.figures], errors, fmt=line, capsize=3, label=name)
+        axes.plot(counts, [row.random for row in self.figures], "k:", label="random")
+        axes.set(xscale="log", xlabel="probes", ylabel="share of the noise", title="Removed variance")
+
+
+def _factor(value: float) -> str:
+    return f"{value:.2f}" if value < 1.95 else f"{value:.1f}" if value < 99.5 else f"{value:.0f}"
+
+
+def _count(value: float) -> str:
+    """A number of samples: whole, and no more than three digits of it."""
+    digits = 3 - len(str(math.floor(abs(value))))
+    return f"{round(value, min(0, digits)):,.0f}"

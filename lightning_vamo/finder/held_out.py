@@ -1,0 +1,136 @@
+"""Statistics of held-out gradients."""
+
+import itertools
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_vamo.core.directions import ProbeDirections
+from lightning_vamo.core.efficiency import batch_factor, efficiency, work_factor
+from lightning_vamo.core.noise import GradientMoments, nested, noise_along, ratio, removed
+from lightning_vamo.core.probes.difference import Difference
+from lightning_vamo.finder.finding import ProbeFigures
+from lightning_vamo.loop.ledger.clocks import now
+from lightning_vamo.loop.plan.plan import Plan
+from lightning_vamo.loop.sweep.gradients import differentiate
+
+FEWEST_BATCHES = 8
+"""Fewer gradients than that say nothing about their noise."""
+
+
+RANDOM_BATCHES = 8
+"""How many held-out gradients are projected on random directions too, whose numbers are drawn anew for each."""
+
+
+MOST_REMOVED = 0.999
+"""A few dozen gradients cannot show that more than this share of the noise is gone."""
+
+
+Gradients = list[Tensor | None]
+
+
+@dataclass(frozen=True)
+class BatchGradients:
+    """The gradients of some batches of a plan, but for those that are not finite, with which the optimizer skips the step."""
+
+    trainer: Trainer
+    module: LightningModule
+    plan: Plan
+    parameters: Sequence[Tensor]
+    positions: range
+    advance: Callable[[], object] | None
+
+    def show(self, see: Callable[[int, Gradients, float], None]) -> None:
+        """Call ``see`` for each finite gradient, with its position and the time at which its batch was asked for."""
+
+        def finite(position: int, gradients: Gradients, start: float) -> None:
+            if self.advance is not None:
+                self.advance()
+            if all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients):
+                see(position, gradients, start)
+
+        with closing(self._batches()) as batches:
+            differentiate(self.trainer, self.module, batches, self.parameters, finite)
+
+    def _batches(self) -> Generator[tuple[int, Any]]:
+        with self.plan.loaded() as batches:
+            yield from itertools.islice(enumerate(batches), self.positions.start, self.positions.stop)
+
+
+class HeldOut:
+    """Looks at gradients that nothing was learned from.
+
+    Args:
+        learned: Learned directions.
+        random: As many random ones.
+        others: The mean of the gradients that were learned from.
+        module: The module, whose device is waited for.
+    """
+
+    def __init__(
+        self, learned: ProbeDirections, random: ProbeDirections, others: GradientMoments, module: LightningModule
+    ) -> None:
+        self.positions: list[int] = []
+        self.products: list[Tensor] = []
+        self.moments = GradientMoments(others.mean)
+        self._learned, self._random, self._others, self._module = learned, random, others, module
+        self._along: list[Tensor] = []
+        self._chance: list[Tensor] = []
+        self._times: list[float] = []
+
+    def __call__(self, position: int, gradients: Gradients, start: float) -> None:
+        """See the gradient of a held-out batch."""
+        self._times.append(now(self._module.device) - start)
+        self.positions.append(position)
+        self.products.append(self._others.product(gradients))
+        self.moments.observe(gradients)
+        self._along.append(self._learned.project(gradients).double().cpu())
+        if len(self._chance) < RANDOM_BATCHES:
+            self._chance.append(self._random.project(gradients).double().cpu())
+
+    @property
+    def seconds(self) -> float:
+        """Time of a training step; that of the first, which may wait for workers to start, does not count."""
+        return sum(self._times[1:]) / len(self._times[1:])
+
+    def figures(
+        self, rows: Tensor, forward: float, difference: Difference, sweeps: float
+    ) -> tuple[tuple[float, ...], tuple[ProbeFigures, ...]]:
+        """What probes remove.
+
+        Args:
+            rows: What a sweep measured, in the coordinates of :meth:`ProbeDirections.project`, a row for each gradient.
+            forward: Time of its forward passes, relative to that of a training step.
+            difference: ``"forward"`` or ``"central"``.
+            sweeps: Sweeps per epoch, on average.
+
+        Returns:
+            The spectrum, and the figures for 1, 2, 4 and so on probes.
+        """
+        turn, whole, chance = nested(self._learned), self.moments.squares, torch.stack(self._chance)
+        along, rows = torch.stack(self._along) @ turn, rows @ turn
+        spectrum, _ = ratio(noise_along(along).square(), whole)
+        random, _ = ratio(removed(chance, chance), whole[: len(chance) - 1])
+        held, held_error = ratio(removed(along, along), whole)
+        gone, gone_error = ratio(removed(along, rows), whole)
+        most = self._learned.count
+        capped = gone.clamp(max=MOST_REMOVED)
+        work = work_factor(most, forward, difference, sweeps)[1:]
+        columns = (
+            random,
+            held,
+            held_error,
+            gone,
+            gone_error,
+            batch_factor(capped),
+            work,
+            efficiency(capped, forward, difference, sweeps)[1:],
+        )
+        counts = sorted({2**power for power in range(most.bit_length())} | {most})
+        figures = [ProbeFigures(count, *(float(column[count - 1]) for column in columns)) for count in counts]
+        return tuple(spectrum.tolist()), tuple(figures)

@@ -1,0 +1,203 @@
+"""The finder's measurements, at the first batch of a fit that takes no step."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_vamo.core.directions import Directions, OrthonormalDirections, ProbeDirections
+from lightning_vamo.core.noise import GradientMoments, noise_of
+from lightning_vamo.core.probes.difference import Difference, check_difference
+from lightning_vamo.core.probes.radius import auto_mu, check_mu
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.finder.finding import ProbeFinding
+from lightning_vamo.finder.held_out import FEWEST_BATCHES, BatchGradients, Gradients, HeldOut
+from lightning_vamo.loop import checks, compat
+from lightning_vamo.loop.control.settings import VAMOSettings
+from lightning_vamo.loop.ledger.advice import LOWEST_SNR, Advice
+from lightning_vamo.loop.ledger.clocks import now
+from lightning_vamo.loop.ledger.seeds import seeded
+from lightning_vamo.loop.parameters import trainable_parameters
+from lightning_vamo.loop.plan.plan import Plan, plan_of
+from lightning_vamo.loop.step.driver import GradientCallback, Mode
+from lightning_vamo.loop.sweep.precision import SweepPrecision, arithmetic, check_float32, check_sweep_precision
+from lightning_vamo.loop.sweep.sweep import Sweep, sweep
+
+WIDER = (1.0, 4.0, 16.0)
+"""Multiples of the automatic radius that are tried, as long as the probe differences drown in their error."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure: the arguments of :func:`~lightning_vamo.find_probes`.
+
+    Raises:
+        InvalidArgumentError: If one is not allowed.
+    """
+
+    maximum: int
+    batches: int
+    directions: Directions
+    mu: float | Literal["auto"]
+    difference: Difference
+    sweep_precision: SweepPrecision
+    seed: int | None
+    training: VAMOSettings
+    """Those of the training to come, of which the work follows."""
+    accumulation: GradientAccumulationScheduler | None = None
+    """The Trainer's, if it has one."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("maximum", self.maximum, 1), ("batches", self.batches, FEWEST_BATCHES)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InvalidArgumentError(f"`{name}` must be a whole number >= {least}, got {value!r}.")
+        if not isinstance(self.directions, Directions) or not self.directions.learns:
+            raise InvalidArgumentError(
+                f"`directions` must be a family that learns, such as GradientSubspaceDirections(), got {self.directions!r};"
+                " random directions are measured anyway."
+            )
+        check_mu(self.mu)
+        check_difference(self.difference)
+        check_sweep_precision(self.sweep_precision)
+
+
+class Measurement(GradientCallback):
+    """Measures at the first batch of a fit, and ends the fit there.
+
+    Args:
+        settings: What to measure.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.finding: ProbeFinding | None = None
+        """What came of it; None as long as there was no first batch."""
+        self.advance: Callable[[], object] | None = None
+        """Called after each evaluation of a batch, for whoever waits to see it."""
+
+    @override
+    def after_backward(self, trainer: Trainer, module: LightningModule, *, first: bool, last: bool, skipped: bool) -> None:
+        """Not called: no step is taken."""
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the optimizer, and let a training that has come to its end begin one more epoch."""
+        checks.check_optimizer(trainer.optimizers)
+        if self.settings.sweep_precision is not None:
+            check_float32(trainer, trainable_parameters(trainer.optimizers))
+        # After the schedulers were made, which may ask for the number of steps.
+        trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Measure."""
+        compat.drop_gradients(trainer, pl_module, batch_idx)
+        self.finding = self._measured(trainer, pl_module, plan_of(trainer))
+        raise compat.FitEnded
+
+    def _measured(self, trainer: Trainer, module: LightningModule, plan: Plan) -> ProbeFinding:
+        settings = self.settings
+        parameters = trainable_parameters(trainer.optimizers)
+        count = min(settings.batches, plan.length)
+        if count < FEWEST_BATCHES:
+            raise UnsupportedError(
+                f"The epoch has {plan.length} batches, and the noise of gradients cannot be told from fewer than"
+                f" {FEWEST_BATCHES}: use more data, or smaller batches."
+            )
+        held = plan.first(count // 2)  # so that a sweep of the held-out batches need not pass over others
+        generator = seeded(trainer.strategy.broadcast(torch.initial_seed()) if settings.seed is None else settings.seed)
+        learning = BatchGradients(trainer, module, plan, parameters, range(held.length, count), self.advance)
+        learned, moments = _learned(learning, settings, generator)
+        random = OrthonormalDirections("seeded").draw(parameters, learned.count, generator)
+        seen = HeldOut(learned, random, moments, module)
+        BatchGradients(trainer, module, held, parameters, range(held.length), self.advance).show(seen)
+        if seen.moments.count < 2:
+            raise UnsupportedError("Fewer than two held-out batches gave a finite gradient: there is no noise to look at.")
+        swept, mu, forward_seconds = self._swept(trainer, module, held, parameters, learned)
+        rows = learned.whiten(swept.deltas)[seen.positions].double().cpu()
+        # Clocks differ, and no rank is to give other advice than the others.
+        step_seconds, forward_seconds = trainer.strategy.broadcast((seen.seconds, forward_seconds))
+        accumulated, training = trainer.accumulate_grad_batches, settings.training
+        if settings.accumulation is not None:
+            accumulated = settings.accumulation.get_accumulate_grad_batches(trainer.current_epoch)
+        sweeps = training.sweeps(training.control == "recompute", True, plan.length / accumulated)
+        spectrum, figures = seen.figures(rows, forward_seconds / step_seconds, settings.difference, sweeps)
+        noise = noise_of(torch.cat((moments.squares, seen.moments.squares)), torch.stack(seen.products))
+        return ProbeFinding(
+            epoch=trainer.current_epoch,
+            step=trainer.global_step,
+            parameters=learned.dimension,
+            batches=moments.count + seen.moments.count,
+            batch_size=sum(plan.sizes()[:count]) / count * trainer.world_size,
+            batches_per_step=accumulated,
+            noise_to_signal=noise.to_signal,
+            signal_is_known=noise.is_known,
+            spectrum=spectrum,
+            mu=mu,
+            difference=settings.difference,
+            snr=swept.snr,
+            step_seconds=step_seconds,
+            forward_seconds=forward_seconds,
+            figures=figures,
+        )
+
+    def _swept(
+        self, trainer: Trainer, module: LightningModule, plan: Plan, parameters: Sequence[Tensor], learned: ProbeDirections
+    ) -> tuple[Sweep, float, float]:
+        """Sweep as training would; returns what that measured, the radius, and the time of a forward pass."""
+        settings, began = self.settings, [0.0]
+        self.probes_in_float32 = settings.sweep_precision is not None
+
+        def evaluate(batch: Any, position: int) -> Any:
+            # From the first batch on: before it workers start, which they do once an epoch.
+            began[0] = began[0] or now(module.device)
+            if self.advance is not None:
+                self.advance()
+            return self.probed_loss(trainer, batch, position)
+
+        radii = [settings.mu] if settings.mu != "auto" else []
+        if not radii:
+            dtype = arithmetic(trainer, settings.sweep_precision)
+            radii = [factor * auto_mu(parameters, settings.difference, dtype, steep=True) for factor in WIDER]
+        tried: list[tuple[Sweep, float, float]] = []
+        for radius in radii:
+            began[0] = 0.0
+            with self.mode(Mode.PROBE):
+                swept = sweep(trainer, module, plan, evaluate, parameters, learned, radius, settings.difference)
+            tried.append((swept, radius, (now(module.device) - began[0]) / swept.evaluations))
+            if swept.snr is None or swept.snr >= LOWEST_SNR:
+                break
+        best = max(tried, key=lambda one: one[0].snr or 0.0)
+        Advice().on_sweep(trainer, best[0], best[1], settings.sweep_precision)
+        return best
+
+
+def _learned(
+    learning: BatchGradients, settings: Settings, generator: torch.Generator
+) -> tuple[ProbeDirections, GradientMoments]:
+    """Directions after two passes of power iteration over the same gradients, and the moments of these."""
+    dimension = sum(parameter.numel() for parameter in learning.parameters)
+    # As many as there are differences to learn from.
+    maximum = min(settings.maximum, dimension, len(learning.positions) - 1)
+    learner = settings.directions.learner(learning.parameters, maximum, generator)
+
+    def see(position: int, gradients: Gradients, start: float) -> None:
+        learner.observe(gradients)
+        moments.observe(gradients)
+
+    for _ in range(2):
+        moments = GradientMoments(learning.parameters)
+        learning.show(see)
+        learned = learner.directions(maximum, generator)
+    if not learner.ready:
+        raise UnsupportedError(
+            f"Of {len(learning.positions)} batches, {moments.count} gave a finite gradient: too few to learn {maximum}"
+            " directions from. Set a smaller `maximum`."
+        )
+    return learned, moments

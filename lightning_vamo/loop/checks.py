@@ -1,0 +1,175 @@
+"""What VAMO can train: every refusal that concerns the Trainer and the module, each as early as it can be known."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+
+from lightning_vamo.core.control.mixing import Alpha, effective_coefficient
+from lightning_vamo.core.directions import Directions
+from lightning_vamo.core.sharding import shard_group
+from lightning_vamo.errors import UnsupportedError
+from lightning_vamo.loop import compat
+from lightning_vamo.loop.parameters import trainable_parameters
+
+# Why a strategy is not supported, by the name of the strategy or of one of its bases.
+_REASONS = {
+    "FSDPStrategy": "gradients of FSDP1's flat parameters have no shape to probe along, those of FSDP2 have",
+    "DeepSpeedStrategy": "DeepSpeed does not step the gradients in `.grad`",
+    "SingleDeviceXLAStrategy": "XLA is untested",
+    "XLAStrategy": "XLA is untested",
+}
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse a strategy under which the gradient correction would be wrong or is untested.
+
+    Args:
+        strategy: The Trainer's strategy.
+
+    Raises:
+        UnsupportedError: If it is not a single device, DDP, or FSDP2 without tensor parallelism.
+    """
+    names = [cls.__name__ for cls in type(strategy).__mro__]
+    reason = next((_REASONS[name] for name in names if name in _REASONS), None)
+    if reason or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)):
+        raise UnsupportedError(
+            f"VAMO does not support {type(strategy).__name__}: {reason or 'it is untested'}. Use Trainer(strategy='ddp') for"
+            " several devices, ModelParallelStrategy (FSDP2) for models that one does not hold, or a single device."
+        )
+    ways = strategy.device_mesh["tensor_parallel"].size() if isinstance(strategy, ModelParallelStrategy) else 1
+    if ways > 1:
+        raise UnsupportedError(
+            f"VAMO does not support tensor parallelism, got a mesh with tensor_parallel_size={ways}: use"
+            " ModelParallelStrategy(data_parallel_size=N, tensor_parallel_size=1) and shard the model with `fully_shard`."
+        )
+    if strategy.root_device.type == "mps":
+        raise UnsupportedError("VAMO needs float64, which MPS does not have: use Trainer(accelerator='cpu') or a CUDA device.")
+
+
+def check_module(module: LightningModule, mixin: type) -> None:
+    """Refuse a module whose training steps VAMO cannot drive.
+
+    Args:
+        module: The module to fit.
+        mixin: The mixin that it needs.
+
+    Raises:
+        UnsupportedError: If it lacks the mixin, optimizes by hand, or fetches its own batches.
+    """
+    name = type(module).__name__
+    if not isinstance(module, mixin):
+        raise UnsupportedError(
+            f"The Trainer has a VAMOCallback, but {name} lacks the VAMOMixin: define"
+            f" `class VAMO{name}(VAMOMixin, {name}): pass` and fit that, or pass `with_vamo(module)`."
+        )
+    if not module.automatic_optimization:
+        raise UnsupportedError(
+            f"{name} sets automatic_optimization=False and steps its optimizers itself, so VAMO has no gradient to correct:"
+            " return the loss from `training_step` and leave automatic_optimization at True."
+        )
+    if compat.is_compiled(module):
+        raise UnsupportedError(
+            f"{name} was compiled as a whole, and its training step cannot be driven from inside the compiled code: compile"
+            " its parts instead, for example `self.net = torch.compile(self.net)`."
+        )
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        raise UnsupportedError(
+            f"{name}.training_step takes `dataloader_iter` and fetches its own batches, which VAMO cannot replay: take"
+            " `batch` and `batch_idx`."
+        )
+
+
+@contextmanager
+def one_optimizer(strategy: Strategy) -> Iterator[None]:
+    """Replace what Lightning says to several optimizers, which is to optimize by hand, by what helps here."""
+    original = strategy.setup_optimizers
+
+    def setup_optimizers(trainer: Trainer) -> None:
+        try:
+            original(trainer)
+        except RuntimeError as error:
+            if "multiple optimizers" not in str(error):
+                raise
+            raise UnsupportedError(
+                "`configure_optimizers` returned more than one optimizer; VAMO corrects the gradient of one. Put the"
+                " parameters into the param_groups of a single optimizer."
+            ) from error
+
+    with compat.replaced(strategy, "setup_optimizers", setup_optimizers):
+        yield
+
+
+def check_optimizer(optimizers: Sequence[Any]) -> None:
+    """Refuse an optimizer that evaluates its closure several times per step.
+
+    Args:
+        optimizers: The Trainer's optimizers, of which Lightning allows one.
+
+    Raises:
+        UnsupportedError: If it is LBFGS. Others of the kind are noticed in their first step.
+    """
+    for optimizer in optimizers:
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise UnsupportedError(
+                "LBFGS evaluates its closure several times per step; VAMO corrects one gradient per step. Use an optimizer"
+                " that evaluates it once, such as SGD or AdamW."
+            )
+
+
+def check_loss(trainer: Trainer, module: LightningModule, loss: Tensor | None) -> None:
+    """Refuse what cannot be differentiated, before other ranks wait for this one's gradients.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        loss: What its ``training_step`` returned.
+
+    Raises:
+        UnsupportedError: If there is no loss on one of several ranks, or none that depends on a parameter.
+    """
+    if loss is None and trainer.world_size > 1:
+        raise UnsupportedError(
+            "`training_step` returned None on one of several ranks: Lightning cannot skip a batch in distributed"
+            " training. Return a loss for every batch."
+        )
+    if loss is not None and not loss.requires_grad:
+        raise UnsupportedError(
+            f"The loss that `{type(module).__name__}.training_step` returned does not depend on any trainable"
+            " parameter: return the loss before detaching it or turning it into a number."
+        )
+
+
+def check_probes_fit(optimizers: Sequence[Any], directions: Directions, probes: int, alpha: Alpha) -> None:
+    """Refuse more probes than the family can draw, and warn about a coefficient that adds more noise than it removes.
+
+    Args:
+        optimizers: The Trainer's optimizers, of which Lightning allows one.
+        directions: The family of probe directions.
+        probes: ``q``, at least 1.
+        alpha: The mixing coefficient, or ``"theory"``.
+
+    Raises:
+        InvalidArgumentError: If an orthonormal family is to draw more directions than there are trainable parameters.
+        UnsupportedError: If the parameters are sharded in a way that has no directions.
+    """
+    parameters = trainable_parameters(optimizers)
+    shard_group(parameters)  # refuses what is sharded otherwise than by `fully_shard`
+    dimension = sum(parameter.numel() for parameter in parameters)
+    directions.check_count(probes, dimension)
+    beta = effective_coefficient(alpha, probes, dimension)
+    # Twice the best coefficient adds as much noise as it removes. Independent directions overlap, so their best is lower;
+    # learned ones are used in coordinates of an orthonormal basis.
+    best = 1.0 if directions.orthonormal or directions.learns else dimension / (dimension + probes - 1)
+    if beta > 2 * best:
+        rank_zero_warn(
+            f"`alpha={alpha!r}` adds more variance than it removes with {probes} probes along {type(directions).__name__} and"
+            f" {dimension} trainable parameters: the best `alpha` is about {best * probes / dimension:.3g}. Set it, use fewer"
+            " probes, or use OrthonormalDirections."
+        )

@@ -1,0 +1,92 @@
+"""Every access to Lightning's private parts, in one place.
+
+Checked against Lightning 2.6.0 and 2.6.6. Each function says what it reaches for, and why nothing public does.
+"""
+
+from lightning_vamo.loop.compat.attributes import replaced
+from lightning_vamo.loop.compat.launch import FitEnded, fit_until_ended, fits_in_other_processes, launched, parts
+from lightning_vamo.loop.compat.loaders import before_transfer, loader_mode, to_device, train_loader
+from lightning_vamo.loop.compat.logs import log_state, metric_states, set_log_state, set_metric_states
+from lightning_vamo.loop.compat.random import generators, rng_states, set_rng_states
+from lightning_vamo.loop.compat.resume import (
+    continued,
+    end_batch_on_resume,
+    ended_epoch,
+    in_validation,
+    last_reload,
+    position,
+    resume_schedulers,
+    set_last_reload,
+    step_plateau_schedulers,
+)
+from lightning_vamo.loop.compat.steps import (
+    accumulates,
+    counted_step,
+    drop_gradients,
+    is_compiled,
+    manual,
+    manual_steps,
+    run_training_step,
+    skips_backward,
+    step_arguments,
+    step_output,
+    trainer_of,
+    without_gradient_sync,
+    zero_grad,
+)
+from lightning_vamo.loop.compat.strategies import (
+    autocast_dtype,
+    averages_gradients,
+    flushed_static_graph,
+    grad_scale,
+    resharding,
+    without_buffer_sync,
+)
+
+__all__ = [
+    "FitEnded",
+    "accumulates",
+    "autocast_dtype",
+    "averages_gradients",
+    "before_transfer",
+    "continued",
+    "counted_step",
+    "drop_gradients",
+    "end_batch_on_resume",
+    "ended_epoch",
+    "fit_until_ended",
+    "fits_in_other_processes",
+    "flushed_static_graph",
+    "generators",
+    "grad_scale",
+    "in_validation",
+    "is_compiled",
+    "last_reload",
+    "launched",
+    "loader_mode",
+    "log_state",
+    "manual",
+    "manual_steps",
+    "metric_states",
+    "parts",
+    "position",
+    "replaced",
+    "resharding",
+    "resume_schedulers",
+    "rng_states",
+    "run_training_step",
+    "set_last_reload",
+    "set_log_state",
+    "set_metric_states",
+    "set_rng_states",
+    "skips_backward",
+    "step_arguments",
+    "step_output",
+    "step_plateau_schedulers",
+    "to_device",
+    "train_loader",
+    "trainer_of",
+    "without_buffer_sync",
+    "without_gradient_sync",
+    "zero_grad",
+]

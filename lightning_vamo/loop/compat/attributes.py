@@ -1,0 +1,20 @@
+"""Attributes that are replaced on an object for a while."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    """Replace an attribute on the instance for the length of the context, and put back what was on the instance before."""
+    own = vars(owner)
+    missing = object()
+    before = own.get(name, missing)
+    own[name] = value
+    try:
+        yield
+    finally:
+        if before is missing:
+            own.pop(name, None)
+        else:
+            own[name] = before

@@ -1,0 +1,87 @@
+"""Lightning's private parts around what an epoch has logged."""
+
+import builtins
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
+from torch import Tensor
+from torchmetrics import Metric
+
+_LOG_ARGUMENTS = (
+    *("fx", "name", "prog_bar", "logger", "on_step", "on_epoch"),
+    *("enable_graph", "add_dataloader_idx", "dataloader_idx", "metric_attribute"),
+)
+
+
+def log_state(trainer: Trainer, within: bool) -> dict[str, Any]:
+    """What ``self.log`` has gathered, as plain types and tensors: no checkpoint of Lightning's holds it.
+
+    Args:
+        trainer: The trainer.
+        within: Whether an epoch has begun whose means are still being taken.
+
+    Returns:
+        The epoch's logs so far, and the metrics that callbacks and schedulers can monitor.
+    """
+    entries = {}
+    for key, result in trainer.fit_loop.epoch_loop._results.items() if within else ():
+        meta = result.meta
+        if result.has_reset or meta.sync.group is not None:
+            continue
+        names = ("value", "cumulated_batch_size", "_forward_cache", "_update_count")
+        entries[key] = {
+            "arguments": {name: getattr(meta, name) for name in _LOG_ARGUMENTS},
+            "reduce_fx": meta.reduce_fx.__name__,
+            "builtin": meta.reduce_fx.__module__ == "builtins",
+            "sync_dist": meta.sync.should,
+            "rank_zero_only": meta.sync.rank_zero_only,
+            "is_tensor": result.is_tensor,
+            "values": {name: getattr(result, name) for name in names if isinstance(getattr(result, name, None), (Tensor, int))},
+        }
+    return {"entries": entries, "callback_metrics": dict(trainer.callback_metrics)}
+
+
+def set_log_state(trainer: Trainer, module: LightningModule, state: dict[str, Any], position: int | None) -> None:
+    """Take up the logs of :func:`log_state`.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        state: The logs.
+        position: How many batches the epoch has trained on; None between two epochs.
+    """
+    results = trainer.fit_loop.epoch_loop._results
+    for key, entry in state["entries"].items():
+        reduce_fx = getattr(builtins if entry["builtin"] else torch, entry["reduce_fx"])
+        meta = _Metadata(**entry["arguments"], reduce_fx=reduce_fx)
+        meta.sync = _Sync(fn=trainer.strategy.reduce, _should=entry["sync_dist"], rank_zero_only=entry["rank_zero_only"])
+        results[key] = result = _ResultMetric(meta, entry["is_tensor"])
+        for name, value in entry["values"].items():
+            setattr(result, name, value)
+        if not entry["is_tensor"]:
+            result.value = module.get_submodule(entry["arguments"]["metric_attribute"])
+        result.to(module.device)
+    trainer._logger_connector._callback_metrics.update(state["callback_metrics"])
+    if position:
+        trainer._logger_connector._first_loop_iter = position == 1
+
+
+def metric_states(module: LightningModule) -> dict[str, Any]:
+    """What the module's torchmetrics have gathered: by default they do not put it into checkpoints."""
+    return {
+        name: {"updates": metric._update_count, "state": metric.metric_state}
+        for name, metric in module.named_modules()
+        if isinstance(metric, Metric) and metric._update_count
+    }
+
+
+def set_metric_states(module: LightningModule, states: dict[str, Any]) -> None:
+    """Take up the states of :func:`metric_states`."""
+    for name, saved in states.items():
+        metric: Any = module.get_submodule(name)
+        for attribute, value in saved["state"].items():
+            setattr(metric, attribute, value)
+        metric._update_count = saved["updates"]
+        metric.to(module.device)

@@ -1,0 +1,138 @@
+"""Lightning's private parts around a resume in mid-epoch."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lightning_vamo.loop.compat.attributes import replaced
+
+
+@contextmanager
+def continued(
+    trainer: Trainer, restore: Callable[[], None], *, within: bool, end_batch: bool, resumable: bool = True
+) -> Iterator[None]:
+    """Let the epoch loop, which resumes from a checkpoint, go on exactly where the interrupted run would have.
+
+    Lightning makes the loader's iterator before the first epoch of a run, whatever epoch that is, and takes a checkpoint that
+    was saved at a batch's end for one whose validation and whose plateau schedulers are done. No hook comes between.
+
+    Args:
+        trainer: The trainer, which has read the checkpoint and not yet begun to train.
+        restore: Called once. Within an epoch, when the loaders' iterators are made and nothing has been drawn from them; else
+            before the next epoch, which may reload the loaders, and makes their iterators at its usual point of the random
+            stream.
+        within: Whether the run goes on within an epoch.
+        end_batch: Whether what follows a batch is still to be done: validation, if due, and the schedulers that wait for it.
+        resumable: Whether the loaders go on with the batches that are left, so that Lightning need not warn.
+    """
+    fit_loop, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    on_advance_start, on_run_start, advance = fit_loop.on_advance_start, loop.on_run_start, loop.advance
+    original_reset = loop.reset
+    waiting = {"epoch": not within, "start": True, "end_batch": end_batch}
+    stepped = loop._batches_that_stepped
+
+    def begin() -> None:
+        if waiting["epoch"]:
+            waiting["epoch"] = False
+            restore()
+        on_advance_start()
+
+    def start(fetcher: Any) -> None:
+        first, waiting["start"] = waiting["start"], False
+        if first and not within:
+            iter(fetcher)
+        on_run_start(fetcher)
+        if first and within:
+            if not loop.restarted_on_last or loop.batch_progress.current.ready == 0:
+                # Saved in or before a batch, whose step Lightning would count twice, and before which it would validate.
+                loop.restarting, loop._batches_that_stepped, loop.batch_progress.is_last_batch = False, stepped, False
+            restore()
+
+    def step(fetcher: Any) -> None:
+        if waiting["end_batch"]:
+            waiting["end_batch"] = False
+            loop.val_loop.restarting = False
+            return
+        advance(fetcher)
+
+    def reset() -> None:
+        with warnings.catch_warnings():
+            if resumable:
+                warnings.filterwarnings("ignore", ".*your dataloader is not resumable")
+            original_reset()
+
+    with (
+        replaced(fit_loop, "on_advance_start", begin),
+        replaced(loop, "reset", reset),
+        replaced(loop, "on_run_start", start),
+        replaced(loop, "advance", step),
+    ):
+        yield
+
+
+def position(trainer: Trainer) -> int | None:
+    """How many batches the epoch has trained on, by the counters that checkpoints hold; None between two epochs."""
+    epoch: Any = trainer.fit_loop.epoch_progress.current
+    batch: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return int(batch.processed) if epoch.started > epoch.processed else None
+
+
+def end_batch_on_resume(checkpoint: dict[str, Any]) -> bool:
+    """Mark the last batch of a checkpoint that was saved at its end as complete, so that Lightning does not complete it.
+
+    Args:
+        checkpoint: The checkpoint, before the loops read it; it is changed.
+
+    Returns:
+        Whether it was saved at a batch's end, so that what follows is to be done: see :func:`continued`.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    current = progress["current"]
+    if current["ready"] != current["processed"]:
+        return False
+    ends_batch: bool = current["completed"] < current["processed"]
+    # All of them: what an epoch left out, by a batch of None or by -1 from `on_train_batch_start`, is missing for good.
+    for counts in (current, progress["total"]):
+        counts["started"] = counts["processed"] = counts["completed"] = counts["ready"]
+    return ends_batch
+
+
+def in_validation(trainer: Trainer) -> bool:
+    """Whether a validation has begun that has not ended."""
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    ended = progress.is_last_batch and progress.current.completed == progress.current.ready
+    return trainer.validating and not ended
+
+
+def last_reload(trainer: Trainer) -> float:
+    """The epoch in which the training loaders were made last; Lightning's checkpoints do not hold it."""
+    return float(trainer.fit_loop._last_train_dl_reload_epoch)
+
+
+def set_last_reload(trainer: Trainer, epoch: float) -> None:
+    """Count the epochs to the next reloading of the training loaders from that epoch."""
+    trainer.fit_loop._last_train_dl_reload_epoch = epoch
+
+
+def resume_schedulers(trainer: Trainer) -> None:
+    """Let plateau schedulers step at the end of a resumed epoch: Lightning leaves them out, as it has lost their metrics."""
+    trainer.fit_loop._restarting = False
+
+
+def ended_epoch(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint was saved at an epoch's end, before the schedulers that wait for the epoch's metrics stepped."""
+    total = checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]
+    return bool(total["ready"] == total["processed"] == total["completed"] + 1)
+
+
+def step_plateau_schedulers(trainer: Trainer) -> None:
+    """Step the plateau schedulers of the epoch before, which a checkpoint of its end was too early for."""
+    progress = trainer.fit_loop.epoch_progress.current
+    progress.completed -= 1  # their frequency is counted in epochs
+    try:
+        trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+    finally:
+        progress.completed += 1

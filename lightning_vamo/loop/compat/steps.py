@@ -1,0 +1,135 @@
+"""Lightning's private parts around a training step."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loops.optimization.automatic import ClosureResult
+from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
+from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from lightning_vamo.loop.compat.attributes import replaced
+
+
+def trainer_of(module: LightningModule) -> Trainer | None:
+    """The trainer that the module is attached to: the public property raises where there is none."""
+    return module._trainer
+
+
+def is_compiled(module: LightningModule) -> bool:
+    """Whether the module as a whole went through ``torch.compile``, its ``training_step`` included."""
+    return module._compiler_ctx is not None
+
+
+@contextmanager
+def manual(module: LightningModule, is_manual: bool = True) -> Iterator[None]:
+    """Let the module count as optimized manually, or automatically, for the length of the context."""
+    before = module.automatic_optimization
+    module.automatic_optimization = not is_manual
+    try:
+        yield
+    finally:
+        module.automatic_optimization = before
+
+
+@contextmanager
+def manual_steps(
+    trainer: Trainer, module: LightningModule, started: Callable[[Any], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Run each training step in Lightning's manual-optimization loop, and everything else as under automatic optimization.
+
+    Lightning ties gradient clipping, accumulation, scheduler stepping, logging and checkpoint timing to the flag
+    ``automatic_optimization``, refusing or dropping them where it is False. So the flag is False only while the manual loop
+    runs: the automatic loop's ``run``, which has no public hook, is replaced on the instance and hands over. ``started`` gets
+    the batch: all hooks of its start have run by then.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    automatic_loop, manual_loop = epoch_loop.automatic_optimization, epoch_loop.manual_optimization
+
+    def run(optimizer: Optimizer, batch_idx: int, kwargs: Any) -> Any:
+        accumulating = accumulates(trainer)
+        with started(next(iter(kwargs.values()))), manual(module):
+            outputs = manual_loop.run(kwargs)
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            # In manual optimization DDP never sees a forward pass that it is to synchronize after, so it would stop
+            # broadcasting BatchNorm's buffers before the next one.
+            trainer.strategy.model.require_forward_param_sync = not accumulating
+        return outputs
+
+    with replaced(automatic_loop, "run", run):
+        yield
+
+
+@contextmanager
+def counted_step(trainer: Trainer) -> Iterator[None]:
+    """Count an optimizer step as the automatic loop does, so that ``trainer.global_step`` and checkpoints are the same."""
+    step = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+    step.increment_ready()
+    yield
+    step.increment_completed()
+
+
+def zero_grad(trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
+    """Zero the gradients through the same hooks and counters as the automatic loop."""
+    loop = trainer.fit_loop.epoch_loop.automatic_optimization
+    optimizer = trainer.optimizers[0]
+    loop._on_before_zero_grad(optimizer)
+    loop._optimizer_zero_grad(batch_idx, optimizer)
+
+
+def step_output(output: Any, accumulate_grad_batches: int) -> tuple[Tensor | None, dict[str, Any]]:
+    """The loss to differentiate, and what callbacks get as outputs, as the automatic loop reads a step's return value."""
+    result = ClosureResult.from_training_step_output(output, accumulate_grad_batches)
+    return result.closure_loss, {} if result.closure_loss is None else result.asdict()
+
+
+def accumulates(trainer: Trainer) -> bool:
+    """Whether the current batch only adds to the gradient, and a later one steps."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def skips_backward(trainer: Trainer) -> bool:
+    """Whether this epoch runs forward only, as StochasticWeightAveraging's last one does to update BatchNorm."""
+    return trainer.fit_loop._skip_backward
+
+
+def without_gradient_sync(trainer: Trainer) -> AbstractContextManager[None]:
+    """Keep a distributed strategy from reducing gradients that are still accumulating."""
+    context: AbstractContextManager[None] = _block_parallel_sync_behavior(trainer.strategy, block=True)
+    return context
+
+
+def run_training_step(trainer: Trainer, batch: Any, batch_idx: int) -> Any:
+    """Call the module's ``training_step`` through the strategy, with the arguments that its signature asks for."""
+    arguments = step_arguments(trainer.lightning_module.training_step, batch, batch_idx)
+    return call._call_strategy_hook(trainer, "training_step", *arguments)
+
+
+def step_arguments(step: Callable[..., Any], batch: Any, batch_idx: int) -> tuple[Any, ...]:
+    """The arguments that a ``training_step`` takes, by the rule of Lightning's training loop."""
+    return (batch, batch_idx) if _takes_batch_idx(getattr(step, "__func__", step)) else (batch,)
+
+
+@functools.cache
+def _takes_batch_idx(step: Callable[..., Any]) -> bool:
+    # Cached: reading a signature takes as long as the forward pass of a small model.
+    return bool(is_param_in_hook_signature(step, "batch_idx", min_args=2))
+
+
+def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
+    """Free the last step's gradients if the coming step is about to: the sweep's copy of the weights takes their place.
+
+    A module or callback that overrides a hook around zeroing them may mean to keep them, or to look at them.
+    """
+    watched = is_overridden("optimizer_zero_grad", module) or is_overridden("on_before_zero_grad", module)
+    watched |= any(is_overridden("on_before_zero_grad", callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if batch_idx % trainer.accumulate_grad_batches == 0 and not watched:
+        for optimizer in trainer.optimizers:
+            optimizer.zero_grad()

@@ -1,0 +1,92 @@
+"""Private parts of strategies, and of what DDP and FSDP2 keep."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+if torch.distributed.is_available():
+    from torch.distributed.fsdp import FSDPModule
+
+
+@contextmanager
+def without_buffer_sync(trainer: Trainer) -> Iterator[None]:
+    """Keep DDP from broadcasting buffers before forward passes whose buffers are put back, and from forgetting to later."""
+    model = trainer.strategy.model
+    if not isinstance(model, DistributedDataParallel):
+        yield
+        return
+    before = model.require_forward_param_sync
+    model.require_forward_param_sync = False
+    try:
+        yield
+    finally:
+        model.require_forward_param_sync = before
+
+
+def resharding(module: nn.Module) -> Callable[[], None]:
+    """How to give up the whole parameters that FSDP2 keeps of a root module after a forward pass.
+
+    While they are kept, changes of the shards have no effect, and ``module.parameters()`` are not what the optimizer steps.
+    FSDP2 also notes the order of forward passes, until a backward pass, to prefetch by: after forward passes without one, as
+    in a sweep, the next step would gather once more. Nothing public takes that back (torch 2.13).
+
+    Args:
+        module: A module; what FSDP2 did not shard is left alone.
+
+    Returns:
+        A function to call after each forward pass.
+    """
+    if not torch.distributed.is_available():
+        return lambda: None
+    wrapped = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    groups = [group for part in wrapped for group in _parameter_groups(part)]
+
+    def reshard() -> None:
+        for part in wrapped:
+            part.reshard()
+        for group in groups:
+            if group._post_forward_indices:
+                group._post_forward_indices.clear()
+                group.comm_ctx.post_forward_order.clear()
+
+    return reshard
+
+
+def _parameter_groups(module: Any) -> list[Any]:
+    """FSDP2's groups of a module's own parameters; older versions of torch have at most one, under another name."""
+    state = module._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is not None:
+        return list(groups)
+    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
+
+
+def autocast_dtype(trainer: Trainer) -> torch.dtype | None:
+    """The type that forward passes compute in under mixed precision, or None where it is the parameters' own."""
+    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(trainer.precision))
+
+
+def averages_gradients(trainer: Trainer) -> bool:
+    """Whether the backward pass averages gradients over several ranks, each of which has whole ones."""
+    return trainer.world_size > 1 and isinstance(trainer.strategy.model, DistributedDataParallel)
+
+
+def flushed_static_graph(trainer: Trainer) -> None:
+    """Tell DDP's strategy that the first backward pass over a static graph has been made, outside of a training step.
+
+    After the first one under manual optimization, Lightning starts the delayed all-reduce itself. Of a loss that came out of
+    DDP's forward pass DDP has done so, and a second time is an error in torch.
+    """
+    if hasattr(trainer.strategy, "_pl_static_graph_delay_done"):
+        trainer.strategy._pl_static_graph_delay_done = True
+
+
+def grad_scale(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:
+    """What scales the gradients until the optimizer steps: the precision plugin's GradScaler, where it has one."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else scaler.scale

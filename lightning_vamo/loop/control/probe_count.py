@@ -1,0 +1,124 @@
+"""The number of probes chosen by measurement: what a schedule is told, and what it says of its choice."""
+
+import copy
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.core.probes.difference import Difference
+from lightning_vamo.core.schedules import Decision, EfficientProbes, ProbeSchedule
+from lightning_vamo.loop.ledger.clocks import StepClock
+from lightning_vamo.loop.sweep.sweep import Sweep
+
+
+class ProbeChoice:
+    """Measures, snapshot by snapshot, what probes were worth, and lets the schedule choose.
+
+    Args:
+        schedule: Chooses, as a copy, which takes what is measured in one fit: the next one begins anew.
+
+    Attributes:
+        clock: Times the training steps.
+        figures: What the last choice expects, to log.
+    """
+
+    def __init__(self, schedule: EfficientProbes) -> None:
+        self.schedule = copy.copy(schedule)
+        self.clock = StepClock()
+        self.figures: dict[str, float] = {}
+        self._evaluation: float | None = None
+        self._forward: float | None = None
+        self._factors: Tensor | None = None
+        self._steps = 0
+
+    @classmethod
+    def of(cls, schedule: ProbeSchedule) -> "ProbeChoice | None":
+        """The choice that a schedule makes; None if it goes by no measurement."""
+        return cls(schedule) if isinstance(schedule, EfficientProbes) else None
+
+    def swept(self, sweep: Sweep) -> None:
+        """Take note of what a sweep took."""
+        self._evaluation = sweep.seconds / sweep.evaluations
+
+    def used(self, trainer: Trainer, factors: Tensor | float, steps: int, rows: float = 0.0, evaluations: int = 0) -> None:
+        """Take note of an epoch, or of a part of one, that has used a snapshot or has been plain.
+
+        Args:
+            trainer: The trainer.
+            factors: Sum over the corrected steps of the factors of their rows, shape ``(q,)``.
+            steps: How many there were.
+            rows: Seconds within the steps that their rows took, where they are recomputed.
+            evaluations: Forward passes that those took.
+        """
+        self.clock.stop(trainer.strategy.root_device)
+        self.clock.seconds -= rows
+        seconds = self.clock.per_batch()
+        if self._evaluation is None and evaluations:
+            self._evaluation = rows / evaluations
+        if self._evaluation is not None and seconds:
+            self._forward = self._evaluation / seconds
+        if isinstance(factors, Tensor):
+            so_far = 0.0 if self._factors is None else self._factors
+            self._factors = so_far + factors.to("cpu", torch.float64)
+            self._steps += steps
+
+    def decide(
+        self, trainer: Trainer, learner: Learner | None, dimension: int, difference: Difference, sweeps: float
+    ) -> Decision:
+        """Choose for a snapshot, on all ranks alike: they have the same gradients and rows, and go by one clock.
+
+        Args:
+            trainer: The trainer.
+            learner: What has learned the directions, if they are learned.
+            dimension: Number of trainable parameters.
+            difference: ``"forward"`` or ``"central"``.
+            sweeps: Sweeps per epoch, on average.
+
+        Returns:
+            The choice.
+        """
+        factors = self._factors / self._steps if self._factors is not None else None
+        self.schedule.observe(factors, trainer.strategy.broadcast(self._forward))
+        self._evaluation, self._forward, self._factors, self._steps = None, None, None, 0
+        random = torch.arange(1, self.schedule.maximum + 1, dtype=torch.float64, device="cpu") / dimension
+        before = self.schedule.chosen
+        decision = self.schedule.decide(random if learner is None else learner.shares, difference, sweeps)
+        self.figures = {"vamo/expected_removed": decision.removed, "vamo/expected_work": decision.work}
+        if decision.probes != before:
+            rank_zero_info(f"VAMO, epoch {trainer.current_epoch}: {decision.reason}.")
+        return decision
+
+    def state_dict(self, rows: float = 0.0) -> dict[str, Any]:
+        """What was measured and chosen, as plain types and tensors.
+
+        Args:
+            rows: Seconds of rows that :meth:`used` will not be told of: a run that resumes measures its own.
+
+        Returns:
+            The state.
+        """
+        clock = self.clock.state_dict()
+        return {
+            "schedule": self.schedule.state_dict(),
+            "clock": {**clock, "seconds": clock["seconds"] - rows},
+            "figures": self.figures,
+            "evaluation": self._evaluation,
+            "forward": self._forward,
+            "factors": self._factors,
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was called.
+
+        Args:
+            state: What it returned.
+        """
+        self.schedule.load_state_dict(state["schedule"])
+        self.clock = StepClock(**state["clock"])
+        self.figures, self._evaluation, self._forward = state["figures"], state["evaluation"], state["forward"]
+        self._factors, self._steps = state["factors"], state["steps"]

@@ -1,0 +1,82 @@
+"""Gradients that take no step, for directions to be learned from before the first snapshot."""
+
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.loop.plan.reread import Swept
+from lightning_vamo.loop.sweep.gradients import differentiate, gradients_of
+from lightning_vamo.loop.sweep.progress import progress_bar
+
+
+def observe(trainer: Trainer, learner: Learner, parameters: Sequence[Tensor]) -> None:
+    """Show a learner the gradients in ``.grad``: see :func:`gradients_of`.
+
+    It passes over gradients that are not finite, with which the optimizer skips the step.
+
+    Args:
+        trainer: The trainer.
+        learner: What learns from them.
+        parameters: The parameters that have them.
+    """
+    learner.observe(gradients_of(trainer, parameters))
+
+
+def warm_up(
+    trainer: Trainer,
+    module: LightningModule,
+    plan: Swept,
+    learner: Learner,
+    parameters: Sequence[Tensor],
+    count: int,
+    turn: Callable[[], object],
+) -> int:
+    """Let a learner see gradients of the plan's first batches, leaving no trace.
+
+    Args:
+        trainer: The trainer, between two training steps.
+        module: Its module, whose ``training_step`` is called plainly.
+        plan: The epoch's batches.
+        learner: What learns.
+        parameters: The parameters that it learns directions for.
+        count: How many: where the plan has fewer, it is gone through again.
+        turn: Lets the learner turn to what it has learned. Called halfway: on the MNIST perceptron with four probes, 64
+            batches in two passes of power iteration gave directions that hold 0.28 of the noise, and 0.20 in one.
+
+    Returns:
+        How many were evaluated, forward and backward: those with a loss.
+
+    Raises:
+        UnsupportedError: If a loss is one that cannot be trained on.
+    """
+    seen, half = 0, count // 2
+
+    def see(position: int, gradients: list[Tensor | None], start: float) -> None:
+        nonlocal seen
+        learner.observe(gradients)
+        seen += 1
+        if seen == half:
+            turn()
+
+    with closing(_repeated(plan, count)) as batches, progress_bar(trainer, "VAMO warm-up", count) as show:
+        differentiate(trainer, module, _shown(batches, show), parameters, see)
+        show(count)
+    return seen
+
+
+def _shown(batches: Iterable[tuple[int, Any]], show: Callable[[int], None]) -> Iterator[tuple[int, Any]]:
+    for done, batch in enumerate(batches):
+        show(done)
+        yield batch
+
+
+def _repeated(plan: Swept, count: int) -> Generator[tuple[int, Any]]:
+    """Batches with their positions in the plan."""
+    for left in range(count, 0, -plan.length):
+        with plan.loaded() as batches:
+            yield from enumerate(itertools.islice(batches, left))

@@ -1,0 +1,1 @@
+"""What a run costs and what it was worth."""

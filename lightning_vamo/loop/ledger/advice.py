@@ -1,0 +1,93 @@
+"""What a user should know of a sweep that went less than well: each warning once per fit."""
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_vamo.loop.sweep.precision import SweepPrecision, is_mixed, uses_tf32
+from lightning_vamo.loop.sweep.sweep import Sweep
+
+LOWEST_SNR = 2.0
+"""Below it more than a quarter, ``1 / snr ** 2``, of what the table varies by is error, which the corrections would add."""
+
+
+class Advice:
+    """Gives each warning once."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+
+    def _once(self, topic: str, message: str) -> None:
+        if topic not in self._given:
+            self._given.add(topic)
+            rank_zero_warn(message)
+
+    def on_sweep(self, trainer: Trainer, sweep: Sweep, mu: float, sweep_precision: SweepPrecision) -> None:
+        """Warn of directions that were dropped, and of probe differences that are hardly more than their own error.
+
+        Args:
+            trainer: The trainer.
+            sweep: What the sweep measured.
+            mu: The smoothing radius.
+            sweep_precision: The sweep's own precision, if it has one.
+        """
+        if sweep.directions_dropped:
+            self._once(
+                "dropped",
+                f"The loss is not finite at points perturbed along {sweep.directions_dropped} of {sweep.deltas.shape[1]} probe"
+                f" directions, which are dropped until the next snapshot: set a smaller `mu` than {mu:.3g}.",
+            )
+        if sweep.snr is not None and sweep.snr < LOWEST_SNR:
+            if is_mixed(trainer, sweep_precision):
+                remedy = "set `sweep_precision='32-true'`, which leaves the training in mixed precision, or a larger `mu`"
+            else:
+                remedy = "set a larger `mu`, `difference='central'`, or Trainer(precision='64-true')"
+                remedy += ", or torch.set_float32_matmul_precision('highest')" if uses_tf32(trainer) else ""
+            self._once(
+                "noisy",
+                f"The probe differences hardly stand out of their own error, vamo/probe_snr = {sweep.snr:.2g}, so the"
+                f" corrections add noise: with `mu` at {mu:.3g} the losses differ by little more than their rounding. To"
+                f" improve it, {remedy}.",
+            )
+
+    def on_reloaded_rows(self) -> None:
+        """Warn of carried rows that are lost with the loader whose batches they belong to."""
+        self._once(
+            "reloaded",
+            "The training DataLoader was made anew, so the rows that were carried from epoch to epoch are lost, and an epoch of"
+            " plain training fills a new table: set Trainer(reload_dataloaders_every_n_epochs=0), or a large number, or leave"
+            " `sweep` at True.",
+        )
+
+    def on_short_warmup(self, trainer: Trainer, probes: int, seen: int) -> None:
+        """Warn of an epoch that trains without probes, since there were too few gradients to learn directions from.
+
+        Args:
+            trainer: The trainer.
+            probes: How many directions were to be learned.
+            seen: How many batches the warm-up has differentiated.
+        """
+        self._once(
+            "short warm-up",
+            f"Epoch {trainer.current_epoch} trains without probes: {probes} directions are learned from {probes + 1} finite"
+            f" gradients or more, and the warm-up, which saw {seen}, had fewer. Later epochs probe, once their steps have given"
+            " enough. Check that `training_step` returns finite losses; under 16-mixed, gradients overflow until the GradScaler"
+            " has found its scale.",
+        )
+
+    def on_other_batch(self, left_out: bool) -> None:
+        """Warn of a dataset that does not give the same batch twice.
+
+        Args:
+            left_out: Whether its row is left out. Over shards that would take a message to the other ranks in each step.
+        """
+        what = (
+            "so its probe differences are not used; the number of such batches is logged as vamo/rows_unused"
+            if left_out
+            else "but its probe differences are used, which adds noise, and no bias: sharded ranks cannot leave out one's part"
+        )
+        self._once(
+            "other batch",
+            f"A training batch differs from the one that the sweep saw in its place, {what}. The dataset gives other samples"
+            " for the same indices: random augmentation, or data that changes. Set control='recompute', let an augmentation"
+            " depend on the index only, or train with probes=0.",
+        )

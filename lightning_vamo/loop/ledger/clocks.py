@@ -1,0 +1,103 @@
+"""Clocks: the time that steps take, and the time of work that a GPU does later."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+def now(device: torch.device) -> float:
+    """The time, in seconds, when a device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@dataclass
+class StepClock:
+    """Adds up the time from a snapshot's first step to its last, without sweeps and validation.
+
+    Loading the batches is part of it, as it is part of a sweep's time.
+
+    Attributes:
+        seconds: What has been added up.
+        batches: How many batches were trained on in it.
+    """
+
+    seconds: float = 0.0
+    batches: int = 0
+    _since: float | None = None
+
+    def batch_starts(self) -> None:
+        """Go on, unless it is going, and count a batch."""
+        self.batches += 1
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def stop(self, device: torch.device) -> None:
+        """Stand still until the next batch.
+
+        Args:
+            device: Where the steps run; what it has been given to do is waited for.
+        """
+        if self._since is not None:
+            self.seconds += now(device) - self._since
+            self._since = None
+
+    def per_batch(self) -> float | None:
+        """Seconds per batch, None if there were none, and begin anew."""
+        mean = self.seconds / self.batches if self.batches else None
+        self.seconds, self.batches = 0.0, 0
+        return mean
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been added up so far, as plain numbers."""
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return {"seconds": self.seconds + running, "batches": self.batches}
+
+
+class Stopwatch:
+    """Adds up the time of pieces of work."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._pending: deque[tuple[Any, Any]] = deque()
+
+    @contextmanager
+    def running(self, device: torch.device) -> Iterator[None]:
+        """Count what is done in the context.
+
+        Args:
+            device: Where it is done.
+
+        Yields:
+            Nothing.
+        """
+        if device.type != "cuda":
+            start = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - start
+            return
+        events: Any = torch.cuda.Event
+        begin, end = events(enable_timing=True), events(enable_timing=True)
+        begin.record()
+        yield
+        end.record()
+        self._pending.append((begin, end))
+        while self._pending[0][1].query() and len(self._pending) > 1:
+            self._fold()
+
+    def read(self) -> float:
+        """Seconds so far; waits for what is still being done."""
+        while self._pending:
+            self._pending[0][1].synchronize()
+            self._fold()
+        return self._seconds
+
+    def _fold(self) -> None:
+        begin, end = self._pending.popleft()
+        self._seconds += begin.elapsed_time(end) / 1000

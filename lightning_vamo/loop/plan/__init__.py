@@ -1,0 +1,1 @@
+"""The batches of an epoch: recorded, told beforehand, replayed."""

@@ -1,0 +1,92 @@
+"""Fingerprints of batches: does a step get the batch that its row of the table was measured on?
+
+A dataset that augments at random, or that changes, gives another batch for the same indices.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_vamo.loop.compat.attributes import replaced
+from lightning_vamo.loop.plan.tensors import tensors_in
+
+# About how many numbers of a tensor are looked at: little work, and more than an augmentation is likely to leave alone.
+_SAMPLE = 1024
+
+
+def fingerprint(batch: Any) -> int | None:
+    """A checksum over shapes, types and an evenly spaced sample of the numbers of the tensors in a batch.
+
+    Args:
+        batch: The batch as the loader gave it. Tensors that are on a device already are not looked at, since that would
+            wait for the device.
+
+    Returns:
+        The checksum, or None where there is nothing to look at.
+    """
+    checksum = None
+    for tensor in tensors_in(batch):
+        if tensor.device.type == "cpu" and tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized):
+            header = f"{tuple(tensor.shape)} {tensor.dtype}".encode()
+            checksum = zlib.crc32(_sample(tensor), zlib.crc32(header, checksum or 0))
+    return checksum
+
+
+def _sample(tensor: Tensor) -> Any:
+    flat = tensor.detach().as_subclass(Tensor).resolve_conj().resolve_neg().reshape(-1)
+    return flat[:: max(1, flat.numel() // _SAMPLE)].contiguous().view(torch.uint8).numpy()
+
+
+class BatchWatch:
+    """Looks at the training batches on their way to the device, and tells those that are not what the sweep saw."""
+
+    def __init__(self) -> None:
+        self.seen: int | None = None
+        """Fingerprint of the last training batch."""
+        self.differs = False
+        """Whether the current batch is another one than its row was measured on."""
+
+    @contextmanager
+    def watching(self, trainer: Trainer, probing: Callable[[], bool]) -> Iterator[None]:
+        """Watch for the length of the context.
+
+        Args:
+            trainer: The trainer, whose loop and whose sweep both hand their batches to ``Strategy.batch_to_device``, after
+                the precision plugin and the module's ``on_before_batch_transfer``.
+            probing: Whether a batch is the sweep's.
+        """
+        transfer = trainer.strategy.batch_to_device
+
+        def batch_to_device(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            if trainer.training and not probing():
+                self.seen = fingerprint(batch)
+            return transfer(batch, *args, **kwargs)
+
+        with replaced(trainer.strategy, "batch_to_device", batch_to_device):
+            yield
+
+    @contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """Take no notice of the batches that are transferred in the context."""
+        seen = self.seen
+        try:
+            yield
+        finally:
+            self.seen = seen
+
+    def check(self, expected: int | None) -> bool:
+        """Compare the current batch with what the sweep saw in its place.
+
+        Args:
+            expected: The fingerprint that the sweep took; None where it could take none.
+
+        Returns:
+            Whether it is another batch.
+        """
+        self.differs = None not in (expected, self.seen) and expected != self.seen
+        return self.differs

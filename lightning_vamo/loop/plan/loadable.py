@@ -1,0 +1,62 @@
+"""Which training data has batches that can be told before an epoch trains on them."""
+
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_vamo.errors import UnsupportedError
+
+
+def check_loader(loader: object) -> DataLoader[Any]:
+    """Refuse training data whose batches cannot be told before they are trained on.
+
+    Args:
+        loader: What the Trainer is to train on.
+
+    Returns:
+        The same object.
+
+    Raises:
+        UnsupportedError: If it is not a DataLoader, iterates over an IterableDataset, does not batch, delivers out of order, or
+            resumes by itself.
+    """
+    advice = (
+        "With control='replay' VAMO evaluates the very batches of the coming epoch before it trains on them, so it needs a"
+        " DataLoader over a map-style dataset with a batch sampler"
+    )
+    if not isinstance(loader, DataLoader):
+        raise UnsupportedError(
+            f"The training data is a {type(loader).__name__}. {advice}: pass a torch.utils.data.DataLoader, set"
+            " control='recompute' (not with carry=True), or train with probes=0."
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise UnsupportedError(
+            f"The training DataLoader iterates over {type(loader.dataset).__name__}, an IterableDataset. {advice}: give"
+            " the dataset `__getitem__` and `__len__`, set control='recompute' (not with carry=True), or train with probes=0."
+        )
+    if loader.batch_sampler is None:
+        raise UnsupportedError(
+            f"The training DataLoader has batch_size=None. {advice}: set a batch_size or a batch_sampler, set"
+            " control='recompute' (not with carry=True), or train with probes=0."
+        )
+    if loader.num_workers > 0 and not getattr(loader, "in_order", True):
+        raise UnsupportedError(
+            "The training DataLoader has in_order=False, so its workers may deliver batches in another order than VAMO saw"
+            " them in: set in_order=True or control='recompute' (not with carry=True), or train with probes=0."
+        )
+    if hasattr(loader, "load_state_dict"):
+        raise UnsupportedError(
+            f"The training data is a {type(loader).__name__}, which resumes in mid-epoch by itself, so VAMO would take its"
+            " batches for others: use a torch.utils.data.DataLoader, set control='recompute' (not with carry=True), or train"
+            " with probes=0."
+        )
+    return loader
+
+
+def can_record(loader: object) -> bool:
+    """Whether :func:`check_loader` accepts a loader."""
+    try:
+        check_loader(loader)
+    except UnsupportedError:
+        return False
+    return True

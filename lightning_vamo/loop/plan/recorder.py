@@ -1,0 +1,122 @@
+"""Recording which batches a training loader draws, without disturbing it.
+
+A batch sampler is wrapped so that what it yields is recorded. The training loader and the sweep's loader read the same
+recording, each at its own pace, so nothing is drawn twice and no random state is rewound.
+"""
+
+import copy
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from lightning_vamo.errors import UnsupportedError
+
+
+class Pass:
+    """One pass over a batch sampler, recorded as it is drawn; any number of readers see the same batches.
+
+    Args:
+        source: The batch sampler, or the batches of an earlier pass.
+    """
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        self.batches: list[Any] = []
+        """The batches drawn so far, each as the sampler gave it: most often a list of indices."""
+        self._source = source
+        self._iterator: Iterator[Any] | None = None
+
+    @classmethod
+    def of(cls, batches: Sequence[Any]) -> "Pass":
+        """A pass that has been drawn to its end."""
+        one_pass = cls(batches)
+        one_pass.draw(len(batches))
+        return one_pass
+
+    def draw(self, count: int) -> bool:
+        """Draw from the source until ``count`` batches are known.
+
+        Args:
+            count: How many.
+
+        Returns:
+            Whether the source had that many.
+        """
+        while len(self.batches) < count:
+            # Started as late as possible: most samplers take from the global generator when they start.
+            self._iterator = self._iterator or iter(self._source)
+            try:
+                # Copies, here and for the readers: a sampler may reuse its list, and a dataset may consume the one it gets.
+                self.batches.append(copy.copy(next(self._iterator)))
+            except StopIteration:
+                return False
+        return True
+
+    def __iter__(self) -> Iterator[Any]:
+        """Read the pass from its beginning, drawing what no reader has drawn before."""
+        position = 0
+        while self.draw(position + 1):
+            yield copy.copy(self.batches[position])
+            position += 1
+
+
+_OWN = ("wrapped", "current", "_queue")
+
+
+class RecordingBatchSampler:
+    """A batch sampler that behaves like the one it wraps, and remembers the pass that is being read.
+
+    Args:
+        batch_sampler: The user's batch sampler.
+    """
+
+    def __init__(self, batch_sampler: Any) -> None:
+        self.wrapped = batch_sampler
+        self.current: Pass | None = None
+        """The pass that the training loader began last."""
+        self._queue: deque[Pass] = deque()
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begin the next pass, once its first batch is asked for: a loader with workers makes iterators that it never uses."""
+        self.current = self._queue.popleft() if self._queue else Pass(self.wrapped)
+        yield from self.current
+
+    def __len__(self) -> int:
+        """Number of batches of a pass."""
+        return len(self.wrapped)
+
+    def __getattr__(self, name: str) -> Any:
+        """Anything else, such as ``sampler`` or ``set_epoch``, is the wrapped sampler's."""
+        if name in _OWN:  # not there yet while a copy or an unpickled object is being built
+            raise AttributeError(name)
+        return getattr(self.wrapped, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Setting anything else, such as ``epoch``, sets it on the wrapped sampler."""
+        if name in _OWN:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.wrapped, name, value)
+
+    def passes(self) -> Iterator[Pass]:
+        """The current pass, and the ones that the training loader will begin after it if it runs out within the epoch."""
+        if self.current is None:
+            raise UnsupportedError(
+                "The training DataLoader was not iterated through its batch sampler, so VAMO cannot tell which batches come:"
+                " do not override `__iter__` in a DataLoader, set control='recompute' (not with carry=True), or train with"
+                " probes=0."
+            )
+        yield self.current
+        index = 0
+        while True:
+            if index == len(self._queue):
+                self._queue.append(Pass(self.wrapped))
+            yield self._queue[index]
+            index += 1
+
+    def replay(self, passes: Sequence[Iterable[Any]]) -> None:
+        """Let the training loader's next passes be these, in place of whatever was queued.
+
+        Args:
+            passes: The batches of each pass.
+        """
+        self._queue = deque(Pass(batches) for batches in passes)

@@ -1,0 +1,85 @@
+"""A second reading of training data that has no plan, for the mean of its rows, where it can be read twice."""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_vamo.loop import compat
+from lightning_vamo.loop.plan.plan import Plan, fresh_loader, loaded_beside
+from lightning_vamo.loop.plan.recorder import RecordingBatchSampler
+
+
+class SecondReading:
+    """As many batches as an epoch has, in whatever composition they come.
+
+    Args:
+        loader: The training loader.
+        parts: Loaders like those that it combines, over data of their own.
+        length: The number of training batches of an epoch; there may be fewer.
+    """
+
+    exact = False
+    """Whether the data gives as many batches as ``length`` says."""
+
+    def __init__(self, loader: CombinedLoader, parts: Sequence[Any], length: int) -> None:
+        self.length = length
+        self._loader = loader
+        self._parts = parts
+
+    @contextmanager
+    def loaded(self) -> Iterator[Iterator[Any]]:
+        """Load the batches; workers end with the context."""
+        parts = [fresh_loader(part) for part in self._parts]
+        with loaded_beside(self._loader, parts, self.length, self._loader.limits) as batches:
+            yield batches
+
+    def sizes(self) -> list[int]:
+        """The weight of each batch: all count alike, as they do in the steps."""
+        return [1] * self.length
+
+    def without_replacement(self, generator: torch.Generator) -> "SecondReading":
+        """Itself: what a sampler without a plan does is not known."""
+        return self
+
+
+Swept = Plan | SecondReading
+
+
+def second_reading(trainer: Trainer) -> SecondReading | None:
+    """A second reading of the training data that does not disturb the first, which has begun.
+
+    Args:
+        trainer: The trainer, inside a training epoch.
+
+    Returns:
+        The reading; None if the epoch has no known length, or if data cannot be copied, as a stream that is being read cannot.
+    """
+    loader = compat.train_loader(trainer)
+    if loader is None or math.isinf(trainer.num_training_batches):
+        return None
+    parts = [_copied(part) for part in loader.flattened]
+    return None if None in parts else SecondReading(loader, parts, int(trainer.num_training_batches))
+
+
+def _copied(loader: Any) -> Any:
+    """A loader like this one, which shares no state with it; None if there cannot be one."""
+    if not isinstance(loader, DataLoader) or hasattr(loader, "load_state_dict") or hasattr(loader.dataset, "__next__"):
+        return None
+    memo = {} if isinstance(loader.dataset, IterableDataset) else {id(loader.dataset): loader.dataset}
+    clone = copy.copy(loader)
+    try:
+        for name in ("dataset", "sampler", "batch_sampler"):
+            part = getattr(loader, name)
+            if isinstance(part, RecordingBatchSampler):  # what it records of the first reading is not the second's
+                part = part.wrapped
+            object.__setattr__(clone, name, copy.deepcopy(part, memo))
+    except Exception:  # whatever a generator, an open file, a lock or a connection raises
+        return None
+    return clone

@@ -1,0 +1,1 @@
+"""What one fit owns on one rank."""

@@ -1,0 +1,1 @@
+"""The manual training step, and the correction of its gradient."""

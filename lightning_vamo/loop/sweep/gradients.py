@@ -1,0 +1,103 @@
+"""Gradients of batches, computed without a step and without a trace."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from torch import Tensor
+
+from lightning_vamo.core.control.correction import check_dense
+from lightning_vamo.loop import compat
+from lightning_vamo.loop.checks import check_loss
+from lightning_vamo.loop.guards.no_trace import no_trace
+
+
+def gradients_of(trainer: Trainer, parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients in ``.grad``, uncorrected and averaged over ranks, as they are without a GradScaler.
+
+    Args:
+        trainer: The trainer.
+        parameters: The parameters that have them.
+
+    Returns:
+        The gradients.
+
+    Raises:
+        UnsupportedError: If one is sparse.
+    """
+    gradients: list[Tensor | None] = [parameter.grad for parameter in parameters]
+    check_dense(gradients)
+    scale = compat.grad_scale(trainer)
+    if scale is not None:
+        factor = 1 / scale(torch.ones((), device=parameters[0].device))
+        gradients = [None if gradient is None else gradient * factor for gradient in gradients]
+    return gradients
+
+
+def differentiate(
+    trainer: Trainer,
+    module: LightningModule,
+    batches: Iterable[tuple[int, Any]],
+    parameters: Sequence[Tensor],
+    see: Callable[[int, list[Tensor | None], float], None],
+) -> None:
+    """Compute the gradients of batches, leaving no trace.
+
+    Args:
+        trainer: The trainer, between two training steps.
+        module: Its module, whose ``training_step`` is called plainly.
+        batches: The batches, each after its position in the plan.
+        parameters: The parameters that have gradients.
+        see: Called for each that gives a loss, with its position, the gradients, which are not kept, and the time at which the
+            batch was asked for.
+
+    Raises:
+        UnsupportedError: If a loss is one that cannot be trained on.
+    """
+    reshard = compat.resharding(module)
+    reshard()  # as before a sweep: what is kept and put back are the shards
+    with _gradients_set_aside(parameters), no_trace(trainer, module, parameters) as state:
+        start = time.perf_counter()
+        for position, loaded in batches:
+            batch = compat.to_device(trainer, compat.before_transfer(trainer, loaded))
+            if batch is not None and _backward(trainer, module, batch, position):
+                see(position, gradients_of(trainer, parameters), start)
+            for parameter in parameters:
+                parameter.grad = None
+            reshard()
+            state.restore_tensors()
+            state.restore_attributes()
+            start = time.perf_counter()
+
+
+@contextmanager
+def _gradients_set_aside(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Begin without gradients; those that the last step left, and a hook may mean to look at, come back at the end."""
+    kept = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, kept, strict=True):
+            parameter.grad = gradient
+
+
+def _backward(trainer: Trainer, module: LightningModule, batch: Any, position: int) -> bool:
+    """Differentiate the loss of a batch; False where there is none."""
+    with torch.enable_grad():
+        loss, _ = compat.step_output(compat.run_training_step(trainer, batch, position), 1)
+        check_loss(trainer, module, loss)
+        if loss is None:
+            return False
+        # Callbacks see the backward passes of training only: nothing puts back what their hooks change. A progress bar's do
+        # nothing, and the thread that draws Rich's looks for it among the callbacks.
+        bars = [callback for callback in trainer.callbacks if isinstance(callback, ProgressBar)]  # type: ignore[attr-defined]
+        with compat.replaced(trainer, "callbacks", bars):
+            trainer.strategy.backward(loss, None)
+        compat.flushed_static_graph(trainer)
+    return True

@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_vamo.core.directions import OrthonormalDirections, SphereDirections
 from lightning_vamo.core.probes.difference import check_difference, perturbed_losses, probe_differences, probe_losses
-from lightning_vamo.core.probes.point import Snapshot
+from lightning_vamo.core.probes.point import Point
 from lightning_vamo.core.probes.radius import auto_mu, check_mu
 from lightning_vamo.errors import InvalidArgumentError
 from tests import reference
@@ -55,7 +55,7 @@ def test_a_snapshot_restores_every_bit(dtype, storage):
     parameters = points(dtype)
     before = [parameter.clone() for parameter in parameters]
     directions = SphereDirections(storage).draw(parameters, 2, seeded(0))
-    with Snapshot(parameters) as snapshot:
+    with Point(parameters) as snapshot:
         snapshot.perturb(directions, 0, 0.3)
         assert not same_bits(parameters, before)
         snapshot.restore()
@@ -76,7 +76,7 @@ def test_a_snapshot_restores_every_bit_after_an_error():
             raise KeyboardInterrupt
         return parameters[2].sum()
 
-    with pytest.raises(KeyboardInterrupt), Snapshot(parameters) as snapshot:
+    with pytest.raises(KeyboardInterrupt), Point(parameters) as snapshot:
         probe_losses(loss, snapshot, directions, 0.1, "forward")
     assert len(calls) == 3
     assert same_bits(parameters, before)
@@ -84,7 +84,7 @@ def test_a_snapshot_restores_every_bit_after_an_error():
 
 def test_a_snapshot_shares_no_storage_with_the_parameters():
     parameters = [torch.ones(3), torch.ones(2, 2)]
-    snapshot = Snapshot(parameters)
+    snapshot = Point(parameters)
     for parameter in parameters:
         parameter.fill_(5.0)
     snapshot.restore()
@@ -96,7 +96,7 @@ def test_a_snapshot_keeps_the_parameters_themselves_their_gradients_and_their_fl
     module(torch.ones(1, 3)).sum().backward()
     module.bias.requires_grad_(False)
     weight, storage, gradient = module.weight, module.weight.data_ptr(), module.weight.grad.clone()
-    with Snapshot([module.weight, module.bias]) as snapshot:
+    with Point([module.weight, module.bias]) as snapshot:
         snapshot.perturb(SphereDirections().draw([module.weight, module.bias], 1, seeded(0)), 0, 1.0)
     assert module.weight is weight
     assert module.weight.data_ptr() == storage
@@ -112,7 +112,7 @@ def test_perturbations_start_at_the_snapshot_and_do_not_add_up():
     x = reference.flatten(parameters)
     directions = SphereDirections().draw(parameters, 3, seeded(0))
     u = reference.matrix(directions, parameters)
-    with Snapshot(parameters) as snapshot:
+    with Point(parameters) as snapshot:
         for index, distance in ((0, 0.5), (2, 0.5), (2, -0.5), (1, 3.0)):
             snapshot.perturb(directions, index, distance)
             assert reference.flatten(parameters) == pytest.approx(x + distance * u[index], abs=1e-14)
@@ -135,7 +135,7 @@ def test_probe_losses_and_differences_are_those_of_the_oracle(storage, differenc
         calls.append(1)
         return problem.loss(parameters)
 
-    with Snapshot(parameters) as snapshot:
+    with Point(parameters) as snapshot:
         losses = probe_losses(loss, snapshot, directions, 0.1, difference)
         assert (reference.flatten(parameters) == x).all()  # for whoever looks at the weights between two batches
     oracle = reference.probe_losses(lambda y: reference.logistic_loss(a, b, y), x, u, 0.1, difference)
@@ -185,7 +185,7 @@ def test_losses_are_at_least_float32(dtype, expected):
     parameters = list(module.parameters())
     inputs, labels = torch.ones(2, 4, dtype=dtype), torch.tensor([0, 2])
     directions = SphereDirections().draw(parameters, 2, seeded(0))
-    with Snapshot(parameters) as snapshot:
+    with Point(parameters) as snapshot:
         losses = probe_losses(classification_loss(module, (inputs, labels)), snapshot, directions, 0.1, "forward")
     assert classification_loss(module, (inputs, labels))().dtype == dtype
     assert losses.dtype == expected
@@ -199,7 +199,7 @@ def test_losses_of_any_shape_are_evaluated_together(shape, difference):
     parameters = [torch.ones(3)]
     directions = OrthonormalDirections().draw(parameters, 3, seeded(0))
     factors = torch.arange(1.0, 1 + torch.Size(shape).numel()).reshape(shape)
-    with Snapshot(parameters) as snapshot:
+    with Point(parameters) as snapshot:
         one = probe_losses(lambda: parameters[0].square().sum(), snapshot, directions, 0.1, difference)
         losses = probe_losses(lambda: factors * parameters[0].square().sum(), snapshot, directions, 0.1, difference)
     assert losses.shape == (*shape, len(one))
@@ -209,7 +209,7 @@ def test_losses_of_any_shape_are_evaluated_together(shape, difference):
 def test_some_of_the_directions_only():
     parameters = [torch.ones(3)]
     directions = OrthonormalDirections().draw(parameters, 3, seeded(0))
-    with Snapshot(parameters) as snapshot:
+    with Point(parameters) as snapshot:
         every, some = (
             perturbed_losses(lambda: parameters[0].square().sum(), snapshot, directions, 0.1, "central", indices)
             for indices in (None, [2, 0])
@@ -234,7 +234,7 @@ def test_with_the_automatic_radius_probe_differences_are_within_two_percent_of_t
     directions = SphereDirections("stored" if dimension < 10**6 else "seeded").draw(points, count, seeded(1))
 
     losses = {}
-    with torch.no_grad(), Snapshot(points) as snapshot:
+    with torch.no_grad(), Point(points) as snapshot:
         for difference in SCHEMES:
             losses[difference] = probe_losses(
                 classification_loss(module, batch), snapshot, directions, auto_mu(points, difference), difference
@@ -271,7 +271,7 @@ def test_a_fixed_radius_would_drown_in_rounding_where_the_automatic_one_does_not
     batch = classification_batch(module, 4)
     directions = SphereDirections().draw(points, 16, seeded(1))
     slopes = exact_slopes(module, batch, directions)
-    with torch.no_grad(), Snapshot(points) as snapshot:
+    with torch.no_grad(), Point(points) as snapshot:
         losses = probe_losses(classification_loss(module, batch), snapshot, directions, 1e-5, "forward")
     deltas = probe_differences(losses, 1e-5, "forward").double()
     assert float(((deltas - slopes) / slopes).abs().median()) > 0.2

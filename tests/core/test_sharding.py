@@ -7,7 +7,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from lightning_vamo.core.directions import GaussianDirections, OrthonormalDirections, SphereDirections
 from lightning_vamo.core.directions.random import streams
-from lightning_vamo.core.probes.point import Snapshot
+from lightning_vamo.core.probes.point import Point
 from lightning_vamo.core.probes.radius import auto_mu
 from lightning_vamo.core.sharding import ShardGroup, first_number, local, shard_group
 from lightning_vamo.errors import UnsupportedError
@@ -83,7 +83,7 @@ def test_the_radius_and_the_snapshot_of_sharded_parameters(monkeypatch):
     def work(mesh):
         held = [shard(p, mesh) for p in points]
         radius = auto_mu(held)
-        with Snapshot(held) as snapshot:
+        with Point(held) as snapshot:
             for part in snapshot.parameters:
                 part.add_(1)
             changed = [local(p).clone() for p in held]

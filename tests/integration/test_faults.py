@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lightning_vamo import RunObserver, VAMOCallback
 from lightning_vamo.core.directions import OrthonormalDirections
-from lightning_vamo.core.probes.point import Snapshot
+from lightning_vamo.core.probes.point import Point
 from tests.support.modules import Everything, MemoryLogger, VAMOEverything, classification_data, loaders, trainer
 from tests.support.ranks import Data, Regression, run
 from tests.support.watched import WatchedSweeps
@@ -95,7 +95,7 @@ def test_a_step_that_fails_in_the_sweep(error, perturbed):
 
 
 def test_no_memory_for_the_copy_of_the_weights():
-    copies, copy = [], Snapshot.__init__
+    copies, copy = [], Point.__init__
 
     def full(self, parameters):
         copies.append(1)
@@ -103,7 +103,7 @@ def test_no_memory_for_the_copy_of_the_weights():
         if len(copies) == 2:
             raise torch.OutOfMemoryError("out of memory")
 
-    with patch.object(Snapshot, "__init__", full):
+    with patch.object(Point, "__init__", full):
         check_clean_failure(torch.OutOfMemoryError, "out of memory")
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
 from lightning_vamo import VAMOCallback
-from lightning_vamo.core.probes.point import Snapshot
+from lightning_vamo.core.probes.point import Point
 from lightning_vamo.loop.plan.fingerprint import fingerprint
 from lightning_vamo.loop.plan.tensors import fresh_copy, tensors_in
 from lightning_vamo.loop.sweep import groups
@@ -65,13 +65,13 @@ def test_groups_measure_what_single_batches_do(difference, precision):
 
 def test_a_group_goes_to_each_point_once():
     calls = []
-    perturb = Snapshot.perturb
+    perturb = Point.perturb
 
     def counted(self, *arguments):
         calls.append(arguments[1:])
         perturb(self, *arguments)
 
-    with patch.object(Snapshot, "perturb", counted):
+    with patch.object(Point, "perturb", counted):
         swept(16, max_epochs=1, limit_train_batches=10)
     assert len(calls) == 3 + 3  # the directions, and each of them at twice the radius
     assert len({distance for _, distance in calls}) == 2

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, softplus
 
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.probes.difference import Difference, probe_differences, probe_losses
-from lightning_vamo.core.probes.point import Snapshot
+from lightning_vamo.core.probes.point import Point
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -89,7 +89,7 @@ def probe_table(
     difference: Difference,
 ) -> Tensor:
     """Shape (K, q): the probe differences of each batch at the parameters, which are restored."""
-    with torch.no_grad(), Snapshot(parameters) as snapshot:
+    with torch.no_grad(), Point(parameters) as snapshot:
         rows = [
             probe_losses(lambda rows=batch: problem.loss(parameters, rows), snapshot, directions, mu, difference)
             for batch in batches

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_vamo.core.directions import Directions, SphereDirections
 from lightning_vamo.core.probes.difference import Difference, check_difference, probe_differences, probe_losses, scalar
-from lightning_vamo.core.probes.point import Snapshot
+from lightning_vamo.core.probes.point import Point
 from lightning_vamo.core.probes.radius import auto_mu, check_mu
 from lightning_vamo.core.schedules import check_probes
 from lightning_vamo.errors import NonFiniteLossError
@@ -71,8 +71,8 @@ def estimate_gradient(
         generator.seed()
     drawn = (directions or SphereDirections()).draw(parameters, probes, generator)
     radius = auto_mu(parameters, difference) if mu == "auto" else mu
-    with Snapshot(parameters) as snapshot:
-        losses = probe_losses(lambda: scalar(loss()), snapshot, drawn, radius, difference)
+    with Point(parameters) as point:
+        losses = probe_losses(lambda: scalar(loss()), point, drawn, radius, difference)
     if not bool(losses.isfinite().all()):
         raise NonFiniteLossError(
             f"`loss` is not finite around the given point: {losses.tolist()}. Check the point, or set a smaller `mu`."

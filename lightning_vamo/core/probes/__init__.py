@@ -8,12 +8,12 @@ from lightning_vamo.core.probes.difference import (
     probe_losses,
     scalar,
 )
-from lightning_vamo.core.probes.point import Snapshot
+from lightning_vamo.core.probes.point import Point
 from lightning_vamo.core.probes.radius import auto_mu, check_mu
 
 __all__ = [
     "Difference",
-    "Snapshot",
+    "Point",
     "auto_mu",
     "check_difference",
     "check_mu",

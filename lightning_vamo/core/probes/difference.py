@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_vamo.core.directions.base import ProbeDirections
 from lightning_vamo.core.numerics import at_least_float32
-from lightning_vamo.core.probes.point import Snapshot
+from lightning_vamo.core.probes.point import Point
 from lightning_vamo.errors import InvalidArgumentError
 
 Difference = Literal["forward", "central"]
@@ -28,14 +28,14 @@ def check_difference(difference: str) -> None:
 
 
 def probe_losses(
-    loss: Callable[[], Tensor], snapshot: Snapshot, directions: ProbeDirections, mu: float, difference: Difference
+    loss: Callable[[], Tensor], point: Point, directions: ProbeDirections, mu: float, difference: Difference
 ) -> Tensor:
     r"""Evaluate losses at the snapshot and at the perturbed points around it.
 
     Args:
         loss: One loss or several at the current parameters, a tensor of any shape ``S``; called ``1 + q`` times, for central
             differences ``1 + 2q`` times. Its randomness must be the same at each call.
-        snapshot: The snapshot, whose parameters ``loss`` reads. They hold the snapshot before and after, also after an error.
+        point: The snapshot, whose parameters ``loss`` reads. They hold the snapshot before and after, also after an error.
         directions: The ``q`` probe directions.
         mu: Smoothing radius.
         difference: ``"forward"`` or ``"central"``.
@@ -45,12 +45,12 @@ def probe_losses(
         for each direction, then, for central differences, at :math:`-\mu u_j`.
     """
     origin = detached(loss()).unsqueeze(-1)
-    return torch.cat([origin, perturbed_losses(loss, snapshot, directions, mu, difference)], dim=-1)
+    return torch.cat([origin, perturbed_losses(loss, point, directions, mu, difference)], dim=-1)
 
 
 def perturbed_losses(
     loss: Callable[[], Tensor],
-    snapshot: Snapshot,
+    point: Point,
     directions: ProbeDirections,
     mu: float,
     difference: Difference,
@@ -60,7 +60,7 @@ def perturbed_losses(
 
     Args:
         loss: See :func:`probe_losses`.
-        snapshot: The snapshot, which the parameters hold before and after.
+        point: The snapshot, which the parameters hold before and after.
         directions: The probe directions.
         mu: Smoothing radius.
         difference: ``"forward"`` or ``"central"``.
@@ -73,10 +73,10 @@ def perturbed_losses(
     try:
         for sign in (1.0, -1.0) if difference == "central" else (1.0,):
             for index in range(directions.count) if indices is None else indices:
-                snapshot.perturb(directions, index, sign * mu)
+                point.perturb(directions, index, sign * mu)
                 values.append(detached(loss()))
     finally:
-        snapshot.restore()
+        point.restore()
     return torch.stack(values, dim=-1)
 
 

@@ -8,8 +8,8 @@ from lightning_vamo.core.directions.base import ProbeDirections
 from lightning_vamo.core.sharding import local
 
 
-class Snapshot:
-    r"""The snapshot :math:`\tilde x`: a copy of the parameters to step away from and to return to, bit for bit.
+class Point:
+    r"""A copy of the parameters :math:`x` to step away from, and to return to bit for bit.
 
     Use it as a context manager around the evaluations: on leaving, also through an error, the parameters hold exactly the
     bits that they held on entering.
@@ -17,8 +17,8 @@ class Snapshot:
     Args:
         parameters: The live parameters. They are perturbed in place; the copy shares no storage with them. Of sharded ones,
             the part of this process is copied and perturbed.
-        origin: The copy of an earlier snapshot, ``snapshot.origin``, to go back to with :meth:`restore`; by default the
-            snapshot is of the parameters as they are.
+        origin: The copy of an earlier point, ``point.origin``, to go back to with :meth:`restore`; by default a copy of the
+            parameters as they are is made.
     """
 
     def __init__(self, parameters: Sequence[Tensor], origin: Sequence[Tensor] | None = None) -> None:
@@ -26,19 +26,19 @@ class Snapshot:
         self.origin = [parameter.clone() for parameter in self.parameters] if origin is None else origin
         """The copy."""
 
-    def __enter__(self) -> "Snapshot":
+    def __enter__(self) -> "Point":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.restore()
 
     def restore(self) -> None:
-        """Set the parameters back to the snapshot."""
+        """Set the parameters back to the point."""
         for parameter, origin in zip(self.parameters, self.origin, strict=True):
             parameter.copy_(origin)
 
     def perturb(self, directions: ProbeDirections, index: int, distance: float) -> None:
-        r"""Set the parameters to :math:`\tilde x + s\,u_j`.
+        r"""Set the parameters to :math:`x + s\,u_j`.
 
         Args:
             directions: The probe directions.

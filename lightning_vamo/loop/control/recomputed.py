@@ -14,7 +14,7 @@ from lightning_vamo.core.control.running import RecomputedControlVariate
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.probes.difference import Difference, probe_differences
-from lightning_vamo.core.probes.point import Snapshot
+from lightning_vamo.core.probes.point import Point
 from lightning_vamo.core.sharding import is_sharded
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
@@ -83,7 +83,7 @@ class Recomputation:
         self.row = torch.empty(0)
         """Probe differences of this rank's current batch, shape ``(q,)``; NaN if it gave no loss."""
         self._parameters = parameters
-        self._origin = Snapshot(parameters).origin if origin is None else origin
+        self._origin = Point(parameters).origin if origin is None else origin
         self._directions = directions
         self._mu = mu
         self._difference = difference
@@ -115,10 +115,10 @@ class Recomputation:
         with (
             compat.without_buffer_sync(trainer),
             no_trace(trainer, module, self._parameters, self._others) as state,
-            Snapshot(self._parameters),  # the weights that are trained, to which the parameters return
+            Point(self._parameters),  # the weights that are trained, to which the parameters return
             driver.mode(Mode.PROBE),
         ):
-            snapshot = Snapshot(self._parameters, self._origin)
+            snapshot = Point(self._parameters, self._origin)
             snapshot.restore()
             evaluate = functools.partial(driver.probed_loss, trainer)
             swept = SweptBatch(batch, batch_idx, evaluate, module, state, reshard)

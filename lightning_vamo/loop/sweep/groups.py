@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.probes.difference import Difference, perturbed_losses
-from lightning_vamo.core.probes.point import Snapshot
+from lightning_vamo.core.probes.point import Point
 from lightning_vamo.loop.plan.tensors import size_in_bytes
 from lightning_vamo.loop.sweep.batch import SweptBatch
 from lightning_vamo.loop.sweep.losses import NOISE_SAMPLES, Row
@@ -50,7 +50,7 @@ def groups(batches: Iterator[SweptBatch], parameters: Sequence[Tensor]) -> Itera
 
 def probe(
     group: Sequence[SweptBatch],
-    snapshot: Snapshot,
+    point: Point,
     directions: ProbeDirections,
     mu: float,
     difference: Difference,
@@ -60,7 +60,7 @@ def probe(
 
     Args:
         group: Batches that have been evaluated at the snapshot.
-        snapshot: The snapshot, which the parameters hold before and after.
+        point: The snapshot, which the parameters hold before and after.
         directions: The probe directions.
         mu: Smoothing radius.
         difference: ``"forward"`` or ``"central"``.
@@ -74,12 +74,12 @@ def probe(
     wide: dict[SweptBatch, Tensor] = {}
     if given:
         origins = torch.stack(list(given.values())).unsqueeze(-1)
-        perturbed = perturbed_losses(partial(_losses, given), snapshot, directions, mu, difference)
+        perturbed = perturbed_losses(partial(_losses, given), point, directions, mu, difference)
         losses |= zip(given, torch.cat([origins, perturbed], dim=-1), strict=True)
     for index in range(min(directions.count, noise_samples)):
         sample = {b: o for b, o in given.items() if b.position < noise_samples and b.position % directions.count == index}
         if sample:
-            values = perturbed_losses(partial(_losses, sample), snapshot, directions, 2 * mu, difference, [index])
+            values = perturbed_losses(partial(_losses, sample), point, directions, 2 * mu, difference, [index])
             wide |= zip(sample, values, strict=True)
     return [
         Row(None, None, batch.evaluations, 0.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.probes.difference import Difference, probe_differences
-from lightning_vamo.core.probes.point import Snapshot
+from lightning_vamo.core.probes.point import Point
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.guards.no_trace import no_trace
@@ -87,7 +87,7 @@ def sweep(
     with (
         compat.without_buffer_sync(trainer),
         no_trace(trainer, module, parameters) as state,
-        Snapshot(parameters) as snapshot,
+        Point(parameters) as snapshot,
         plan.loaded() as batches,
         progress_bar(trainer, "VAMO sweep", plan.length) as show,
     ):

@@ -15,7 +15,7 @@ from lightning_vamo.callbacks.vamo import VAMOCallback
 from lightning_vamo.errors import UnsupportedError, VAMOError
 from lightning_vamo.finder.find import find_probes
 from lightning_vamo.finder.finding import ProbeFinding
-from lightning_vamo.loop.step.driver import GradientCallback
+from lightning_vamo.loop.step.driver import DrivingCallback
 from lightning_vamo.mixin import with_vamo
 
 
@@ -77,7 +77,7 @@ class VAMOCLI(LightningCLI):
         config, init = (c[self.subcommand] if self.subcommand else c for c in (self.config, self.config_init))
         callbacks = _as_list(kwargs.pop("callbacks", init.trainer.callbacks))
         present = [*callbacks, *_as_list(self.trainer_defaults.get("callbacks"))]
-        if not any(isinstance(callback, GradientCallback) for callback in present):
+        if not any(isinstance(callback, DrivingCallback) for callback in present):
             callbacks.append(init.vamo)
         elif config.vamo != _default_section():
             raise UnsupportedError(

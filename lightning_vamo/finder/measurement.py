@@ -18,14 +18,22 @@ from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.finder.finding import ProbeFinding
 from lightning_vamo.finder.held_out import FEWEST_BATCHES, BatchGradients, Gradients, HeldOut
 from lightning_vamo.loop import checks, compat
-from lightning_vamo.loop.control.settings import VAMOSettings
+from lightning_vamo.loop.control.base import Control
 from lightning_vamo.loop.ledger.advice import LOWEST_SNR, Advice
 from lightning_vamo.loop.ledger.clocks import now
 from lightning_vamo.loop.ledger.seeds import seeded
 from lightning_vamo.loop.parameters import trainable_parameters
 from lightning_vamo.loop.plan.plan import Plan, plan_of
-from lightning_vamo.loop.step.driver import GradientCallback, Mode
-from lightning_vamo.loop.sweep.precision import SweepPrecision, arithmetic, check_float32, check_sweep_precision
+from lightning_vamo.loop.step.driver import DrivingCallback
+from lightning_vamo.loop.sweep.oracle import Oracle
+from lightning_vamo.loop.sweep.precision import (
+    SweepPrecision,
+    arithmetic,
+    check_float32,
+    check_sweep_precision,
+    is_mixed,
+    uses_tf32,
+)
 from lightning_vamo.loop.sweep.sweep import Sweep, sweep
 
 WIDER = (1.0, 4.0, 16.0)
@@ -47,8 +55,8 @@ class Settings:
     difference: Difference
     sweep_precision: SweepPrecision
     seed: int | None
-    training: VAMOSettings
-    """Those of the training to come, of which the work follows."""
+    control: Control
+    """The control variate of the training to come, from which the work follows."""
     accumulation: GradientAccumulationScheduler | None = None
     """The Trainer's, if it has one."""
 
@@ -66,7 +74,7 @@ class Settings:
         check_sweep_precision(self.sweep_precision)
 
 
-class Measurement(GradientCallback):
+class Measurement(DrivingCallback):
     """Measures at the first batch of a fit, and ends the fit there.
 
     Args:
@@ -82,13 +90,9 @@ class Measurement(GradientCallback):
         """Called after each evaluation of a batch, for whoever waits to see it."""
 
     @override
-    def after_backward(self, trainer: Trainer, module: LightningModule, *, first: bool, last: bool, skipped: bool) -> None:
-        """Not called: no step is taken."""
-
-    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the optimizer, and let a training that has come to its end begin one more epoch."""
-        checks.check_optimizer(trainer.optimizers)
+        checks.check_optimizer(trainer.optimizers, "find_probes")
         if self.settings.sweep_precision is not None:
             check_float32(trainer, trainable_parameters(trainer.optimizers))
         # After the schedulers were made, which may ask for the number of steps.
@@ -123,10 +127,10 @@ class Measurement(GradientCallback):
         rows = learned.whiten(swept.deltas)[seen.positions].double().cpu()
         # Clocks differ, and no rank is to give other advice than the others.
         step_seconds, forward_seconds = trainer.strategy.broadcast((seen.seconds, forward_seconds))
-        accumulated, training = trainer.accumulate_grad_batches, settings.training
+        accumulated = trainer.accumulate_grad_batches
         if settings.accumulation is not None:
             accumulated = settings.accumulation.get_accumulate_grad_batches(trainer.current_epoch)
-        sweeps = training.sweeps(training.control == "recompute", True, plan.length / accumulated)
+        sweeps = settings.control.sweeps(plan.length / accumulated)
         spectrum, figures = seen.figures(rows, forward_seconds / step_seconds, settings.difference, sweeps)
         noise = noise_of(torch.cat((moments.squares, seen.moments.squares)), torch.stack(seen.products))
         return ProbeFinding(
@@ -152,14 +156,15 @@ class Measurement(GradientCallback):
     ) -> tuple[Sweep, float, float]:
         """Sweep as training would; returns what that measured, the radius, and the time of a forward pass."""
         settings, began = self.settings, [0.0]
-        self.probes_in_float32 = settings.sweep_precision is not None
+        oracle = Oracle(trainer, module, self.driver.answering, float32=settings.sweep_precision is not None)
 
-        def evaluate(batch: Any, position: int) -> Any:
+        def advance() -> None:
             # From the first batch on: before it workers start, which they do once an epoch.
             began[0] = began[0] or now(module.device)
             if self.advance is not None:
                 self.advance()
-            return self.probed_loss(trainer, batch, position)
+
+        oracle.advance = advance
 
         radii = [settings.mu] if settings.mu != "auto" else []
         if not radii:
@@ -168,13 +173,16 @@ class Measurement(GradientCallback):
         tried: list[tuple[Sweep, float, float]] = []
         for radius in radii:
             began[0] = 0.0
-            with self.mode(Mode.PROBE):
-                swept = sweep(trainer, module, plan, evaluate, parameters, learned, radius, settings.difference)
+            with oracle.asking():
+                swept = sweep(oracle, plan, parameters, learned, radius, settings.difference)
             tried.append((swept, radius, (now(module.device) - began[0]) / swept.evaluations))
             if swept.snr is None or swept.snr >= LOWEST_SNR:
                 break
         best = max(tried, key=lambda one: one[0].snr or 0.0)
-        Advice().on_sweep(trainer, best[0], best[1], settings.sweep_precision)
+        swept, mu, _ = best
+        advice = Advice()
+        advice.on_dropped(swept.directions_dropped, learned.count, mu)
+        advice.on_snr(swept.snr, mu, mixed=is_mixed(trainer, settings.sweep_precision), tf32=uses_tf32(trainer))
         return best
 
 

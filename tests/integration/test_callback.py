@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 
-from lightning_vamo import VAMOCallback, VAMOMixin, VAMOReport, with_vamo
+from lightning_vamo import Replay, VAMOCallback, VAMOMixin, VAMOReport, with_vamo
 from lightning_vamo.core.directions import OrthonormalDirections
 from lightning_vamo.core.schedules import ExponentialProbes, LinearProbes
 from tests.support.modules import Everything, VAMOEverything, loaders, trainer
@@ -120,7 +120,7 @@ def test_probe_counts_follow_the_schedule():
 
 
 def test_no_probes_between_snapshots_of_no_probes():
-    callback = VAMOCallback(probes=LinearProbes(start=0, end=2, epochs=3), every_n_epochs=2)
+    callback = VAMOCallback(probes=LinearProbes(start=0, end=2, epochs=3), control=Replay(every_n_epochs=2))
     _, _, epochs = fit(callback, max_epochs=4)
     assert [epoch["vamo/probes"] for epoch in epochs] == [0, 0, 2, 2]
 

@@ -72,10 +72,10 @@ def test_the_section_and_the_command_line_set_the_callbacks_arguments(tmp_path):
         "mu": 0.01,
     }
     callback = callback_of(command(tmp_path, vamo=section, arguments=["--vamo.alpha", "0.001", "--vamo.difference=central"]))
-    assert isinstance(callback.schedule, LinearProbes)
-    assert isinstance(callback.directions, RademacherDirections)
-    assert callback.directions.storage == "seeded"
-    assert (callback.mu, callback.alpha, callback.difference) == (0.01, 0.001, "central")
+    assert isinstance(callback.settings.schedule, LinearProbes)
+    assert isinstance(callback.settings.directions, RademacherDirections)
+    assert callback.settings.directions.storage == "seeded"
+    assert (callback.settings.mu, callback.settings.alpha, callback.settings.difference) == (0.01, 0.001, "central")
     assert callback.report.forward_evaluations == 4 * (1 + 2 * 2) + 2 * 4 + 4
 
 
@@ -175,6 +175,6 @@ def test_examples_run(arguments, tmp_path):
 
 def test_the_defaults(tmp_path):
     for callback in (VAMOCallback(), callback_of(command(tmp_path))):
-        assert isinstance(callback.directions, GradientSubspaceDirections)
-        assert callback.directions.rank == 1
-        assert callback.alpha == "adaptive"
+        assert isinstance(callback.settings.directions, GradientSubspaceDirections)
+        assert callback.settings.directions.rank == 1
+        assert callback.settings.alpha == "adaptive"

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from lightning_vamo import RunObserver, VAMOCallback
+from lightning_vamo import Replay, RunObserver, VAMOCallback
 from lightning_vamo.core.directions import OrthonormalDirections
 from lightning_vamo.core.probes.point import Point
 from tests.support.modules import Everything, MemoryLogger, VAMOEverything, classification_data, loaders, trainer
@@ -284,10 +284,10 @@ class Zeroing(VAMOCallback, RunObserver):
         return parts[1:]
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"every_n_epochs": 2}])
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"control": Replay(every_n_epochs=2)}])
 def test_the_row_of_a_batch_that_differs_is_not_used(options):
     options = dict(options)
-    every = {"every_n_epochs": options.pop("every_n_epochs", 1)}
+    every = {"control": options.pop("control", "replay")}
 
     def train(callback, **loader):
         L.seed_everything(0, verbose=False)

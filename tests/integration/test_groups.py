@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
-from lightning_vamo import VAMOCallback
+from lightning_vamo import Replay, VAMOCallback
 from lightning_vamo.core.probes.point import Point
 from lightning_vamo.loop.plan.fingerprint import fingerprint
 from lightning_vamo.loop.plan.tensors import fresh_copy, tensors_in
@@ -169,7 +169,7 @@ def test_what_has_no_tensors_to_look_at_has_no_fingerprint(batch):
 @pytest.mark.parametrize("options", [{}, {"precision": "64-true"}, {"reload_dataloaders_every_n_epochs": 1}])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_of_an_ordinary_dataset_keep_their_fingerprints(workers, options):
-    callback = VAMOCallback(probes=2, every_n_epochs=2)
+    callback = VAMOCallback(probes=2, control=Replay(every_n_epochs=2))
     fit = trainer(callbacks=[callback], max_epochs=3, val_check_interval=4, **options)
     fit.fit(VAMOEverything(), *loaders(num_workers=workers))
     assert fit.callback_metrics["vamo/rows_unused"] == 0

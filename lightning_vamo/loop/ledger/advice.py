@@ -3,9 +3,6 @@
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_vamo.loop.sweep.precision import SweepPrecision, is_mixed, uses_tf32
-from lightning_vamo.loop.sweep.sweep import Sweep
-
 LOWEST_SNR = 2.0
 """Below it more than a quarter, ``1 / snr ** 2``, of what the table varies by is error, which the corrections would add."""
 
@@ -21,41 +18,50 @@ class Advice:
             self._given.add(topic)
             rank_zero_warn(message)
 
-    def on_sweep(self, trainer: Trainer, sweep: Sweep, mu: float, sweep_precision: SweepPrecision) -> None:
-        """Warn of directions that were dropped, and of probe differences that are hardly more than their own error.
+    def on_dropped(self, dropped: int, count: int, mu: float) -> None:
+        """Warn of directions along which a loss was not finite.
 
         Args:
-            trainer: The trainer.
-            sweep: What the sweep measured.
+            dropped: How many there are.
+            count: How many directions were probed.
             mu: The smoothing radius.
-            sweep_precision: The sweep's own precision, if it has one.
         """
-        if sweep.directions_dropped:
+        if dropped:
             self._once(
                 "dropped",
-                f"The loss is not finite at points perturbed along {sweep.directions_dropped} of {sweep.deltas.shape[1]} probe"
-                f" directions, which are dropped until the next snapshot: set a smaller `mu` than {mu:.3g}.",
+                f"The loss is not finite at points perturbed along {dropped} of {count} probe directions, which are dropped"
+                f" until the next snapshot: set a smaller `mu` than {mu:.3g}.",
             )
-        if sweep.snr is not None and sweep.snr < LOWEST_SNR:
-            if is_mixed(trainer, sweep_precision):
-                remedy = "set `sweep_precision='32-true'`, which leaves the training in mixed precision, or a larger `mu`"
-            else:
-                remedy = "set a larger `mu`, `difference='central'`, or Trainer(precision='64-true')"
-                remedy += ", or torch.set_float32_matmul_precision('highest')" if uses_tf32(trainer) else ""
-            self._once(
-                "noisy",
-                f"The probe differences hardly stand out of their own error, vamo/probe_snr = {sweep.snr:.2g}, so the"
-                f" corrections add noise: with `mu` at {mu:.3g} the losses differ by little more than their rounding. To"
-                f" improve it, {remedy}.",
-            )
+
+    def on_snr(self, snr: float | None, mu: float, *, mixed: bool, tf32: bool) -> None:
+        """Warn of probe differences that are hardly more than their own error.
+
+        Args:
+            snr: How far they stand out of it; None if that cannot be told.
+            mu: The smoothing radius.
+            mixed: Whether the losses were evaluated under autocast.
+            tf32: Whether matrix products were rounded to TF32.
+        """
+        if snr is None or snr >= LOWEST_SNR:
+            return
+        if mixed:
+            remedy = "set `sweep_precision='32-true'`, which leaves the training in mixed precision, or a larger `mu`"
+        else:
+            remedy = "set a larger `mu`, `difference='central'`, or Trainer(precision='64-true')"
+            remedy += ", or torch.set_float32_matmul_precision('highest')" if tf32 else ""
+        self._once(
+            "noisy",
+            f"The probe differences hardly stand out of their own error, vamo/probe_snr = {snr:.2g}, so the corrections add"
+            f" noise: with `mu` at {mu:.3g} the losses differ by little more than their rounding. To improve it, {remedy}.",
+        )
 
     def on_reloaded_rows(self) -> None:
         """Warn of carried rows that are lost with the loader whose batches they belong to."""
         self._once(
             "reloaded",
             "The training DataLoader was made anew, so the rows that were carried from epoch to epoch are lost, and an epoch of"
-            " plain training fills a new table: set Trainer(reload_dataloaders_every_n_epochs=0), or a large number, or leave"
-            " `sweep` at True.",
+            " plain training fills a new table: set Trainer(reload_dataloaders_every_n_epochs=0), or a large number, or"
+            " control=Carry(sweep_every_n_epochs=...).",
         )
 
     def on_short_warmup(self, trainer: Trainer, probes: int, seen: int) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_vamo.core.directions import ProbeDirections
@@ -17,9 +16,10 @@ from lightning_vamo.loop import compat
 from lightning_vamo.loop.guards.no_trace import no_trace
 from lightning_vamo.loop.plan.fingerprint import fingerprint
 from lightning_vamo.loop.plan.reread import Swept
-from lightning_vamo.loop.sweep.batch import Evaluate, SweptBatch
+from lightning_vamo.loop.sweep.batch import SweptBatch
 from lightning_vamo.loop.sweep.groups import groups, probe
 from lightning_vamo.loop.sweep.losses import Row, reduced
+from lightning_vamo.loop.sweep.oracle import Oracle
 from lightning_vamo.loop.sweep.progress import progress_bar
 
 
@@ -51,10 +51,8 @@ class Sweep:
 
 
 def sweep(
-    trainer: Trainer,
-    module: LightningModule,
+    oracle: Oracle,
     plan: Swept,
-    evaluate: Evaluate,
     parameters: Sequence[Tensor],
     directions: ProbeDirections,
     mu: float,
@@ -63,10 +61,8 @@ def sweep(
     """Evaluate every batch of the plan at the snapshot and along every direction, leaving no trace.
 
     Args:
-        trainer: The trainer, between two training steps.
-        module: Its module.
+        oracle: Evaluates the loss of a batch, within its :meth:`~Oracle.asking`, between two training steps.
         plan: The epoch's batches, or a reading of the data.
-        evaluate: The loss to probe, of a batch at its position; ``None`` where the batch is to be skipped.
         parameters: The parameters to perturb; they hold the snapshot.
         directions: The probe directions.
         mu: Smoothing radius.
@@ -80,6 +76,7 @@ def sweep(
         UnsupportedError: If the loader gives fewer batches than it announced.
     """
     start = time.perf_counter()
+    trainer, module = oracle.trainer, oracle.module
     rows: list[Row] = []
     fingerprints: list[int | None] = []
     reshard = compat.resharding(module)
@@ -87,7 +84,7 @@ def sweep(
     with (
         compat.without_buffer_sync(trainer),
         no_trace(trainer, module, parameters) as state,
-        Point(parameters) as snapshot,
+        Point(parameters) as point,
         plan.loaded() as batches,
         progress_bar(trainer, "VAMO sweep", plan.length) as show,
     ):
@@ -95,12 +92,12 @@ def sweep(
         def load(position: int, batch: Any) -> SweptBatch:
             batch = compat.before_transfer(trainer, batch)
             fingerprints.append(fingerprint(batch))
-            return SweptBatch(compat.to_device(trainer, batch), position, evaluate, module, state, reshard)
+            return SweptBatch(compat.to_device(trainer, batch), position, oracle, state, reshard)
 
         swept = (load(position, batch) for position, batch in enumerate(batches))
         for group in groups(swept, parameters):
             random = compat.rng_states(module.device)
-            for row in probe(group, snapshot, directions, mu, difference):
+            for row in probe(group, point, directions, mu, difference):
                 rows.append(row)
                 show(len(rows))
             compat.set_rng_states(random)

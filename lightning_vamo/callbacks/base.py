@@ -1,6 +1,7 @@
 """What the callbacks of all methods have in common: attach to a Trainer, and hand its hooks to the run."""
 
 import functools
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ class MethodCallback(DrivingCallback):
     prefix: ClassVar[str] = "vamo"
     """What the names of logged figures begin with, before a slash."""
 
+    @abstractmethod  # a method's callback has arguments of its own
     def __init__(
         self,
         gradient: Gradient | None = None,

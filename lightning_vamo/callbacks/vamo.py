@@ -11,7 +11,7 @@ from lightning_vamo.loop.control.probed import ProbedControl
 from lightning_vamo.loop.control.settings import ProbeSettings
 from lightning_vamo.loop.gradient.first_order import FirstOrder
 
-_OLD_NAMES = {
+OLD_NAMES = {
     "carry": 'write control="carry", or control=Carry(...)',
     "sweep": 'write control="carry" for carried rows without a sweep, control=Carry(sweep_every_n_epochs=...) with sweeps',
     "every_n_epochs": "write control=Replay(every_n_epochs=...) or control=Recompute(every_n_epochs=...)",
@@ -75,7 +75,7 @@ class VAMOCallback(MethodCallback):
         >>> trainer = L.Trainer(max_epochs=10, callbacks=[VAMOCallback(probes=4)], logger=False)
     """
 
-    @old_names(_OLD_NAMES)
+    @old_names(OLD_NAMES)
     def __init__(
         self,
         probes: int | ProbeSchedule = 1,

@@ -124,7 +124,7 @@ def _measured(trainer: Trainer, module: LightningModule, measurement: Measuremen
     """Measure within a fit; called in each of its processes."""
     checks.check_module(module, VAMOMixin, "find_probes")
     bar = trainer.progress_bar_callback
-    trainer.callbacks = [measurement]  # type: ignore[attr-defined]
+    trainer.callbacks = [measurement.callback]  # type: ignore[attr-defined]
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
     trainer.limit_val_batches = 0
     with ExitStack() as attached:

@@ -74,26 +74,18 @@ class Settings:
         check_sweep_precision(self.sweep_precision)
 
 
-class Measurement(DrivingCallback):
-    """Measures at the first batch of a fit, and ends the fit there.
+class _AtTheFirstBatch(DrivingCallback):
+    """Measures at the first batch of a fit, and ends the fit there."""
 
-    Args:
-        settings: What to measure.
-    """
-
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, measurement: "Measurement") -> None:
         super().__init__()
-        self.settings = settings
-        self.finding: ProbeFinding | None = None
-        """What came of it; None as long as there was no first batch."""
-        self.advance: Callable[[], object] | None = None
-        """Called after each evaluation of a batch, for whoever waits to see it."""
+        self._measurement = measurement
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the optimizer, and let a training that has come to its end begin one more epoch."""
         checks.check_optimizer(trainer.optimizers, "find_probes")
-        if self.settings.sweep_precision is not None:
+        if self._measurement.settings.sweep_precision is not None:
             check_float32(trainer, trainable_parameters(trainer.optimizers))
         # After the schedulers were made, which may ask for the number of steps.
         trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
@@ -102,8 +94,38 @@ class Measurement(DrivingCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Measure."""
         compat.drop_gradients(trainer, pl_module, batch_idx)
-        self.finding = self._measured(trainer, pl_module, plan_of(trainer))
+        self._measurement.measure(trainer, pl_module, plan_of(trainer))
         raise compat.FitEnded
+
+
+class Measurement:
+    """What the finder measures in a fit that takes no step.
+
+    Args:
+        settings: What to measure.
+
+    Attributes:
+        settings: As given.
+        callback: Measures at the first batch of a fit.
+        finding: What came of it; None as long as there was no first batch.
+        advance: Called after each evaluation of a batch, for whoever waits to see it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.callback = _AtTheFirstBatch(self)
+        self.finding: ProbeFinding | None = None
+        self.advance: Callable[[], object] | None = None
+
+    def measure(self, trainer: Trainer, module: LightningModule, plan: Plan) -> None:
+        """Measure on the batches of a plan, at the weights as they are.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            plan: The epoch's batches.
+        """
+        self.finding = self._measured(trainer, module, plan)
 
     def _measured(self, trainer: Trainer, module: LightningModule, plan: Plan) -> ProbeFinding:
         settings = self.settings
@@ -156,7 +178,7 @@ class Measurement(DrivingCallback):
     ) -> tuple[Sweep, float, float]:
         """Sweep as training would; returns what that measured, the radius, and the time of a forward pass."""
         settings, began = self.settings, [0.0]
-        oracle = Oracle(trainer, module, self.driver.answering, float32=settings.sweep_precision is not None)
+        oracle = Oracle(trainer, module, self.callback.driver.answering, float32=settings.sweep_precision is not None)
 
         def advance() -> None:
             # From the first batch on: before it workers start, which they do once an epoch.

@@ -1,5 +1,6 @@
 """Training steps under manual optimization that behave as automatic ones, with a place to change the gradient."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -54,9 +55,10 @@ class Driver:
             return answer(module, user_step, batch)
 
 
-class DrivingCallback(Callback):
+class DrivingCallback(Callback, ABC):
     """A callback whose driver answers the calls of the module's ``training_step``."""
 
+    @abstractmethod  # so that command lines do not offer the class itself among the Trainer's callbacks
     def __init__(self) -> None:
         self.driver = Driver()
 

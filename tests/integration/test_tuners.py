@@ -98,7 +98,7 @@ def test_corrections_go_on_after_a_tuner(name, control, tmp_path):
     _, run = fit(TUNERS[name](), [callback], tmp_path)
     report = callback.report
     assert report.backward_evaluations - report.warmup_evaluations == run.global_step
-    # After a batch size finder alone, Lightning trains a milestone's epoch on one batch, which it counts as the epoch's seventh.
+    # After a batch size finder alone, Lightning trains a milestone's epoch on one batch, and counts that as its seventh.
     lost = len(MILESTONES) if name == "batch size" else 0
     if control != "carry":  # whose rows are lost with the loader that a tuner makes anew, and then fill again
         assert report.snapshots == 4 - lost

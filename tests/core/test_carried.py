@@ -126,7 +126,7 @@ def test_the_batches_of_a_step_that_gave_a_gradient_stand_for_its_row():
 
 @pytest.mark.parametrize("row", [-1, 7])
 def test_a_batch_outside_the_plan_is_an_index_error(row):
-    with pytest.raises(IndexError, match=rf"`batch` must be in \[0, 7\), the batches of the plan, got {row}"):
+    with pytest.raises(IndexError, match=rf"`key` must be in \[0, 7\), the batches of the plan, got {row}"):
         CarriedRows(WEIGHTS, 3, group=2).correction(row)
 
 

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_vamo.core.control.rows import Rows
 from lightning_vamo.errors import InvalidArgumentError
 
 
-class CarriedRows:
+class CarriedRows(Rows):
     r"""A table whose rows are used once per epoch, each then replaced by what the step that used it measured.
 
     The step of batch :math:`k` computes :math:`c_k = U \nabla f_k(x_k)`, the fresh value of its row, before it corrects the
@@ -40,6 +41,8 @@ class CarriedRows:
         Defazio et al., "SAGA", arXiv:1407.0202; Ying et al., "Convergence of variance-reduced stochastic learning under random
         reshuffling", arXiv:1708.01383, whose AVRG takes the mean of the last epoch too.
     """
+
+    wants_slopes = True
 
     def __init__(self, weights: Tensor, count: int, beta: float = 1.0, group: int = 1, deltas: Tensor | None = None) -> None:
         if weights.ndim != 1 or (deltas is not None and deltas.shape != (len(weights), count)):
@@ -82,38 +85,38 @@ class CarriedRows:
         self.mean = weights @ self._rows / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
         """Weighted mean of the rows at the epoch's beginning, shape ``(q,)``, float64."""
 
-    def correction(self, batch: int) -> Tensor:
+    def correction(self, key: int) -> Tensor:
         """Coefficients along the directions of the control variate of one batch, as its step is to use them.
 
         Args:
-            batch: Its position in the plan, ``0 <= batch < len(self)``.
+            key: Position of the batch in the plan, ``0 <= key < len(self)``.
 
         Returns:
             Shape ``(q,)``, float64.
 
         Raises:
-            IndexError: If it is not in the plan.
+            IndexError: If ``key`` is not in the plan.
         """
-        if not 0 <= batch < self._length:
-            raise IndexError(f"`batch` must be in [0, {self._length}), the batches of the plan, got {batch}.")
-        row = batch // self.group
+        if not 0 <= key < self._length:
+            raise IndexError(f"`key` must be in [0, {self._length}), the batches of the plan, got {key}.")
+        row = key // self.group
         return torch.where(self._used[row], self.beta * (self._rows[row] - self.mean), 0.0)
 
-    def refresh(self, batches: Sequence[int], slopes: Tensor, accumulated: int = 1) -> None:
+    def refresh(self, keys: Sequence[int], slopes: Tensor, accumulated: int = 1) -> None:
         """Replace a row by what its step has measured.
 
         Args:
-            batches: Positions in the plan of the batches whose gradients the step accumulated. If they do not share a row, as
-                after a checkpoint of plain training from within a step, it tells nothing of either, and nothing changes.
+            keys: Positions in the plan of the batches whose gradients the step accumulated. If the batches do not share a row,
+                as after a checkpoint of plain training from within a step, the step tells nothing of either row: none changes.
             slopes: Coordinates of the step's uncorrected gradient, shape ``(q,)``. If they are not finite, which makes the
                 optimizer skip the step, the row stays as it is.
             accumulated: The number that each of the batches' losses was divided by.
         """
-        rows = {batch // self.group for batch in batches}
+        rows = {key // self.group for key in keys}
         if len(rows) != 1:
             return
         [row] = rows
-        new = slopes.to(self._rows) * (accumulated / len(batches))
+        new = slopes.to(self._rows) * (accumulated / len(keys))
         finite = new.isfinite().all()
         self._rows[row] = torch.where(finite, new, self._rows[row])
         self._known[row] |= finite

@@ -8,7 +8,13 @@ from torch import Tensor
 
 
 class Coefficient(ABC):
-    r"""Factors :math:`\beta_j` for the rows of a table, one per direction."""
+    r"""Factors :math:`\beta_j` for the rows of a table, one per direction.
+
+    Attributes:
+        wants_slopes: Whether :meth:`observe` uses the slopes of each step's gradient.
+    """
+
+    wants_slopes: bool = False
 
     @abstractmethod
     def factors(self, progress: float) -> Tensor | float:
@@ -19,6 +25,14 @@ class Coefficient(ABC):
 
         Returns:
             :math:`\beta`, shape ``(q,)`` or one number for all directions.
+        """
+
+    def observe(self, slopes: Tensor, row: Tensor) -> None:  # noqa: B027 -- most schedules look at nothing
+        """See a step's gradient and its row, after the factors of its correction were taken; nothing unless they matter.
+
+        Args:
+            slopes: Coordinates of the uncorrected gradient along the directions, shape ``(q,)``.
+            row: The centred row of the table that belongs to the step, shape ``(q,)``.
         """
 
 
@@ -71,6 +85,8 @@ class Regression(Coefficient):
         prior: How many steps of a perfect table the first estimates lean on.
     """
 
+    wants_slopes = True
+
     def __init__(self, count: int, memory: int = 100, prior: float = 10.0) -> None:
         self.memory = memory
         self.prior = prior
@@ -88,12 +104,12 @@ class Regression(Coefficient):
         return ((self._weight * estimate + self._prior) / (self._weight + self._prior)).clamp(0, 1)
 
     def observe(self, slopes: Tensor, row: Tensor) -> None:
-        """See what a step's gradient was, when the factors of its correction have been taken.
+        """See :meth:`Coefficient.observe`.
 
         Args:
             slopes: Coordinates of the uncorrected gradient along the directions, shape ``(q,)``. If they are not finite, which
-                makes the optimizer skip the step, it is left out.
-            row: The centred row of the table that belongs to it, shape ``(q,)``.
+                makes the optimizer skip the step, the step is left out.
+            row: The centred row of the table that belongs to the step, shape ``(q,)``.
         """
         c, r = slopes.double(), row.to(slopes.device).double()
         self._to(c.device)

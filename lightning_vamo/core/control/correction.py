@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_vamo.core.control.carried import CarriedRows
-from lightning_vamo.core.control.coefficients import Coefficient, Constant, Regression
+from lightning_vamo.core.control.coefficients import Coefficient, Constant
 from lightning_vamo.core.control.rows import Rows
 from lightning_vamo.core.control.table import ControlVariate
 from lightning_vamo.core.directions import ProbeDirections
@@ -27,7 +26,7 @@ class Correction:
         parameters: The parameters, in the order in which the directions were drawn.
         directions: The ``q`` directions :math:`u_j`.
         control: Gives the coefficients :math:`r_{k,j}` of a row. If its ``beta`` is zero, gradients are not touched at all.
-            Carried rows are refreshed by each step.
+            Rows that want the slopes of each step's gradient are refreshed with them.
         own: This rank's part of a table, where gradients are averaged over ranks; ``control`` is the mean over the ranks.
         coefficient: Factors of the rows that change from step to step; by default there are none.
     """
@@ -116,17 +115,15 @@ class Correction:
         unit = torch.ones((), device=coefficients.device)
         if scale is not None:
             coefficients, unit = scale(coefficients), scale(unit)
-        control, coefficient = self.control, self.coefficient
-        if isinstance(coefficient, Regression) or isinstance(control, CarriedRows):
-            # Of what the gradient is before its correction; it changes the factors, and the rows, of later steps only.
+        if self.control.wants_slopes or self.coefficient.wants_slopes:
+            # Of what the gradient is before its correction; they change the factors, and the rows, of later steps only.
             if slopes is None:
                 slopes = self.directions.project(gradients) / unit
-            if isinstance(control, CarriedRows):
-                control.refresh(rows, slopes, accumulated)
-                if not control.ready:
-                    return None
-            if isinstance(coefficient, Regression):
-                coefficient.observe(slopes, row)
+            self.control.refresh(rows, slopes, accumulated)
+            if self.control.ready:
+                self.coefficient.observe(slopes, row)
+        if not self.control.ready:
+            return None
         square, product, step = self.directions.subtract_(gradients, coefficients)
         moments = torch.stack((square, 2 * product - step)) / unit.double() ** 2
         return torch.where(moments.isfinite().all(), moments, 0.0)

@@ -26,6 +26,11 @@ class ShardGroup:
     group: Any = None
     device: str = "cpu"
 
+    @property
+    def size(self) -> int:
+        """How many processes they are."""
+        return 1 if self.group is None else dist.get_world_size(self.group)
+
     def total(self, values: Tensor) -> Tensor:
         """Sum over the group; what is given where this process holds everything.
 
@@ -44,6 +49,8 @@ class ShardGroup:
 
 def local(tensor: Tensor) -> Tensor:
     """The numbers of a tensor that this process holds, apart from its gradient; they change as the tensor does."""
+    if type(tensor) is Tensor and not tensor.requires_grad:
+        return tensor  # most gradients: to ask for less takes as long as to add a small one up
     if is_sharded(tensor):
         with torch.no_grad():
             tensor = tensor.to_local()  # type: ignore[attr-defined]

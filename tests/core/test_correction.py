@@ -331,7 +331,7 @@ class NotedRows(Rows):
         return torch.tensor([float(key), 0.0])
 
     def refresh(self, keys, slopes, accumulated=1):
-        self.notes.append(("refresh", keys, slopes.tolist(), accumulated))
+        self.notes.append(("refresh", keys, slopes.coordinates.tolist(), accumulated))
 
 
 class NotedCoefficient(Coefficient):
@@ -344,7 +344,7 @@ class NotedCoefficient(Coefficient):
         return 1.0
 
     def observe(self, slopes, row):
-        self.notes.append(("observe", slopes.tolist(), row.tolist()))
+        self.notes.append(("observe", slopes.coordinates.tolist(), row.tolist()))
 
 
 @pytest.mark.parametrize("ready", [True, False])

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_vamo.core.directions.slopes import Slopes
+
 
 class Rows(ABC):
     r"""Where the coefficients of a correction come from.
@@ -34,12 +36,12 @@ class Rows(ABC):
         """
 
     def refresh(  # noqa: B027 -- most rows stay as they were measured
-        self, keys: Sequence[Any], slopes: Tensor, accumulated: int = 1
+        self, keys: Sequence[Any], slopes: Slopes, accumulated: int = 1
     ) -> None:
         """Learn the slopes of a step's gradient, after its rows have been used; nothing unless rows change with the steps.
 
         Args:
             keys: What stands for the batches whose gradients the step accumulated.
-            slopes: Coordinates of the step's uncorrected gradient along the directions, shape ``(q,)``.
+            slopes: What the step's uncorrected gradient is along the directions.
             accumulated: The number that each of the batches' losses was divided by.
         """

@@ -8,8 +8,10 @@ from torch import Tensor
 from lightning_vamo.core.directions.base import ProbeDirections
 from lightning_vamo.core.directions.family import Directions
 from lightning_vamo.core.directions.learned.dense_learner import DenseLearner, dense_directions, random_rows
-from lightning_vamo.core.directions.learned.factored import FactoredDirections, normalised
+from lightning_vamo.core.directions.learned.factored import FactoredDirections
 from lightning_vamo.core.directions.learned.factored_learner import FactoredLearner
+from lightning_vamo.core.directions.learned.factors import random
+from lightning_vamo.core.directions.learned.grams import normalised
 from lightning_vamo.core.directions.learned.layout import Layout
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.directions.random.orthonormal import OrthonormalDirections
@@ -76,5 +78,4 @@ class GradientSubspaceDirections(Directions):
     def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
         if self.rank is None:
             return dense_directions(parameters, random_rows(parameters, count, generator))
-        layout = Layout(parameters, self.rank)
-        return FactoredDirections(layout, normalised(layout, layout.random(count, generator)))
+        return FactoredDirections(normalised(random(Layout(parameters, self.rank), count, generator)))

@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_vamo.core.directions.base import ProbeDirections, inner_products
 from lightning_vamo.core.directions.random.seeded import SeededDirections
 from lightning_vamo.core.directions.random.streams import pieces
+from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import ShardGroup, local
 
@@ -36,7 +37,9 @@ class StoredDirections(ProbeDirections):
         size = min(BLOCK, max(part.shape[1] for part in rows))
         self._buffers = {part.dtype: torch.empty(size, dtype=part.dtype, device="cpu") for part in rows}
 
-    def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
+    def move(
+        self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float, *, near: bool = False
+    ) -> None:
         """See :meth:`ProbeDirections.move`."""
         for target, origin, rows in zip(map(local, targets), map(local, origins), self.rows, strict=True):
             torch.add(origin, rows[index].view(origin.shape), alpha=distance, out=target)
@@ -50,7 +53,7 @@ class StoredDirections(ProbeDirections):
                 total += torch.mv(rows, local(vector).reshape(-1).to(rows.dtype)).to(total)
         return self.shards.total(total)
 
-    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
+    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor, slopes: Slopes | None = None) -> Tensor:
         """See :meth:`ProbeDirections.subtract_`."""
         products: list[Tensor] = []
         for vector, rows in zip(vectors, self.rows, strict=True):

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_vamo.core.small import Small, small, tensor_of
 from lightning_vamo.errors import UnsupportedError
 
 if dist.is_available():
@@ -45,6 +46,10 @@ class ShardGroup:
         shared = values.to(self.device, copy=True)
         dist.all_reduce(shared, group=self.group)
         return shared.to(values.device)
+
+    def total_small(self, values: Small) -> Small:
+        """See :meth:`total`, of numbers for small arithmetic."""
+        return values if self.group is None else small(self.total(tensor_of(values)))
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Arithmetic on a few numbers, such as one per direction, in float64.
+"""Arithmetic on a few numbers, such as one per direction, in float64, and on thin factors in their own type.
 
 On a CPU the time of such arithmetic is that of the calls, and NumPy's calls take a third of torch's. Elsewhere the numbers stay
 in tensors on their device: to read one would make the program wait for the device. Both libraries spell what is needed here
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Small: TypeAlias = Any
-"""A NumPy array or number on a CPU, a tensor elsewhere; float64, or truth values."""
+"""A NumPy array or number on a CPU, a tensor elsewhere; float64 unless something else is said, or truth values."""
 
 _TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
@@ -23,6 +23,38 @@ def small(tensor: Tensor) -> Small:
     if tensor.device.type == "cpu":
         return tensor.numpy().astype(np.float64, copy=False)
     return tensor.double()
+
+
+def array(tensor: Tensor) -> Small:
+    """A tensor's own numbers in its own type, float32 or float64: writing to the one writes to the other."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+def wide(values: Small) -> Small:
+    """The numbers in float64."""
+    return values.double() if isinstance(values, Tensor) else values.astype(np.float64)
+
+
+def product(left: Small, right: Small, out: Small | None = None) -> Small:
+    """The matrix product of matrices or vectors; unlike ``@`` on arrays, numbers that are not finite raise no warning."""
+    return torch.matmul(left, right, out=out) if isinstance(left, Tensor) else np.dot(left, right, out=out)
+
+
+def inner_products(rows: Small, others: Small) -> Small:
+    """Inner product of each row with the other of its place, in their own type: shape ``(q,)``."""
+    return torch.linalg.vecdot(rows, others) if isinstance(rows, Tensor) else np.einsum("ij,ij->i", rows, others)
+
+
+def repeated(column: Small, times: int) -> Small:
+    """Each row so many times."""
+    if times == 1:
+        return column
+    return column.repeat_interleave(times, 0) if isinstance(column, Tensor) else column.repeat(times, 0)
+
+
+def typed(values: Small, like: Small) -> Small:
+    """The numbers in the type of others."""
+    return values.to(like.dtype) if isinstance(values, Tensor) else values.astype(like.dtype)
 
 
 def zeros(*shape: int, device: torch.device) -> Small:
@@ -61,7 +93,7 @@ def stacked(*values: Small) -> Small:
 
 def all_finite(values: Small) -> Small:
     """Whether the numbers of a vector are finite, and less than 1e154, in as few calls as can be; not read on a GPU."""
-    square = values @ values
+    square = product(values, values)
     return square.isfinite() if isinstance(square, Tensor) else math.isfinite(square)
 
 

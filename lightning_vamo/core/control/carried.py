@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_vamo.core.control.rows import Rows
 from lightning_vamo.core.directions.slopes import Slopes
-from lightning_vamo.core.small import library, small, tensor_of, zeros
+from lightning_vamo.core.small import Small, library, product, small, tensor_of, zeros
 from lightning_vamo.errors import InvalidArgumentError
 
 
@@ -85,7 +85,7 @@ class CarriedRows(Rows):
         # A row that the epoch is the first to fill has no part in the mean, and corrects nothing.
         used = self._known * (self._weights > 0)
         weights = self._weights * used
-        self._mean = weights @ self._rows / weights.sum().clip(torch.finfo(torch.float64).tiny)
+        self._mean = product(weights, self._rows) / weights.sum().clip(torch.finfo(torch.float64).tiny)
         self._centred = used.reshape(-1, 1) * (self._rows - self._mean)
 
     @property
@@ -105,9 +105,13 @@ class CarriedRows(Rows):
         Raises:
             IndexError: If ``key`` is not in the plan.
         """
+        return tensor_of(self.row(key))
+
+    def row(self, key: int) -> Small:
+        """See :meth:`Rows.row`."""
         if not 0 <= key < self._length:
             raise IndexError(f"`key` must be in [0, {self._length}), the batches of the plan, got {key}.")
-        return tensor_of(self.beta * self._centred[key // self.group])
+        return self.beta * self._centred[key // self.group]
 
     def refresh(self, keys: Sequence[int], slopes: Slopes, accumulated: int = 1) -> None:
         """Replace a row by what its step has measured.
@@ -138,7 +142,7 @@ class CarriedRows(Rows):
             turning: Turns coordinates along the old directions into such along the new ones, shape ``(q, new q)``.
         """
         turns = small(turning)
-        self._rows, self._centred, self._mean = (part @ turns for part in (self._rows, self._centred, self._mean))
+        self._rows, self._centred, self._mean = (product(part, turns) for part in (self._rows, self._centred, self._mean))
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as plain types and tensors."""

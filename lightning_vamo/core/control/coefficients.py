@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.directions.slopes import Slopes
-from lightning_vamo.core.small import placed, small, stacked, tensor_of, zeros
+from lightning_vamo.core.small import Small, placed, small, stacked, tensor_of, zeros
 
 
 class Coefficient(ABC):
@@ -30,7 +30,19 @@ class Coefficient(ABC):
             :math:`\beta`, shape ``(q,)`` or one number for all directions.
         """
 
-    def observe(self, slopes: Slopes, row: Tensor) -> None:  # noqa: B027 -- most schedules look at nothing
+    def numbers(self, progress: float) -> Small:
+        """What :meth:`factors` gives, as numbers for small arithmetic.
+
+        Args:
+            progress: See :meth:`factors`.
+
+        Returns:
+            See :meth:`factors`.
+        """
+        factors = self.factors(progress)
+        return small(factors) if isinstance(factors, Tensor) else factors
+
+    def observe(self, slopes: Slopes, row: Small) -> None:  # noqa: B027 -- most schedules look at nothing
         """See a step's gradient and its row, after the factors of its correction were taken; nothing unless they matter.
 
         Args:
@@ -99,12 +111,16 @@ class Regression(Coefficient):
 
     def factors(self, progress: float = 0.0) -> Tensor:
         """See :meth:`Coefficient.factors`."""
-        c, r, product, square, weight, prior = self._sums
-        # W^2 times the covariance and the variance. Where the rows were all the same the estimate is 1.
-        estimate = (weight * product - c * r + _TINY) / (weight * square - r * r + _TINY)
-        return tensor_of(((weight * estimate + prior) / (weight + prior)).clip(0, 1))
+        return tensor_of(self.numbers(progress))
 
-    def observe(self, slopes: Slopes, row: Tensor) -> None:
+    def numbers(self, progress: float = 0.0) -> Small:
+        """See :meth:`Coefficient.numbers`."""
+        c, r, both, square, weight, prior = self._sums
+        # W^2 times the covariance and the variance. Where the rows were all the same the estimate is 1.
+        estimate = (weight * both - c * r + _TINY) / (weight * square - r * r + _TINY)
+        return ((weight * estimate + prior) / (weight + prior)).clip(0, 1)
+
+    def observe(self, slopes: Slopes, row: Small) -> None:
         """See :meth:`Coefficient.observe`.
 
         Args:
@@ -112,9 +128,9 @@ class Regression(Coefficient):
                 the step, the step is left out.
             row: The centred row of the table that belongs to the step, shape ``(q,)``.
         """
-        c, r = slopes.coordinates, small(row)
+        c, zero = slopes.coordinates, row * 0
         self._sums = placed(self._sums, slopes.device)
-        seen = stacked(c, r, c * r, r * r, c * 0 + 1, c * 0)
+        seen = stacked(c, row, c * row, row * row, zero + 1, zero)
         counted = slopes.counted
         self._sums = self._sums * (1 - counted / self.memory) + seen * counted
 

@@ -46,8 +46,7 @@ class Correction:
         self.control = control
         self.own: Rows = control if own is None else own
         self.coefficient = Constant() if coefficient is None else coefficient
-        self.factors: Tensor | float = 1.0
-        """The factors of the rows that the last step used."""
+        self._factors: Small = 1.0
 
     @contextmanager
     def withheld(
@@ -113,36 +112,43 @@ class Correction:
             return None
         check_dense(gradients)
         row = self._row(self.control, rows, accumulated)
-        coefficients, unit = tensor_of(self._weighted(row, progress)), 1.0
+        weights, unit = self._weighted(row, progress), 1.0
         if scale is not None:
-            coefficients, unit = scale(coefficients), small(scale(torch.ones((), device=coefficients.device)))
+            coefficients = tensor_of(weights)
+            weights, unit = small(scale(coefficients)), small(scale(torch.ones((), device=coefficients.device)))
         if self.control.wants_slopes or self.coefficient.wants_slopes:
             # Of what the gradient is before its correction; they change the factors, and the rows, of later steps only.
             if slopes is None:
                 slopes = self.directions.measure(gradients).times(1 / unit)
             self.control.refresh(rows, slopes, accumulated)
             if self.control.ready:
-                self.coefficient.observe(slopes, tensor_of(row))
+                self.coefficient.observe(slopes, row)
         if not self.control.ready:
             return None
         if slopes is not None and scale is not None:
             slopes = slopes.times(unit)
-        square, product, step = small(self.directions.subtract_(gradients, coefficients, slopes))
+        square, product, step = self.directions.remove_(gradients, weights, slopes)
         moments = stacked(square, 2 * product - step) / unit**2
         return tensor_of(finite_or_zero(moments, all_finite(moments)))
 
     @staticmethod
     def _row(control: Rows, keys: Sequence[Any], accumulated: int) -> Small:
         """The mean row of a step's batches."""
-        rows = [small(control.correction(key)) for key in keys]
+        rows = [control.row(key) for key in keys]
         return rows[0] if len(rows) == accumulated == 1 else stacked(*rows).sum(0) / accumulated
 
     def _weighted(self, row: Small, progress: float) -> Small:
         """A row with the factors of the coming step."""
-        self.factors = factors = self.coefficient.factors(progress)
-        if isinstance(factors, Tensor):
-            return row * (placed(small(factors), row.device) if isinstance(row, Tensor) else small(factors))
+        factors = self.coefficient.numbers(progress)
+        if not isinstance(factors, float) and isinstance(row, Tensor):
+            factors = placed(factors, row.device)
+        self._factors = factors
         return row * factors
+
+    @property
+    def factors(self) -> Tensor | float:
+        """The factors of the rows that the last step used."""
+        return self._factors if isinstance(self._factors, float) else tensor_of(self._factors)
 
     def total(self, moments: Tensor) -> Tensor:
         """Add up over all shards what :meth:`apply` returned; every process must call it.

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_vamo.core.directions.slopes import Slopes
+from lightning_vamo.core.small import Small, small
 
 
 class Rows(ABC):
@@ -34,6 +35,17 @@ class Rows(ABC):
         Returns:
             Shape ``(q,)``, in loss units per unit of parameter norm.
         """
+
+    def row(self, key: Any) -> Small:
+        """What :meth:`correction` gives, as numbers for small arithmetic.
+
+        Args:
+            key: See :meth:`correction`.
+
+        Returns:
+            Shape ``(q,)``.
+        """
+        return small(self.correction(key))
 
     def refresh(  # noqa: B027 -- most rows stay as they were measured
         self, keys: Sequence[Any], slopes: Slopes, accumulated: int = 1

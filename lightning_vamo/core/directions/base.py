@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import ShardGroup, local
+from lightning_vamo.core.small import Small, small, tensor_of
 
 
 class ProbeDirections(ABC):
@@ -80,7 +81,6 @@ class ProbeDirections(ABC):
         """
         return slopes.leading(self.count)
 
-    @abstractmethod
     def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor, slopes: Slopes | None = None) -> Tensor:
         r"""Subtract :math:`w = \sum_j c_j u_j` from ``vectors``, in place.
 
@@ -93,6 +93,20 @@ class ProbeDirections(ABC):
             Shape ``(3,)``, float64: :math:`g^\top g`, :math:`g^\top w`, :math:`w^\top w`, over the tensors that are not
             None, as they were before. The squared norm falls by :math:`2 g^\top w - w^\top w`, which a difference of norms
             would lose to rounding. Of sharded tensors, the share of this process: a training step is not to communicate.
+        """
+        return tensor_of(self.remove_(vectors, small(coefficients.detach()), slopes))
+
+    @abstractmethod
+    def remove_(self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None) -> Small:
+        """What :meth:`subtract_` does, with coefficients and results that are numbers for small arithmetic.
+
+        Args:
+            vectors: See :meth:`subtract_`.
+            coefficients: See :meth:`subtract_`, where the vectors are.
+            slopes: See :meth:`subtract_`.
+
+        Returns:
+            See :meth:`subtract_`.
         """
 
     def whiten(self, slopes: Tensor) -> Tensor:

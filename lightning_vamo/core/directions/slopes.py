@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_vamo.core.small import Small, all_finite, finite_or_zero, small
+from lightning_vamo.core.small import Small, all_finite, finite_or_zero, product, small
 
 
 class Slopes:
@@ -67,7 +67,7 @@ class Slopes:
 
     def turned(self, turning: Small) -> "Slopes":
         """The leading coordinates, as many as a matrix has rows, times the matrix."""
-        return Slopes(self.leading(len(turning)).coordinates @ turning, self.finite, self.square)
+        return Slopes(product(self.leading(len(turning)).coordinates, turning), self.finite, self.square)
 
     def times(self, unit: Small) -> "Slopes":
         """The slopes of so many times the gradient."""

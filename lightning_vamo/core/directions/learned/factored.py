@@ -14,7 +14,7 @@ from lightning_vamo.core.directions.learned.products import Products
 from lightning_vamo.core.directions.learned.updates import Update
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.sharding import local
-from lightning_vamo.core.small import Small, placed, small, stacked, tensor_of
+from lightning_vamo.core.small import Small, array, library, placed, product, repeated, small, stacked, tensor_of, typed
 
 
 class FactoredDirections(ProbeDirections):
@@ -77,7 +77,7 @@ class FactoredDirections(ProbeDirections):
     def measure(self, vectors: Sequence[Tensor | None]) -> Slopes:
         """See :meth:`ProbeDirections.measure`."""
         along, square = self._look(vectors)
-        return self.in_basis(Slopes.of(small(self.shards.total(tensor_of(along))), square))
+        return self.in_basis(Slopes.of(self.shards.total_small(along), square))
 
     def in_basis(self, slopes: Slopes) -> Slopes:
         """See :meth:`ProbeDirections.in_basis`."""
@@ -88,20 +88,19 @@ class FactoredDirections(ProbeDirections):
         self._products.take(vectors, self.factors, right=False)
         return self._products.along(self.factors), self._products.square
 
-    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor, slopes: Slopes | None = None) -> Tensor:
-        """See :meth:`ProbeDirections.subtract_`; what is subtracted is never made as a whole."""
-        r, size = small(coefficients), self.shards.size
-        weights = self.whitening @ r
+    def remove_(self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None) -> Small:
+        """See :meth:`ProbeDirections.remove_`; what is subtracted is never made as a whole."""
+        size, weights = self.shards.size, product(self.whitening, coefficients)
         if slopes is None or slopes.square is None:
             along, square = self._look(vectors)
-            product = along @ weights
+            inner = product(along, weights)
         else:
-            square, product = slopes.square, slopes.coordinates @ r / size
-        step = r @ self._metric(vectors) @ r / size
-        self._subtract(vectors, tensor_of(weights, self.layout.dtype))
-        return tensor_of(stacked(square, product, step))
+            square, inner = slopes.square, product(slopes.coordinates, coefficients) / size
+        step = product(coefficients, product(self._metric(vectors), coefficients)) / size
+        self._subtract(vectors, weights)
+        return stacked(square, inner, step)
 
-    def _subtract(self, vectors: Sequence[Tensor | None], weights: Tensor) -> None:
+    def _subtract(self, vectors: Sequence[Tensor | None], weights: Small) -> None:
         layout, taken = self.layout, self._taken
         taken.combine(self.factors, weights)
         for matrix, update, right in zip(layout.matrices, self._updates, taken.rights, strict=True):
@@ -135,15 +134,16 @@ class _Taken:
 
     def __init__(self, factors: Factors) -> None:
         layout = factors.layout
-        self._right = torch.empty_like(factors.right)
-        self._whole = layout.empty(layout.sizes[2])
-        self.rights = torch.split(self._right, [matrix.columns for matrix in layout.matrices], dim=1)
+        right, whole = torch.empty_like(factors.right), layout.empty(layout.sizes[2])
+        self._right_array, self._whole_array = array(right), array(whole)
+        self.rights = torch.split(right, [matrix.columns for matrix in layout.matrices], dim=1)
         """The right factors of each matrix, each times its coefficient."""
-        self.wholes = factors.shaped(self._whole)
+        self.wholes = factors.shaped(whole)
         """The numbers of each parameter that is kept whole."""
 
-    def combine(self, factors: Factors, weights: Tensor) -> None:
+    def combine(self, factors: Factors, weights: Small) -> None:
         """Work out the combination with some weights, shape ``(q,)``."""
-        columns = weights if factors.layout.rank == 1 else weights.repeat_interleave(factors.layout.rank)
-        torch.mul(factors.right, columns.unsqueeze(1), out=self._right)
-        torch.mv(factors.whole.t(), weights, out=self._whole)
+        right, (_, whole) = self._right_array, factors.arrays
+        row, functions = typed(weights, right), library(right)
+        functions.multiply(factors.right_array, repeated(row.reshape(-1, 1), factors.layout.rank), out=right)
+        product(row, whole, out=self._whole_array)

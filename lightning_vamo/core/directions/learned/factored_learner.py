@@ -13,7 +13,7 @@ from lightning_vamo.core.directions.learned.nystrom import power_iterated
 from lightning_vamo.core.directions.learned.passes import PowerIteration
 from lightning_vamo.core.directions.learned.products import Products
 from lightning_vamo.core.directions.slopes import Slopes
-from lightning_vamo.core.small import Small, small, tensor_of
+from lightning_vamo.core.small import Small, library, product, repeated, typed
 from lightning_vamo.errors import InvalidArgumentError
 
 
@@ -42,28 +42,31 @@ class FactoredLearner(PowerIteration[Factors]):
         self._sums = zeros(self._layout, count)
         self._now, self._last = Products(self._layout, count), Products(self._layout, count)
 
-    @torch.no_grad()
     def observe(self, gradients: Sequence[Tensor | None]) -> None:
         """See :meth:`Learner.observe`; a gradient that is not finite is passed over."""
         now, basis = self._now, self._basis()
-        now.take(gradients, basis)
-        along = small(self._layout.shards.total(tensor_of(now.along(basis))))
-        slopes = Slopes.of(along, now.square)
+        with torch.no_grad():
+            now.take(gradients, basis)
+            now_along = now.along(basis)
+        slopes = Slopes.of(self._layout.shards.total_small(now_along), now.square)
         if self.current is not None:
             self.slopes = self.current.in_basis(slopes)
         # The mean gradient is small against the noise: its square may stand for the noise's, which would take the last one.
         self._squares = self._squares + slopes.square_or_zero
         now.zero_unless(slopes.finite)
-        self._sum_up(self._change(self._directions.deflation @ slopes.coordinates, slopes.finite))
+        self._sum_up(self._change(product(self._directions.deflation, slopes.coordinates), slopes.finite))
         self._now, self._last = self._last, now
 
     def _sum_up(self, change: Small) -> None:
         """Add the difference of the last two gradients to the sketches, which takes the last but one."""
-        weights = tensor_of(change, self._layout.dtype)
-        columns = weights if self._layout.rank == 1 else weights.repeat_interleave(self._layout.rank)
-        sums, now, last = self._sums, self._now.factors, self._last.factors
-        sums.thin.addcmul_(columns.unsqueeze(1), torch.sub(now.thin, last.thin, out=last.thin))
-        sums.whole.addr_(weights, torch.sub(now.whole, last.whole, out=last.whole))
+        (sums, whole_sums), (now, whole), (last, last_whole) = (
+            factors.arrays for factors in (self._sums, self._now.factors, self._last.factors)
+        )
+        column, functions = typed(change, now).reshape(-1, 1), library(now)
+        functions.subtract(now, last, out=last)
+        sums += functions.multiply(last, repeated(column, self._layout.rank), out=last)
+        functions.subtract(whole, last_whole, out=last_whole)
+        whole_sums += column * last_whole
 
     @property
     def _directions(self) -> FactoredDirections:

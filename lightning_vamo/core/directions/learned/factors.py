@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.directions.learned.layout import Layout
+from lightning_vamo.core.small import Small, array
 
 
 class Factors:
@@ -29,6 +30,21 @@ class Factors:
         """The part of ``thin`` that is of the :math:`A_j`."""
         self.right = thin.narrow(1, rows, columns)
         """The part of ``thin`` that is of the :math:`B_j`."""
+
+    @cached_property
+    def arrays(self) -> tuple[Small, Small]:
+        """``thin`` and ``whole`` for small arithmetic, in their own type."""
+        return array(self.thin), array(self.whole)
+
+    @cached_property
+    def left_array(self) -> Small:
+        """``left`` for small arithmetic, in its own type."""
+        return array(self.left)
+
+    @cached_property
+    def right_array(self) -> Small:
+        """``right`` for small arithmetic, in its own type."""
+        return array(self.right)
 
     @cached_property
     def lefts(self) -> list[Tensor]:

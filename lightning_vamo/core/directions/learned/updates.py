@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lightning_vamo.core.directions.learned.products import MANY_ROWS
 
-# Numbers that are added to at a time on a CPU, so that they are in its cache when they are read again.
-BLOCK = 2**18
+# Numbers that are worked out at a time on a CPU, so that they are in its cache when they are read again.
+BLOCK = 2**19
 
 
 class Update:
@@ -27,15 +27,13 @@ class Update:
         self._left = left
         self._columns = left.t()
         self._right = right
-        self._rows: Tensor | None = None
+        self._touched: list[tuple[Tensor, Tensor]] | None = None
         # A GPU has the bandwidth to work on all rows, and would have to be waited for.
         if left.device.type == "cpu" and left.shape[1] >= MANY_ROWS:
             rows = np.flatnonzero(left.numpy().any(axis=0))
             # Picking rows costs a few times what going through them in order does.
-            if len(rows) < left.shape[1] / 3:
-                self._rows = torch.from_numpy(rows)
-                self._touched = left.index_select(1, self._rows)
-                self._columns = self._touched.t()
+            if len(rows) < left.shape[1] / 4:
+                self._touched = _parts(left, torch.from_numpy(rows), right.shape[1])
 
     def subtract_(self, vector: Tensor, right: Tensor) -> None:
         """Subtract a combination of the products from a gradient, in place.
@@ -48,10 +46,11 @@ class Update:
         wide = vector
         if vector.dim() != 2 or not in_place:
             wide = vector.reshape(-1, right.shape[1]).to(right)
-        if self._rows is None:
+        if self._touched is None:
             wide.addmm_(self._columns, right, alpha=-1)
         else:
-            wide.index_add_(0, self._rows, torch.mm(self._columns, right), alpha=-1)
+            for rows, left in self._touched:
+                wide.index_add_(0, rows, torch.mm(left.t(), right), alpha=-1)
         if not in_place:
             vector.copy_(wide.view(vector.shape))
 
@@ -69,22 +68,26 @@ class Update:
         left, right = (part.narrow(0, factors.start, size) for part in (self._left, self._right))
         columns = right.shape[1]
         if not (_in_place(target, right) and _in_place(origin, right)):
-            moved = torch.addmm(origin.reshape(-1, columns).to(left), left.t(), right, alpha=distance)
+            moved = _moved(origin.reshape(-1, columns).to(left), left, right, distance)
             target.copy_(moved.view(target.shape))
             return
         end, begin = target.view(-1, columns), origin.view(-1, columns)
-        if self._rows is None:
-            for part in _blocks(*begin.shape, on_cpu=begin.device.type == "cpu"):
-                to = end.narrow(0, *part)
-                torch.addmm(begin.narrow(0, *part), left.narrow(1, *part).t(), right, alpha=distance, out=to)
+        if self._touched is None:
+            for part in _blocks(len(begin), columns, whole=size == 1 or begin.device.type != "cpu"):
+                _moved(begin.narrow(0, *part), left.narrow(1, *part), right, distance, out=end.narrow(0, *part))
             return
         if not near:
             end.copy_(begin)
-        left = self._touched.narrow(0, factors.start, size)
-        for part in _blocks(len(self._rows), columns, on_cpu=True):
-            rows = self._rows.narrow(0, *part)
-            moved = begin.index_select(0, rows).addmm_(left.narrow(1, *part).t(), right, alpha=distance)
-            end.index_copy_(0, rows, moved)
+        for rows, touched in self._touched:
+            some = touched.narrow(0, factors.start, size)
+            end.index_copy_(0, rows, _moved(begin.index_select(0, rows), some, right, distance))
+
+
+def _moved(origin: Tensor, left: Tensor, right: Tensor, distance: float, out: Tensor | None = None) -> Tensor:
+    """Add a product to a matrix. One of rank one takes no longer than to copy the matrix, if it is not taken for a product."""
+    if len(left) == 1:
+        return torch.addcmul(origin, left.t(), right, value=distance, out=out)
+    return torch.addmm(origin, left.t(), right, alpha=distance, out=out)
 
 
 def _in_place(tensor: Tensor, like: Tensor) -> bool:
@@ -92,7 +95,13 @@ def _in_place(tensor: Tensor, like: Tensor) -> bool:
     return tensor.dtype == like.dtype and tensor.is_contiguous()
 
 
-def _blocks(rows: int, columns: int, *, on_cpu: bool) -> Iterator[tuple[int, int]]:
-    """Beginnings and numbers of rows of parts that fit a processor's cache; one part on a GPU."""
-    size = max(1, BLOCK // max(1, columns)) if on_cpu else max(1, rows)
+def _blocks(rows: int, columns: int, *, whole: bool = False) -> Iterator[tuple[int, int]]:
+    """Beginnings and numbers of rows of parts that fit a processor's cache, or of one part."""
+    size = max(1, rows if whole else BLOCK // max(1, columns))
     return ((start, min(size, rows - start)) for start in range(0, rows, size))
+
+
+def _parts(left: Tensor, rows: Tensor, columns: int) -> list[tuple[Tensor, Tensor]]:
+    """Some rows, and the columns of the left factors that belong to them, a block at a time."""
+    parts = [rows.narrow(0, *part) for part in _blocks(len(rows), columns)]
+    return [(part, left.index_select(1, part)) for part in parts]

@@ -12,6 +12,7 @@ from lightning_vamo.core.directions.random.streams import Chunk, chunks_of, piec
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import local, shard_group
+from lightning_vamo.core.small import Small, small, tensor_of
 
 
 class RawVectors(Protocol):
@@ -98,10 +99,10 @@ class SeededDirections(ProbeDirections):
                 total += torch.dot(part.double(), piece.double()).to(total.device)
         return total
 
-    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor, slopes: Slopes | None = None) -> Tensor:
-        """See :meth:`ProbeDirections.subtract_`."""
-        weights = self._mixing.T @ coefficients.to(self._mixing)
-        total = torch.zeros(3, dtype=torch.float64, device=coefficients.device)
+    def remove_(self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None) -> Small:
+        """See :meth:`ProbeDirections.remove_`."""
+        weights = self._mixing.T @ tensor_of(coefficients).to(self._mixing)
+        total = torch.zeros(3, dtype=torch.float64, device=weights.device)
         streams = _in_step([self.raw(index) for index in range(self.count)])
         for piece, parts in zip(self._pieces(vectors), streams, strict=True):
             if piece is None:
@@ -111,7 +112,7 @@ class SeededDirections(ProbeDirections):
                 step = combination(weights.to(piece.device), parts)
                 total += moments(piece, step).to(total.device)
                 piece.sub_(step)
-        return total
+        return small(total)
 
     def _pieces(self, vectors: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
         """The chunks of ``vectors``, in step with :meth:`raw`; ``None`` for each chunk of a missing one."""

@@ -25,12 +25,13 @@ class DenseLearner(PowerIteration[Rows]):
     Args:
         parameters: Tensors that give the shapes, types, devices and placements.
         start: Orthonormal directions to start from.
+        count: ``q``, how many of them are given.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], start: StoredDirections) -> None:
+    def __init__(self, parameters: Sequence[Tensor], start: StoredDirections, count: int) -> None:
         self._parameters = parameters
         self._rows = start.rows
-        super().__init__(start, start.rows[0].device)
+        super().__init__(start, count, start.rows[0].device)
 
     def _begin_pass(self) -> None:
         super()._begin_pass()

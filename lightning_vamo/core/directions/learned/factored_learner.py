@@ -30,11 +30,12 @@ class FactoredLearner(PowerIteration[Factors]):
 
     Args:
         start: The directions to start from.
+        count: ``q``, how many of them are given.
     """
 
-    def __init__(self, start: FactoredDirections) -> None:
+    def __init__(self, start: FactoredDirections, count: int) -> None:
         self._layout = start.layout
-        super().__init__(start, start.layout.device)
+        super().__init__(start, count, start.layout.device)
 
     def _begin_pass(self) -> None:
         super()._begin_pass()

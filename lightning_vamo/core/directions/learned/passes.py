@@ -21,14 +21,24 @@ class PowerIteration(Learner, Generic[Basis]):
 
     A sample of the noise is :math:`z_t = (g_t - g_{t-1}) / \sqrt 2`, whose mean is nearly zero however the gradient drifts. A
     pass gives :math:`Y = \sum_t z_t z_t^\top U`, whose orthonormalised columns are the next :math:`U`. If it has fewer
-    differences than there are directions, they cannot be told apart: it then goes on through the snapshot.
+    differences than directions that are given, they cannot be told apart: it then goes on through the snapshot.
+
+    More directions can be followed than are given: the leading ones are then found in fewer passes, as in randomised singular
+    value decomposition.
 
     Args:
         following: The directions to start from.
+        count: ``q``, how many of them are given.
         device: Where gradients are.
+
+    References:
+        Halko, Martinsson & Tropp, "Finding structure with randomness", arXiv:0909.4061.
     """
 
-    def __init__(self, following: ProbeDirections, device: torch.device) -> None:
+    def __init__(self, following: ProbeDirections, count: int, device: torch.device) -> None:
+        self._count = count
+        self._oversampling = following.count - count
+        self._every_share: Tensor | None = None
         self.current = None
         self.slopes = None
         self.shares = None
@@ -52,7 +62,7 @@ class PowerIteration(Learner, Generic[Basis]):
 
     @property
     def _enough(self) -> bool:
-        return float(self._differences) >= self._following.count
+        return float(self._differences) >= self._count
 
     def _change(self, slopes: Small, finite: Small) -> Small:
         """Take note of a gradient's slopes along the directions, over all processes.
@@ -76,15 +86,17 @@ class PowerIteration(Learner, Generic[Basis]):
     @torch.no_grad()
     def directions(self, count: int, generator: torch.Generator) -> ProbeDirections:
         """See :meth:`Learner.directions`; a pass with fewer differences of gradients than directions goes on."""
-        if self._enough or count != self._following.count:
+        if self._enough or count != self._count:
             turn = self._power_iterated() if self._enough else None
-            basis, shares = (self._basis(), self.shares) if turn is None else (turn, self._shares())
-            self._following = self._follow(basis, count, generator)
+            basis, shares = (self._basis(), self._every_share) if turn is None else (turn, self._shares())
+            followed = oversampled(count, self._oversampling, self._following.dimension)
+            self._following = self._follow(basis, followed, generator)
             # A random direction removes nothing.
-            self.shares = None if shares is None else torch.cat((shares, shares[-1:].expand(count)))[:count]
+            self._every_share = None if shares is None else torch.cat((shares, shares[-1:].expand(followed)))[:followed]
+            self._count = count
             self._begin_pass()
-        self.current = self._following
-        return self._following
+        self.shares = None if self._every_share is None else self._every_share[:count]
+        return self.leading(count)
 
     def leading(self, count: int) -> ProbeDirections:
         """See :meth:`Learner.leading`."""
@@ -128,7 +140,8 @@ class PowerIteration(Learner, Generic[Basis]):
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Learner.state_dict`."""
         sums = {name: tensor_of(getattr(self, name)) for name in _SUMS}
-        return {"turned": self._turned, "given": self.current is not None, "shares": self.shares, **sums}
+        counts = {"count": self._count, "given": None if self.current is None else self.current.count}
+        return {"turned": self._turned, "shares": self._every_share, **counts, **sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`Learner.load_state_dict`.
@@ -136,12 +149,17 @@ class PowerIteration(Learner, Generic[Basis]):
         Args:
             state: What :meth:`state_dict` returned.
         """
-        self._turned = state["turned"]
-        self.current = self._following if state["given"] else None
-        self.shares = state["shares"]
+        self._turned, self._count, self._every_share = state["turned"], state["count"], state["shares"]
+        self.shares = None if self._every_share is None or state["given"] is None else self._every_share[: self._count]
+        self.current = None if state["given"] is None else self.leading(state["given"])
         for name in _SUMS:
             setattr(self, name, placed(small(state[name].clone()), self._device))
         self._follows = self._follows > 0
 
     def _copies(self, tensors: list[Tensor]) -> list[Tensor]:
         return [tensor.to(self._device, copy=True) for tensor in tensors]
+
+
+def oversampled(count: int, oversampling: int, dimension: int) -> int:
+    """How many directions to follow where ``count`` are given: no more than there are dimensions."""
+    return max(count, min(count + oversampling, dimension))

@@ -14,6 +14,7 @@ from lightning_vamo.core.control.correction import Correction
 from lightning_vamo.core.control.mixing import coefficient_of, effective_coefficient
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.probes.radius import auto_mu, followed
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.control.base import Control, Here, Snapshot
@@ -76,7 +77,7 @@ class Probed(Snapshot):
         accumulated: int,
         scale: Callable[[Tensor], Tensor] | None,
         progress: float,
-        slopes: Tensor | None,
+        slopes: Slopes | None,
     ) -> Tensor | None:
         """See :meth:`Snapshot.correct`."""
         return self.correction.apply(rows, accumulated, scale, progress, slopes)
@@ -87,7 +88,7 @@ class Probed(Snapshot):
         """See :meth:`Snapshot.withheld`."""
         return self.correction.withheld(row, accumulated, scale, progress)
 
-    def known_slopes(self, learner: Learner | None) -> Tensor | None:
+    def known_slopes(self, learner: Learner | None) -> Slopes | None:
         """See :meth:`Snapshot.known_slopes`."""
         return learner.slopes if learner is not None and learner.current is self.directions else None
 

@@ -26,12 +26,13 @@ class DenseLearner(PowerIteration[Rows]):
         parameters: Tensors that give the shapes, types, devices and placements.
         start: Orthonormal directions to start from.
         count: ``q``, how many of them are given.
+        oversampling: How many more are followed.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], start: StoredDirections, count: int) -> None:
+    def __init__(self, parameters: Sequence[Tensor], start: StoredDirections, count: int, oversampling: int) -> None:
         self._parameters = parameters
         self._rows = start.rows
-        super().__init__(start, count, start.rows[0].device)
+        super().__init__(start, count, oversampling, start.rows[0].device)
 
     def _begin_pass(self) -> None:
         super()._begin_pass()

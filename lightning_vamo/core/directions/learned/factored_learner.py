@@ -31,11 +31,12 @@ class FactoredLearner(PowerIteration[Factors]):
     Args:
         start: The directions to start from.
         count: ``q``, how many of them are given.
+        oversampling: How many more are followed.
     """
 
-    def __init__(self, start: FactoredDirections, count: int) -> None:
+    def __init__(self, start: FactoredDirections, count: int, oversampling: int) -> None:
         self._layout = start.layout
-        super().__init__(start, count, start.layout.device)
+        super().__init__(start, count, oversampling, start.layout.device)
 
     def _begin_pass(self) -> None:
         super()._begin_pass()

@@ -29,15 +29,16 @@ class PowerIteration(Learner, Generic[Basis]):
     Args:
         following: The directions to start from.
         count: ``q``, how many of them are given.
+        oversampling: How many more are to be followed.
         device: Where gradients are.
 
     References:
         Halko, Martinsson & Tropp, "Finding structure with randomness", arXiv:0909.4061.
     """
 
-    def __init__(self, following: ProbeDirections, count: int, device: torch.device) -> None:
+    def __init__(self, following: ProbeDirections, count: int, oversampling: int, device: torch.device) -> None:
         self._count = count
-        self._oversampling = following.count - count
+        self._oversampling = oversampling
         self._every_share: Tensor | None = None
         self.current = None
         self.slopes = None

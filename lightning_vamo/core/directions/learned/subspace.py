@@ -55,7 +55,7 @@ class GradientSubspaceDirections(Directions):
 
     learns = True
 
-    def __init__(self, rank: int | None = 1, warmup_batches: int = 64, oversampling: int = 2) -> None:
+    def __init__(self, rank: int | None = 1, warmup_batches: int = 64, oversampling: int = 0) -> None:
         if rank is not None and rank < 1:
             raise InvalidArgumentError(f"`rank` must be None or at least 1, got {rank}.")
         if warmup_batches < 0:
@@ -71,8 +71,9 @@ class GradientSubspaceDirections(Directions):
         dimension = sum(parameter.numel() for parameter in parameters)
         start = self.draw(parameters, oversampled(count, self.oversampling, dimension), generator)
         if isinstance(start, FactoredDirections):
-            return FactoredLearner(start, count)
-        return DenseLearner([parameter.detach() for parameter in parameters], start, count)  # type: ignore[arg-type]
+            return FactoredLearner(start, count, self.oversampling)
+        held = [parameter.detach() for parameter in parameters]
+        return DenseLearner(held, start, count, self.oversampling)  # type: ignore[arg-type]
 
     def check_count(self, count: int, dimension: int) -> None:
         """See :meth:`Directions.check_count`."""

@@ -158,9 +158,9 @@ class Run:
             self._take_snapshot(trainer, module)
             clock.due = False
         if self.watch.check(self._fingerprint(batch_idx)):
-            left_out = trainer.world_size == 1 or compat.averages_gradients(trainer)
+            left_out = trainer.world_size == 1 or (self._withholds and compat.averages_gradients(trainer))
             self.sums.unused += left_out
-            self.advice.on_other_batch(left_out)
+            self.advice.on_other_batch(left_out, self.method.control.made_of)
         if self.choice is not None:
             self.choice.clock.batch_starts()
 
@@ -245,9 +245,13 @@ class Run:
             with self.ledger.timing_row(module.device):
                 self.ledger.totals.forward_evaluations += snapshot.before_step(self.here(trainer, module), batch)
 
+    @property
+    def _withholds(self) -> bool:
+        return self.snapshot is not None and self.snapshot.withholds
+
     def around_backward(self, trainer: Trainer) -> AbstractContextManager[None]:
         """Where several ranks have to correct alike, keep this rank's part of the row out if it is another batch's."""
-        if self.snapshot is None or not self.watch.differs or not compat.averages_gradients(trainer):
+        if self.snapshot is None or not self.watch.differs or not compat.averages_gradients(trainer) or not self._withholds:
             return nullcontext()
         self.cursor.withheld = True
         row = self.snapshot.key(self.cursor.row(trainer.fit_loop.batch_idx))

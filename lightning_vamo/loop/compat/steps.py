@@ -144,7 +144,8 @@ def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) ->
 def backward_is_watched(trainer: Trainer) -> bool:
     """Whether a callback overrides a hook around the backward pass, where it may look at gradients or change them.
 
-    ``on_before_optimizer_step`` is no such hook: it sees, and may mask, gradients that have been corrected.
+    Returns:
+        Whether one does. ``on_before_optimizer_step`` does not count: it sees, and may mask, gradients that have been corrected.
     """
     hooks = ("on_before_backward", "on_after_backward")
     return any(is_overridden(hook, callback) for callback in trainer.callbacks for hook in hooks)  # type: ignore[attr-defined]

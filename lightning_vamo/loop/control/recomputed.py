@@ -19,6 +19,7 @@ from lightning_vamo.core.sharding import is_sharded
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.control.settings import VAMOSettings
+from lightning_vamo.loop.guards.module_state import ModuleState
 from lightning_vamo.loop.guards.no_trace import no_trace
 from lightning_vamo.loop.step.driver import GradientCallback, Mode
 from lightning_vamo.loop.sweep.batch import SweptBatch
@@ -90,7 +91,7 @@ class Recomputation:
         self._period = period
         self._usable = usable
         self._steps = 0
-        self._others: Any = None
+        self._last: ModuleState | None = None
 
     @torch.no_grad()
     def evaluate(self, trainer: Trainer, module: LightningModule, driver: GradientCallback, batch: Any) -> int:
@@ -114,7 +115,7 @@ class Recomputation:
         reshard()  # what is kept and put back are the shards
         with (
             compat.without_buffer_sync(trainer),
-            no_trace(trainer, module, self._parameters, self._others) as state,
+            no_trace(trainer, module, self._parameters, self._last) as state,
             Point(self._parameters),  # the weights that are trained, to which the parameters return
             driver.mode(Mode.PROBE),
         ):
@@ -123,7 +124,7 @@ class Recomputation:
             evaluate = functools.partial(driver.probed_loss, trainer)
             swept = SweptBatch(batch, batch_idx, evaluate, module, state, reshard)
             [row] = probe([swept], snapshot, self._directions, self._mu, self._difference, noise_samples=0)
-        self._others = state.others
+        self._last = state
         if row.losses is None:
             dtype = at_least_float32(self._parameters[0].dtype)
             deltas = torch.full((self._directions.count,), math.nan, dtype=dtype, device=module.device)

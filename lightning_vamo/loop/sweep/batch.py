@@ -8,9 +8,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_vamo.core.probes.difference import scalar
-from lightning_vamo.loop import compat
 from lightning_vamo.loop.guards.module_state import ModuleState
-from lightning_vamo.loop.plan.tensors import fresh_copy, size_in_bytes, tensors_in
+from lightning_vamo.loop.guards.randomness import RandomState
+from lightning_vamo.loop.plan.tensors import size_in_bytes, tensors_in
+from lightning_vamo.loop.sweep.lending import LentBatch
 
 Evaluate = Callable[[Any, int], Tensor | None]
 
@@ -36,21 +37,21 @@ class SweptBatch:
         state: ModuleState,
         reshard: Callable[[], None],
     ) -> None:
-        self._batch = batch
+        self._batch = LentBatch(batch)
         self.position = position
         self._evaluate = evaluate
         self._state = state
         self._reshard = reshard
         # A transfer hook may have left something on the module for the step to find.
-        self._attributes = state.changed_attributes()
-        self._restore()
-        self._random = compat.rng_states(module.device)
+        self._left = state.left_behind()
+        state.put_back()
+        self._random = RandomState(module.device)
         self.bytes = size_in_bytes(tensors_in(batch))
         """Memory that the batch's tensors take; 0 where none are found."""
         self.evaluations = 0
         """Forward passes of it so far."""
         self.skipped = batch is None
-        """Whether ``training_step`` gave no loss."""
+        """Whether ``training_step`` gave no loss, or has changed the batch for good."""
         self.epsilon = 0.0
         """Machine epsilon of the type that the loss came in."""
         self.origin = self.loss()
@@ -60,24 +61,23 @@ class SweptBatch:
         """The loss at the current parameters, shape ``()``; None if the batch is skipped."""
         if self.skipped:
             return None
-        if self.evaluations > 0:  # else the batch has just been loaded, and the generators are there
-            compat.set_rng_states(self._random)
-        for module, attributes in self._attributes:
-            vars(module).update(attributes)
+        is_first = self.evaluations == 0  # then the batch has just been loaded, and the generators are there
+        if not is_first:
+            self._random.set()
+        self._left.lay()
         self.evaluations += 1
-        # A copy, since a step may take its batch apart: `labels = batch.pop("labels")`, or `images /= 255`.
         try:
-            value = self._evaluate(fresh_copy(self._batch), self.position)
+            value = self._evaluate(self._batch.lend(), self.position)
         finally:
             self._reshard()
-        self.skipped = value is None
+        if is_first:
+            self._random.settle()
         loss = None
         if value is not None:
             loss = scalar(value).clone()  # of what may be a tensor on the module, before that is put back
             self.epsilon = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
-        self._restore()
+        self._batch.take_back()
+        self._left.take_away()
+        self._state.put_back()
+        self.skipped = value is None or self._batch.spoilt
         return loss
-
-    def _restore(self) -> None:
-        self._state.restore_tensors()
-        self._state.restore_attributes()

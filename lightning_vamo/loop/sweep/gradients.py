@@ -69,8 +69,7 @@ def differentiate(
             for parameter in parameters:
                 parameter.grad = None
             reshard()
-            state.restore_tensors()
-            state.restore_attributes()
+            state.put_back()
             start = time.perf_counter()
 
 

@@ -15,6 +15,7 @@ from lightning_vamo.core.probes.point import Point
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.guards.no_trace import no_trace
+from lightning_vamo.loop.guards.randomness import RandomState
 from lightning_vamo.loop.plan.fingerprint import fingerprint
 from lightning_vamo.loop.plan.reread import Swept
 from lightning_vamo.loop.sweep.batch import Evaluate, SweptBatch
@@ -99,11 +100,12 @@ def sweep(
 
         swept = (load(position, batch) for position, batch in enumerate(batches))
         for group in groups(swept, parameters):
-            random = compat.rng_states(module.device)
+            random = RandomState(module.device)
             for row in probe(group, snapshot, directions, mu, difference):
                 rows.append(row)
                 show(len(rows))
-            compat.set_rng_states(random)
+            random.settle()
+            random.set()
             group.clear()  # its memory is for the next one, which is loaded before the name is bound again
     if len(rows) != plan.length and plan.exact:
         raise UnsupportedError(

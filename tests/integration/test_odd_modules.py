@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_vamo import VAMOMixin, with_vamo
+from lightning_vamo import with_vamo
 from lightning_vamo.core.directions import SphereDirections
 from tests.support.modules import MemoryLogger, trainer
 from tests.support.odd import FEATURES, KINDS

@@ -1,4 +1,4 @@
-"""Modules with odd state: each keeps, in a place of its own, something that its training step changes and its loss depends on."""
+"""Modules with odd state: each keeps something, in a place of its own, that its step changes and its loss depends on."""
 
 import array
 import functools
@@ -886,6 +886,28 @@ class MovedParameter(Odd):
 
     def state(self):
         return flat(self.net.weight)
+
+
+class Rescaled(Odd):
+    """Scales its trained weights in the step: the losses of a group of batches are all of the same point nevertheless."""
+
+    def state(self):
+        return flat(self.net.weight)
+
+
+@kind("trained weights that are scaled")
+class RescaledInPlace(Rescaled):
+    def odd(self, inputs):
+        with torch.no_grad():
+            self.net.weight.mul_(0.9)
+        return 0.0
+
+
+@kind("trained weights that are clipped through .data")
+class Clipped(Rescaled):
+    def odd(self, inputs):
+        self.net.weight.data.clamp_(-0.2, 0.2)
+        return 0.0
 
 
 @kind("submodule that is replaced")

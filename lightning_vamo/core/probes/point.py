@@ -25,6 +25,7 @@ class Point:
         self.parameters = [local(parameter) for parameter in parameters]
         self.origin = [parameter.clone() for parameter in self.parameters] if origin is None else origin
         """The copy."""
+        self._step: tuple[ProbeDirections, int, float] | None = None
 
     def __enter__(self) -> "Point":
         return self
@@ -34,6 +35,7 @@ class Point:
 
     def restore(self) -> None:
         """Set the parameters back to the point."""
+        self._step = None
         for parameter, origin in zip(self.parameters, self.origin, strict=True):
             parameter.copy_(origin)
 
@@ -45,4 +47,12 @@ class Point:
             index: Which one, ``0 <= index < q``.
             distance: The step :math:`s`, in units of parameter norm.
         """
+        self._step = directions, index, distance
         directions.move(self.parameters, self.origin, index, distance)
+
+    def renew(self) -> None:
+        """Set the parameters again to where they were last set: something else has written to them."""
+        if self._step is None:
+            self.restore()
+        else:
+            self.perturb(*self._step)

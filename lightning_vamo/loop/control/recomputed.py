@@ -122,7 +122,7 @@ class Recomputation:
             snapshot = Point(self._parameters, self._origin)
             snapshot.restore()
             evaluate = functools.partial(driver.probed_loss, trainer)
-            swept = SweptBatch(batch, batch_idx, evaluate, module, state, reshard)
+            swept = SweptBatch(batch, batch_idx, evaluate, snapshot, state, reshard)
             [row] = probe([swept], snapshot, self._directions, self._mu, self._difference, noise_samples=0)
         self._last = state
         if row.losses is None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_vamo.loop.guards.found import Found, LeftBehind
 from lightning_vamo.loop.guards.walk import Walk
+from lightning_vamo.loop.guards.watch import Learned
 
 
 class ModuleState:
@@ -47,6 +48,11 @@ class ModuleState:
 
     def _is_of(self, start: Sequence[object]) -> bool:
         return len(self._start) == len(start) and all(map(is_, self._start, start))
+
+    @property
+    def learned(self) -> Learned:
+        """What this state and those before have learned of how the step writes to tensors."""
+        return self._found.learned
 
     def put_back(self) -> None:
         """Put back what a forward pass changed; nearly free if nothing has changed.

@@ -22,11 +22,18 @@ class Learned:
 
     Attributes:
         written: What was seen to be written to behind the version counters, by ``id``.
+        weights: Whether the probed parameters are written to in that way.
         looks: How often forward passes have been cleaned up after.
     """
 
     written: dict[int, Any] = field(default_factory=dict)
+    weights: bool = False
     looks: int = 0
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether it is time to compare numbers: more and more seldom."""
+        return self.looks & (self.looks - 1) == 0
 
 
 class Watch:
@@ -86,7 +93,7 @@ class Watch:
             self._versions = [*map(_version, self._counted)]
         _copy(self._pairs)
         self._learned.looks += 1
-        if self._learned.looks & (self._learned.looks - 1) == 0:
+        if self._learned.looks_again:
             self._look()
 
     def _rebind(self) -> None:

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_vamo.core.probes.difference import scalar
+from lightning_vamo.core.probes.point import Point
 from lightning_vamo.loop.guards.module_state import ModuleState
 from lightning_vamo.loop.guards.randomness import RandomState
+from lightning_vamo.loop.guards.tensors import same_bits
 from lightning_vamo.loop.plan.tensors import size_in_bytes, tensors_in
 from lightning_vamo.loop.sweep.lending import LentBatch
 
@@ -23,7 +24,7 @@ class SweptBatch:
         batch: The batch, on the module's device, just loaded.
         position: Its place in the plan.
         evaluate: Gives the loss of a batch, or None where it is to be skipped.
-        module: The module.
+        point: Where the parameters are: they hold the point itself now, and are set to others around it later on.
         state: The module's state, to which it returns after each evaluation.
         reshard: Lets go of parameters that FSDP2 has gathered for an evaluation.
     """
@@ -33,19 +34,20 @@ class SweptBatch:
         batch: Any,
         position: int,
         evaluate: Evaluate,
-        module: LightningModule,
+        point: Point,
         state: ModuleState,
         reshard: Callable[[], None],
     ) -> None:
         self._batch = LentBatch(batch)
         self.position = position
         self._evaluate = evaluate
+        self._point = point
         self._state = state
         self._reshard = reshard
         # A transfer hook may have left something on the module for the step to find.
         self._left = state.left_behind()
         state.put_back()
-        self._random = RandomState(module.device)
+        self._random = RandomState(point.parameters[0].device)
         self.bytes = size_in_bytes(tensors_in(batch))
         """Memory that the batch's tensors take; 0 where none are found."""
         self.evaluations = 0
@@ -65,6 +67,7 @@ class SweptBatch:
         if not is_first:
             self._random.set()
         self._left.lay()
+        versions = self._versions()
         self.evaluations += 1
         try:
             value = self._evaluate(self._batch.lend(), self.position)
@@ -78,6 +81,18 @@ class SweptBatch:
             self.epsilon = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
         self._batch.take_back()
         self._left.take_away()
+        if self._versions() != versions or self._is_moved(is_first):
+            self._point.renew()
         self._state.put_back()
         self.skipped = value is None or self._batch.spoilt
         return loss
+
+    def _versions(self) -> list[int]:
+        return [parameter._version for parameter in self._point.parameters]
+
+    def _is_moved(self, is_at_point: bool) -> bool:
+        """Whether the step writes to the parameters behind their version counters, as in ``weight.data.clamp_(-1, 1)``."""
+        learned = self._state.learned
+        if is_at_point and learned.looks_again and not learned.weights:
+            learned.weights = not all(map(same_bits, self._point.parameters, self._point.origin))
+        return learned.weights

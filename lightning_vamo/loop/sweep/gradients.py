@@ -8,12 +8,18 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_vamo.core.control.correction import check_dense
+from lightning_vamo.core.sharding import is_sharded
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_loss
 from lightning_vamo.loop.guards.no_trace import no_trace
+from lightning_vamo.loop.plan.tensors import size_in_bytes
+
+SMALL_MODEL = 2**24
+"""Bytes of trained parameters up to which a copy is kept of them, in case the step writes to them."""
 
 
 def gradients_of(trainer: Trainer, parameters: Sequence[Tensor]) -> list[Tensor | None]:
@@ -60,7 +66,9 @@ def differentiate(
     """
     reshard = compat.resharding(module)
     reshard()  # as before a sweep: what is kept and put back are the shards
-    with _gradients_set_aside(parameters), no_trace(trainer, module, parameters) as state:
+    is_copied = size_in_bytes(iter(parameters)) <= SMALL_MODEL and not any(map(is_sharded, parameters))
+    versions = [parameter._version for parameter in parameters]
+    with _gradients_set_aside(parameters), no_trace(trainer, module, () if is_copied else parameters) as state:
         start = time.perf_counter()
         for position, loaded in batches:
             batch = compat.to_device(trainer, compat.before_transfer(trainer, loaded))
@@ -71,6 +79,12 @@ def differentiate(
             reshard()
             state.put_back()
             start = time.perf_counter()
+    if not is_copied and [parameter._version for parameter in parameters] != versions:
+        rank_zero_warn(
+            "`training_step` writes to the parameters that it trains, and the warm-up's gradients were taken without a copy of"
+            " them, which a model of this size has no memory for: the run begins at other weights. Keep the write to"
+            " `on_train_batch_end`, or pass `directions` that do not learn, such as OrthonormalDirections()."
+        )
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def sweep(
         def load(position: int, batch: Any) -> SweptBatch:
             batch = compat.before_transfer(trainer, batch)
             fingerprints.append(fingerprint(batch))
-            return SweptBatch(compat.to_device(trainer, batch), position, evaluate, module, state, reshard)
+            return SweptBatch(compat.to_device(trainer, batch), position, evaluate, snapshot, state, reshard)
 
         swept = (load(position, batch) for position, batch in enumerate(batches))
         for group in groups(swept, parameters):

@@ -9,7 +9,7 @@ DEV := $(VENV)/.installed
 DEMO := $(if $(wildcard $(DEV)),$(DEV),$(VENV)/.demo-installed)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs build clean
+.PHONY: help demo test lint rooms docs build clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ lint: $(DEV)  ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict lightning_vamo
+
+rooms: $(DEV)  ## Print which room of the package imports which, and the largest files and functions
+	$(BIN)/python -m tests.support.rooms
 
 docs: $(DEV)  ## Build the documentation and run its doctests
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

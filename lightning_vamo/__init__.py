@@ -9,6 +9,9 @@ from lightning_vamo.core.gradient.estimate import estimate_gradient
 from lightning_vamo.errors import InvalidArgumentError, NonFiniteLossError, UnsupportedError, VAMOError
 from lightning_vamo.finder.find import find_probes
 from lightning_vamo.finder.finding import ProbeFigures, ProbeFinding
+from lightning_vamo.loop.control.carried import Carry
+from lightning_vamo.loop.control.recomputed import Recompute
+from lightning_vamo.loop.control.replayed import Replay
 from lightning_vamo.loop.observer import RunObserver
 from lightning_vamo.mixin import VAMOMixin, with_vamo
 from lightning_vamo.report import VAMOReport
@@ -16,10 +19,13 @@ from lightning_vamo.report import VAMOReport
 __version__ = "0.1.0"
 
 __all__ = [
+    "Carry",
     "InvalidArgumentError",
     "NonFiniteLossError",
     "ProbeFigures",
     "ProbeFinding",
+    "Recompute",
+    "Replay",
     "RunObserver",
     "UnsupportedError",
     "VAMOCallback",

@@ -1,21 +1,25 @@
 """The console command ``lightning-vamo``: a LightningCLI that trains any LightningModule with VAMO, or finds out if it pays."""
 
 import os
+import re
 import sys
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import class_from_function  # type: ignore[attr-defined]
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_vamo.callbacks.vamo import VAMOCallback
-from lightning_vamo.errors import UnsupportedError, VAMOError
+from lightning_vamo.callbacks.vamo import OLD_NAMES, VAMOCallback
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError, VAMOError
 from lightning_vamo.finder.find import find_probes
 from lightning_vamo.finder.finding import ProbeFinding
-from lightning_vamo.loop.step.driver import GradientCallback
+from lightning_vamo.loop.step.driver import DrivingCallback
 from lightning_vamo.mixin import with_vamo
 
 
@@ -49,6 +53,20 @@ class VAMOCLI(LightningCLI):
         finally:
             self.trainer_class = trainer_class
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse as usual, but say what to write instead of an argument of earlier versions.
+
+        Args:
+            parser: The parser.
+            args: The arguments; by default those of the process.
+
+        Raises:
+            InvalidArgumentError: If the section ``vamo`` has such an argument.
+        """
+        for name in _section_names(sys.argv[1:] if args is None else args) & OLD_NAMES.keys():
+            raise InvalidArgumentError(f"The section `vamo` has no key `{name}` any more: {OLD_NAMES[name]}.")
+        super().parse_arguments(parser, args)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the section ``vamo``.
 
@@ -77,7 +95,7 @@ class VAMOCLI(LightningCLI):
         config, init = (c[self.subcommand] if self.subcommand else c for c in (self.config, self.config_init))
         callbacks = _as_list(kwargs.pop("callbacks", init.trainer.callbacks))
         present = [*callbacks, *_as_list(self.trainer_defaults.get("callbacks"))]
-        if not any(isinstance(callback, GradientCallback) for callback in present):
+        if not any(isinstance(callback, DrivingCallback) for callback in present):
             callbacks.append(init.vamo)
         elif config.vamo != _default_section():
             raise UnsupportedError(
@@ -147,6 +165,20 @@ def _write(finding: ProbeFinding, folder: Path) -> None:
     except UnsupportedError as error:
         print(error)
     print(f"Written: {', '.join(map(os.path.relpath, written))}")
+
+
+def _section_names(args: Any) -> set[str]:
+    """The keys of the section ``vamo``, on the command line, in configuration files, and in arguments from Python."""
+    if not isinstance(args, list):
+        config = {} if args is None else dict(args)
+        return set(dict(config.get("fit", config).get("vamo") or {}))
+    found = {match[1] for match in map(re.compile(r"--vamo\.(\w+)").match, args) if match}
+    values = [value for option, value in pairwise(args) if option in ("--config", "-c")]
+    for path in [*values, *(arg.partition("=")[2] for arg in args if arg.startswith("--config="))]:
+        with suppress(OSError, yaml.YAMLError):  # which the parser will tell of
+            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            found |= _section_names(config) if isinstance(config, dict) else set()
+    return found
 
 
 def _as_list(callbacks: Any) -> list[Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
-from lightning_vamo.loop.step.driver import GradientCallback
+from lightning_vamo.loop.step.driver import Driver, DrivingCallback
 
 _DRIVEN = "_vamo_driven"
 
@@ -55,10 +55,15 @@ class VAMOMixin:
         trainer = self.trainer  # type: ignore[attr-defined]
         if stage == "fit" and _driver(trainer) is None:
             raise UnsupportedError(
-                f"{type(self).__name__} has the VAMOMixin, but the Trainer has no VAMOCallback: add it,"
-                " Trainer(callbacks=[VAMOCallback(probes=...)]), or train the class without the mixin."
+                f"{type(self).__name__} has the VAMOMixin, but the Trainer has no callback of a method: add one,"
+                " such as Trainer(callbacks=[VAMOCallback(probes=...)]), or train the class without the mixin."
             )
         super().setup(stage)  # type: ignore[misc]
+
+    @classmethod
+    def has_own_probe_loss(cls) -> bool:
+        """Whether the class defines the loss to probe, in front of the mixin or behind it."""
+        return any("probe_loss" in vars(base) for base in cls.__mro__ if base is not VAMOMixin)
 
     def probe_loss(self, batch: Any, batch_idx: int) -> Tensor | None:
         """The loss that the sweep evaluates; define it on your module where that is not what ``training_step`` returns.
@@ -168,5 +173,5 @@ def _driven(user_step: Callable[..., Any]) -> Callable[..., Any]:
     return training_step
 
 
-def _driver(trainer: Trainer) -> GradientCallback | None:
-    return next((callback for callback in trainer.callbacks if isinstance(callback, GradientCallback)), None)  # type: ignore[attr-defined]
+def _driver(trainer: Trainer) -> Driver | None:
+    return next((callback.driver for callback in trainer.callbacks if isinstance(callback, DrivingCallback)), None)  # type: ignore[attr-defined]

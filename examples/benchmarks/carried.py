@@ -31,7 +31,7 @@ from subspace import digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_vamo import VAMOCallback, with_vamo
+from lightning_vamo import Carry, VAMOCallback, with_vamo
 from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections
 
 L2 = 1e-3
@@ -102,7 +102,7 @@ def learned(probes: int, rank: int | None = 1, **arguments: Any) -> VAMOCallback
 
 def kept() -> VAMOCallback:
     """Corrects nothing, and keeps the composition of the batches."""
-    return VAMOCallback(directions=OrthonormalDirections(), alpha=0.0, carry=True, sweep=False)
+    return VAMOCallback(directions=OrthonormalDirections(), alpha=0.0, control="carry")
 
 
 METHODS: dict[str, Callable[[], VAMOCallback | None]] = {
@@ -110,13 +110,15 @@ METHODS: dict[str, Callable[[], VAMOCallback | None]] = {
     "SGD, batches kept": kept,
     "a sweep every epoch, q = 8": lambda: learned(8),
     "a sweep every epoch, q = 16": lambda: learned(16),
-    "carried, a sweep every 5 epochs, q = 16": lambda: learned(16, carry=True, every_n_epochs=5),
-    "carried, no sweep, q = 8": lambda: learned(8, carry=True, sweep=False),
-    "carried, no sweep, q = 16": lambda: learned(16, carry=True, sweep=False),
-    "carried, no sweep, q = 32": lambda: learned(32, carry=True, sweep=False),
-    "carried, no sweep, dense, q = 8": lambda: learned(8, None, carry=True, sweep=False),
-    "carried, no sweep, dense, q = 16": lambda: learned(16, None, carry=True, sweep=False),
-    "carried, no sweep, dense, q = 32": lambda: learned(32, None, carry=True, sweep=False),
+    "carried, a sweep every 5 epochs, q = 16": lambda: learned(
+        16, control=Carry(sweep_every_n_epochs=5, turn_every_n_epochs=5)
+    ),
+    "carried, no sweep, q = 8": lambda: learned(8, control="carry"),
+    "carried, no sweep, q = 16": lambda: learned(16, control="carry"),
+    "carried, no sweep, q = 32": lambda: learned(32, control="carry"),
+    "carried, no sweep, dense, q = 8": lambda: learned(8, None, control="carry"),
+    "carried, no sweep, dense, q = 16": lambda: learned(16, None, control="carry"),
+    "carried, no sweep, dense, q = 32": lambda: learned(32, None, control="carry"),
     "FO-SVRG": lambda: None,
 }
 

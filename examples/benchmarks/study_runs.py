@@ -32,7 +32,7 @@ def vamo(task: Task, probing: str) -> VAMOCallback:
     if probing == "random":
         return VAMOCallback(probes=task.probes, directions=SphereDirections(), alpha="theory")
     learned = {"directions": GradientSubspaceDirections(warmup_batches=task.warmup), "alpha": "adaptive"}
-    carried = {"carry": True, "sweep": False} if probing == "carried" else {}
+    carried = {"control": "carry"} if probing == "carried" else {}
     return VAMOCallback(probes=task.probes, **learned, **carried)
 
 

@@ -15,6 +15,7 @@ from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.finder.finding import ProbeFinding
 from lightning_vamo.finder.measurement import Measurement, Settings
 from lightning_vamo.loop import checks, compat
+from lightning_vamo.loop.control.automatic import Auto
 from lightning_vamo.loop.guards.silence import silent
 from lightning_vamo.loop.guards.trainer_state import as_found, generators_as_found
 from lightning_vamo.loop.plan.record import recording
@@ -84,15 +85,16 @@ def find_probes(
             f"`datamodule` must be a LightningDataModule, got {type(datamodule).__name__}: pass loaders as `train_dataloaders`."
         )
     callback = next((c for c in trainer.callbacks if isinstance(c, VAMOCallback)), VAMOCallback())  # type: ignore[attr-defined]
+    training = callback.settings
     settings = Settings(
         maximum=maximum,
         batches=batches,
-        directions=directions or (callback.directions if callback.directions.learns else GradientSubspaceDirections()),
-        mu=callback.mu if mu is None else mu,
-        difference=difference or callback.difference,
-        sweep_precision=sweep_precision or callback.sweep_precision,
+        directions=directions or (training.directions if training.directions.learns else GradientSubspaceDirections()),
+        mu=training.mu if mu is None else mu,
+        difference=difference or training.difference,
+        sweep_precision=sweep_precision or training.sweep_precision,
         seed=callback.seed if seed is None else seed,
-        training=callback.settings,
+        control=Auto() if training.never_probes else callback.control,
         accumulation=next((c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)), None),  # type: ignore[attr-defined]
     )
     if isinstance(trainer.strategy, ModelParallelStrategy):
@@ -100,7 +102,7 @@ def find_probes(
             "find_probes cannot give back a model as it was before ModelParallelStrategy sharded it: find the probes on a"
             " single device or with Trainer(strategy='ddp')."
         )
-    checks.check_strategy(trainer.strategy)
+    checks.check_strategy(trainer.strategy, "find_probes")
     data = {
         "train_dataloaders": train_dataloaders,
         "datamodule": datamodule,
@@ -120,14 +122,14 @@ def find_probes(
 
 def _measured(trainer: Trainer, module: LightningModule, measurement: Measurement, data: dict[str, Any]) -> Measurement:
     """Measure within a fit; called in each of its processes."""
-    checks.check_module(module, VAMOMixin)
+    checks.check_module(module, VAMOMixin, "find_probes")
     bar = trainer.progress_bar_callback
-    trainer.callbacks = [measurement]  # type: ignore[attr-defined]
+    trainer.callbacks = [measurement.callback]  # type: ignore[attr-defined]
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
     trainer.limit_val_batches = 0
     with ExitStack() as attached:
         attached.enter_context(silent(trainer, module))
-        attached.enter_context(checks.one_optimizer(trainer.strategy))
+        attached.enter_context(checks.one_optimizer(trainer.strategy, "find_probes"))
         attached.enter_context(generators_as_found(trainer))
         attached.enter_context(recording(trainer, lambda recorder, index: None))
         measurement.advance = attached.enter_context(finder_bar(bar))

@@ -18,18 +18,23 @@ from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.finder.finding import ProbeFinding
 from lightning_vamo.finder.held_out import FEWEST_BATCHES, BatchGradients, Gradients, HeldOut
 from lightning_vamo.loop import checks, compat
-from lightning_vamo.loop.control.settings import VAMOSettings
-from lightning_vamo.loop.ledger.advice import LOWEST_SNR, Advice
+from lightning_vamo.loop.control.base import Control
+from lightning_vamo.loop.ledger.advice import Advice
 from lightning_vamo.loop.ledger.clocks import now
 from lightning_vamo.loop.ledger.seeds import seeded
 from lightning_vamo.loop.parameters import trainable_parameters
 from lightning_vamo.loop.plan.plan import Plan, plan_of
-from lightning_vamo.loop.step.driver import GradientCallback, Mode
-from lightning_vamo.loop.sweep.precision import SweepPrecision, arithmetic, check_float32, check_sweep_precision
+from lightning_vamo.loop.step.driver import DrivingCallback
+from lightning_vamo.loop.sweep.oracle import Oracle
+from lightning_vamo.loop.sweep.precision import (
+    SweepPrecision,
+    check_float32,
+    check_sweep_precision,
+    is_mixed,
+    uses_tf32,
+)
+from lightning_vamo.loop.sweep.repeat import ChangingLossError
 from lightning_vamo.loop.sweep.sweep import Sweep, sweep
-
-WIDER = (1.0, 4.0, 16.0)
-"""Multiples of the automatic radius that are tried, as long as the probe differences drown in their error."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,8 @@ class Settings:
     difference: Difference
     sweep_precision: SweepPrecision
     seed: int | None
-    training: VAMOSettings
-    """Those of the training to come, of which the work follows."""
+    control: Control
+    """The control variate of the training to come, from which the work follows."""
     accumulation: GradientAccumulationScheduler | None = None
     """The Trainer's, if it has one."""
 
@@ -66,30 +71,18 @@ class Settings:
         check_sweep_precision(self.sweep_precision)
 
 
-class Measurement(GradientCallback):
-    """Measures at the first batch of a fit, and ends the fit there.
+class _AtTheFirstBatch(DrivingCallback):
+    """Measures at the first batch of a fit, and ends the fit there."""
 
-    Args:
-        settings: What to measure.
-    """
-
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, measurement: "Measurement") -> None:
         super().__init__()
-        self.settings = settings
-        self.finding: ProbeFinding | None = None
-        """What came of it; None as long as there was no first batch."""
-        self.advance: Callable[[], object] | None = None
-        """Called after each evaluation of a batch, for whoever waits to see it."""
-
-    @override
-    def after_backward(self, trainer: Trainer, module: LightningModule, *, first: bool, last: bool, skipped: bool) -> None:
-        """Not called: no step is taken."""
+        self._measurement = measurement
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the optimizer, and let a training that has come to its end begin one more epoch."""
-        checks.check_optimizer(trainer.optimizers)
-        if self.settings.sweep_precision is not None:
+        checks.check_optimizer(trainer.optimizers, "find_probes")
+        if self._measurement.settings.sweep_precision is not None:
             check_float32(trainer, trainable_parameters(trainer.optimizers))
         # After the schedulers were made, which may ask for the number of steps.
         trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
@@ -98,8 +91,38 @@ class Measurement(GradientCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Measure."""
         compat.drop_gradients(trainer, pl_module, batch_idx)
-        self.finding = self._measured(trainer, pl_module, plan_of(trainer))
+        self._measurement.measure(trainer, pl_module, plan_of(trainer))
         raise compat.FitEnded
+
+
+class Measurement:
+    """What the finder measures in a fit that takes no step.
+
+    Args:
+        settings: What to measure.
+
+    Attributes:
+        settings: As given.
+        callback: Measures at the first batch of a fit.
+        finding: What came of it; None as long as there was no first batch.
+        advance: Called after each evaluation of a batch, for whoever waits to see it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.callback = _AtTheFirstBatch(self)
+        self.finding: ProbeFinding | None = None
+        self.advance: Callable[[], object] | None = None
+
+    def measure(self, trainer: Trainer, module: LightningModule, plan: Plan) -> None:
+        """Measure on the batches of a plan, at the weights as they are.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            plan: The epoch's batches.
+        """
+        self.finding = self._measured(trainer, module, plan)
 
     def _measured(self, trainer: Trainer, module: LightningModule, plan: Plan) -> ProbeFinding:
         settings = self.settings
@@ -119,14 +142,14 @@ class Measurement(GradientCallback):
         BatchGradients(trainer, module, held, parameters, range(held.length), self.advance).show(seen)
         if seen.moments.count < 2:
             raise UnsupportedError("Fewer than two held-out batches gave a finite gradient: there is no noise to look at.")
-        swept, mu, forward_seconds = self._swept(trainer, module, held, parameters, learned)
+        swept, forward_seconds = self._swept(trainer, module, held, parameters, learned)
         rows = learned.whiten(swept.deltas)[seen.positions].double().cpu()
         # Clocks differ, and no rank is to give other advice than the others.
         step_seconds, forward_seconds = trainer.strategy.broadcast((seen.seconds, forward_seconds))
-        accumulated, training = trainer.accumulate_grad_batches, settings.training
+        accumulated = trainer.accumulate_grad_batches
         if settings.accumulation is not None:
             accumulated = settings.accumulation.get_accumulate_grad_batches(trainer.current_epoch)
-        sweeps = training.sweeps(training.control == "recompute", True, plan.length / accumulated)
+        sweeps = settings.control.sweeps(plan.length / accumulated)
         spectrum, figures = seen.figures(rows, forward_seconds / step_seconds, settings.difference, sweeps)
         noise = noise_of(torch.cat((moments.squares, seen.moments.squares)), torch.stack(seen.products))
         return ProbeFinding(
@@ -139,7 +162,7 @@ class Measurement(GradientCallback):
             noise_to_signal=noise.to_signal,
             signal_is_known=noise.is_known,
             spectrum=spectrum,
-            mu=mu,
+            mu=swept.mu,
             difference=settings.difference,
             snr=swept.snr,
             step_seconds=step_seconds,
@@ -149,33 +172,35 @@ class Measurement(GradientCallback):
 
     def _swept(
         self, trainer: Trainer, module: LightningModule, plan: Plan, parameters: Sequence[Tensor], learned: ProbeDirections
-    ) -> tuple[Sweep, float, float]:
-        """Sweep as training would; returns what that measured, the radius, and the time of a forward pass."""
+    ) -> tuple[Sweep, float]:
+        """Sweep as training would; returns what that measured, and the time of a forward pass."""
         settings, began = self.settings, [0.0]
-        self.probes_in_float32 = settings.sweep_precision is not None
+        oracle = Oracle(trainer, module, self.callback.driver.answering, float32=settings.sweep_precision is not None)
 
-        def evaluate(batch: Any, position: int) -> Any:
+        def advance() -> None:
             # From the first batch on: before it workers start, which they do once an epoch.
             began[0] = began[0] or now(module.device)
             if self.advance is not None:
                 self.advance()
-            return self.probed_loss(trainer, batch, position)
 
-        radii = [settings.mu] if settings.mu != "auto" else []
-        if not radii:
-            dtype = arithmetic(trainer, settings.sweep_precision)
-            radii = [factor * auto_mu(parameters, settings.difference, dtype, steep=True) for factor in WIDER]
-        tried: list[tuple[Sweep, float, float]] = []
-        for radius in radii:
-            began[0] = 0.0
-            with self.mode(Mode.PROBE):
-                swept = sweep(trainer, module, plan, evaluate, parameters, learned, radius, settings.difference)
-            tried.append((swept, radius, (now(module.device) - began[0]) / swept.evaluations))
-            if swept.snr is None or swept.snr >= LOWEST_SNR:
-                break
-        best = max(tried, key=lambda one: one[0].snr or 0.0)
-        Advice().on_sweep(trainer, best[0], best[1], settings.sweep_precision)
-        return best
+        oracle.advance = advance
+
+        search = settings.mu == "auto"
+        mu = settings.mu
+        if mu == "auto":
+            mu = auto_mu(parameters, settings.difference, oracle.arithmetic, steep=True, robust=True)
+        advice = Advice()
+        try:
+            with oracle.asking():
+                swept = sweep(oracle, plan, parameters, learned, mu, settings.difference, search=search)
+        except ChangingLossError as error:
+            advice.on_changing_loss(error, first=True)
+            raise
+        mixed, tf32 = is_mixed(trainer, settings.sweep_precision), uses_tf32(trainer)
+        advice.on_dropped(swept.directions_dropped, learned.count, swept.mu)
+        advice.on_not_finite(swept.not_finite, len(swept.deltas))
+        advice.on_snr(swept.snr, swept.trend, swept.mu, central=settings.difference == "central", mixed=mixed, tf32=tf32)
+        return swept, (now(module.device) - began[0]) / swept.evaluations
 
 
 def _learned(

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_vamo.core.control.mixing import Alpha, effective_coefficient
 from lightning_vamo.core.directions import Directions
 from lightning_vamo.core.sharding import shard_group
-from lightning_vamo.errors import UnsupportedError
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.parameters import trainable_parameters
 
@@ -27,11 +27,27 @@ _REASONS = {
 }
 
 
-def check_strategy(strategy: Strategy) -> None:
+def check_whole(name: str, value: object, otherwise: str = "") -> None:
+    """Refuse what is not a whole number of at least 1.
+
+    Args:
+        name: What to call the value in the message.
+        value: The value.
+        otherwise: What else is allowed, for the message.
+
+    Raises:
+        InvalidArgumentError: If it is not allowed.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidArgumentError(f"`{name}` must be a whole number >= 1{' ' if otherwise else ''}{otherwise}, got {value!r}.")
+
+
+def check_strategy(strategy: Strategy, name: str) -> None:
     """Refuse a strategy under which the gradient correction would be wrong or is untested.
 
     Args:
         strategy: The Trainer's strategy.
+        name: Name of the callback, for messages.
 
     Raises:
         UnsupportedError: If it is not a single device, DDP, or FSDP2 without tensor parallelism.
@@ -40,25 +56,28 @@ def check_strategy(strategy: Strategy) -> None:
     reason = next((_REASONS[name] for name in names if name in _REASONS), None)
     if reason or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)):
         raise UnsupportedError(
-            f"VAMO does not support {type(strategy).__name__}: {reason or 'it is untested'}. Use Trainer(strategy='ddp') for"
+            f"{name} does not support {type(strategy).__name__}: {reason or 'it is untested'}. Use Trainer(strategy='ddp') for"
             " several devices, ModelParallelStrategy (FSDP2) for models that one does not hold, or a single device."
         )
     ways = strategy.device_mesh["tensor_parallel"].size() if isinstance(strategy, ModelParallelStrategy) else 1
     if ways > 1:
         raise UnsupportedError(
-            f"VAMO does not support tensor parallelism, got a mesh with tensor_parallel_size={ways}: use"
+            f"{name} does not support tensor parallelism, got a mesh with tensor_parallel_size={ways}: use"
             " ModelParallelStrategy(data_parallel_size=N, tensor_parallel_size=1) and shard the model with `fully_shard`."
         )
     if strategy.root_device.type == "mps":
-        raise UnsupportedError("VAMO needs float64, which MPS does not have: use Trainer(accelerator='cpu') or a CUDA device.")
+        raise UnsupportedError(
+            f"{name} needs float64, which MPS does not have: use Trainer(accelerator='cpu') or a CUDA device."
+        )
 
 
-def check_module(module: LightningModule, mixin: type) -> None:
+def check_module(module: LightningModule, mixin: type, callback: str) -> None:
     """Refuse a module whose training steps VAMO cannot drive.
 
     Args:
         module: The module to fit.
         mixin: The mixin that it needs.
+        callback: Name of the callback, for messages.
 
     Raises:
         UnsupportedError: If it lacks the mixin, optimizes by hand, or fetches its own batches.
@@ -66,13 +85,13 @@ def check_module(module: LightningModule, mixin: type) -> None:
     name = type(module).__name__
     if not isinstance(module, mixin):
         raise UnsupportedError(
-            f"The Trainer has a VAMOCallback, but {name} lacks the VAMOMixin: define"
+            f"The Trainer has a {callback}, but {name} lacks the VAMOMixin: define"
             f" `class VAMO{name}(VAMOMixin, {name}): pass` and fit that, or pass `with_vamo(module)`."
         )
     if not module.automatic_optimization:
         raise UnsupportedError(
-            f"{name} sets automatic_optimization=False and steps its optimizers itself, so VAMO has no gradient to correct:"
-            " return the loss from `training_step` and leave automatic_optimization at True."
+            f"{name} sets automatic_optimization=False and steps its optimizers itself, so {callback} has no gradient to"
+            " correct: return the loss from `training_step` and leave automatic_optimization at True."
         )
     if compat.is_compiled(module):
         raise UnsupportedError(
@@ -81,14 +100,19 @@ def check_module(module: LightningModule, mixin: type) -> None:
         )
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         raise UnsupportedError(
-            f"{name}.training_step takes `dataloader_iter` and fetches its own batches, which VAMO cannot replay: take"
-            " `batch` and `batch_idx`."
+            f"{name}.training_step takes `dataloader_iter` and fetches its own batches, which {callback} cannot replay:"
+            " take `batch` and `batch_idx`."
         )
 
 
 @contextmanager
-def one_optimizer(strategy: Strategy) -> Iterator[None]:
-    """Replace what Lightning says to several optimizers, which is to optimize by hand, by what helps here."""
+def one_optimizer(strategy: Strategy, name: str) -> Iterator[None]:
+    """Replace what Lightning says to several optimizers, which is to optimize by hand, by what helps here.
+
+    Args:
+        strategy: The Trainer's strategy.
+        name: Name of the callback, for messages.
+    """
     original = strategy.setup_optimizers
 
     def setup_optimizers(trainer: Trainer) -> None:
@@ -98,7 +122,7 @@ def one_optimizer(strategy: Strategy) -> Iterator[None]:
             if "multiple optimizers" not in str(error):
                 raise
             raise UnsupportedError(
-                "`configure_optimizers` returned more than one optimizer; VAMO corrects the gradient of one. Put the"
+                f"`configure_optimizers` returned more than one optimizer; {name} corrects the gradient of one. Put the"
                 " parameters into the param_groups of a single optimizer."
             ) from error
 
@@ -106,11 +130,12 @@ def one_optimizer(strategy: Strategy) -> Iterator[None]:
         yield
 
 
-def check_optimizer(optimizers: Sequence[Any]) -> None:
+def check_optimizer(optimizers: Sequence[Any], name: str) -> None:
     """Refuse an optimizer that evaluates its closure several times per step.
 
     Args:
         optimizers: The Trainer's optimizers, of which Lightning allows one.
+        name: Name of the callback, for messages.
 
     Raises:
         UnsupportedError: If it is LBFGS. Others of the kind are noticed in their first step.
@@ -118,7 +143,7 @@ def check_optimizer(optimizers: Sequence[Any]) -> None:
     for optimizer in optimizers:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise UnsupportedError(
-                "LBFGS evaluates its closure several times per step; VAMO corrects one gradient per step. Use an optimizer"
+                f"LBFGS evaluates its closure several times per step; {name} has one gradient per step. Use an optimizer"
                 " that evaluates it once, such as SGD or AdamW."
             )
 
@@ -134,15 +159,28 @@ def check_loss(trainer: Trainer, module: LightningModule, loss: Tensor | None) -
     Raises:
         UnsupportedError: If there is no loss on one of several ranks, or none that depends on a parameter.
     """
-    if loss is None and trainer.world_size > 1:
-        raise UnsupportedError(
-            "`training_step` returned None on one of several ranks: Lightning cannot skip a batch in distributed"
-            " training. Return a loss for every batch."
-        )
-    if loss is not None and not loss.requires_grad:
+    if loss is None:
+        check_none(trainer)
+    elif not loss.requires_grad:
         raise UnsupportedError(
             f"The loss that `{type(module).__name__}.training_step` returned does not depend on any trainable"
             " parameter: return the loss before detaching it or turning it into a number."
+        )
+
+
+def check_none(trainer: Trainer) -> None:
+    """Refuse a batch without a loss on one of several ranks, before the others wait for this one.
+
+    Args:
+        trainer: The trainer.
+
+    Raises:
+        UnsupportedError: If there are several ranks.
+    """
+    if trainer.world_size > 1:
+        raise UnsupportedError(
+            "`training_step` returned None on one of several ranks: Lightning cannot skip a batch in distributed"
+            " training. Return a loss for every batch."
         )
 
 

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_vamo import InvalidArgumentError, RunObserver, VAMOCallback, VAMOMixin
+from lightning_vamo import Carry, InvalidArgumentError, Replay, RunObserver, VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections
 from lightning_vamo.core.schedules import LinearProbes
 from tests import reference
@@ -25,7 +25,7 @@ from tests.support.watched import WatchedSweeps
 
 pytestmark = resuming.WARNINGS
 LEARNED = GradientSubspaceDirections(warmup_batches=0)
-UNSWEPT = {"directions": LEARNED, "alpha": "adaptive", "carry": True, "sweep": False, "seed": 1}
+UNSWEPT = {"directions": LEARNED, "alpha": "adaptive", "control": "carry", "seed": 1}
 
 
 class Digits(VAMOMixin, L.LightningModule):
@@ -93,7 +93,8 @@ def test_they_are_carried_whatever_lightning_does_around_a_step(options):
 def test_between_sweeps_they_stay_fresh():
     removed = {}
     for carry in (False, True):
-        callback = WatchedSweeps(probes=8, directions=LEARNED, seed=1, every_n_epochs=5, carry=carry, alpha="theory")
+        control = Carry(sweep_every_n_epochs=5, turn_every_n_epochs=5) if carry else Replay(every_n_epochs=5)
+        callback = WatchedSweeps(probes=8, directions=LEARNED, seed=1, control=control, alpha="theory")
         run = digits(callback, epochs=10)
         removed[carry] = callback.report.variance_removed
         assert len(callback.sweeps) == 2
@@ -122,7 +123,7 @@ def test_probes_that_change_and_directions_that_turn_keep_what_is_known():
 @pytest.mark.parametrize("group", [1, 3])
 def test_along_all_directions_each_step_is_corrected_with_its_gradient_of_the_epoch_before(group, batches):
     """Against the oracle; seven batches, of which the last has fewer samples, and is alone in its step."""
-    callback = VAMOCallback(probes=9, directions=OrthonormalDirections(), carry=True, sweep=False, seed=0, alpha="theory")
+    callback = VAMOCallback(probes=9, directions=OrthonormalDirections(), control="carry", seed=0, alpha="theory")
     points, start, plan = train(callback, accumulated=group, **batches)
     steps = [7 * epoch + batch for epoch in range(5) for batch in range(7) if (batch + 1) % group == 0 or batch == 6]
     expected = reference.carried(*problem(), start, plan, 0.05, group)
@@ -135,7 +136,7 @@ def test_along_all_directions_each_step_is_corrected_with_its_gradient_of_the_ep
 def test_after_a_sweep_the_first_epoch_is_svrgs_and_the_next_are_carried():
     directions = OrthonormalDirections()
     paper = {"probes": 9, "directions": directions, "alpha": "theory", "difference": "central", "seed": 0}
-    callback = VAMOCallback(every_n_epochs=5, carry=True, **paper)
+    callback = VAMOCallback(control=Carry(sweep_every_n_epochs=5, turn_every_n_epochs=5), **paper)
     points, start, plan = train(callback)
     a, b = problem()
     first = reference.fo_svrg(a, b, start, plan[:1], 0.05)
@@ -165,7 +166,7 @@ def test_batches_keep_their_composition_and_steps_their_batches(group):
         def on_train_batch_start(self, fit, module, batch, batch_idx):
             seen.append(tuple(batch.flatten().tolist()))
 
-    callback = VAMOCallback(probes=1, directions=OrthonormalDirections(), carry=True, sweep=False, seed=1, alpha="theory")
+    callback = VAMOCallback(probes=1, directions=OrthonormalDirections(), control="carry", seed=1, alpha="theory")
     L.seed_everything(2, verbose=False)
     run = trainer(callbacks=[callback, Contents()], max_epochs=4, accumulate_grad_batches=group)
     run.fit(module, DataLoader(Indexed(31), 3, shuffle=True))  # 11 batches
@@ -181,15 +182,26 @@ def test_batches_keep_their_composition_and_steps_their_batches(group):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"carry": 1}, "`carry` must be True or False, got 1"),
-        ({"carry": True, "sweep": None}, "`sweep` must be True or False, got None"),
-        ({"sweep": False}, "`sweep=False` got `carry=False`.* set `carry=True`"),
-        ({"carry": True, "sweep": False, "control": "recompute"}, "`carry=True` got `control=.recompute.*keep one of them"),
-        ({"carry": True, "sweep": False, "every_n_train_steps": 9}, "`carry=True` got `every_n_train_steps=9`.*keep one"),
-        ({"carry": True}, "`carry=True` got `every_n_epochs=1`.* set `every_n_epochs` to 2 or more, or `sweep=False`"),
+        ({"sweep_every_n_epochs": 1}, "`sweep_every_n_epochs` must be 2 or more, or None, got 1: .* Set control='replay'"),
+        ({"sweep_every_n_epochs": True}, "`sweep_every_n_epochs` must be a whole number >= 1 or None, got True"),
+        ({"turn_every_n_epochs": 0}, "`turn_every_n_epochs` must be a whole number >= 1, got 0"),
     ],
 )
 def test_arguments_that_are_not_allowed(arguments, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        Carry(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"carry": True}, 'no argument `carry` any more: write control="carry"'),
+        ({"sweep": False}, "no argument `sweep` any more: .* control=Carry"),
+        ({"every_n_epochs": 2}, r"no argument `every_n_epochs` any more: write control=Replay\(every_n_epochs"),
+        ({"every_n_train_steps": 9}, r"`every_n_train_steps` any more: write control=Recompute\(every_n_train_steps"),
+    ],
+)
+def test_old_names_are_answered_with_what_to_write(arguments, message):
     with pytest.raises(InvalidArgumentError, match=message):
         VAMOCallback(**arguments)
 
@@ -200,9 +212,14 @@ def test_arguments_that_are_not_allowed(arguments, message):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"directions": OrthonormalDirections(), "sweep": False},
-        {"directions": GradientSubspaceDirections(warmup_batches=0), "sweep": False, "alpha": "adaptive"},
-        {"directions": OrthonormalDirections(), "every_n_epochs": 4, "mu": 1e-2, "difference": "central"},
+        {"directions": OrthonormalDirections()},
+        {"directions": GradientSubspaceDirections(warmup_batches=0), "alpha": "adaptive"},
+        {
+            "directions": OrthonormalDirections(),
+            "control": Carry(sweep_every_n_epochs=4, turn_every_n_epochs=4),
+            "mu": 1e-2,
+            "difference": "central",
+        },
     ],
     ids=["unswept", "learned", "swept"],
 )
@@ -214,7 +231,7 @@ def test_two_processes_equal_one(arguments, accumulated, tmp_path):
     options["accumulate_grad_batches"] = accumulated
     results = []
     for devices in (1, 2):
-        callback = VAMOCallback(probes=4, carry=True, seed=1, **arguments)
+        callback = VAMOCallback(**{"probes": 4, "control": "carry", "seed": 1, **arguments})
         results.append(
             ranks.run(
                 ranks.Regression(),
@@ -272,10 +289,15 @@ def test_shards_carry_what_the_whole_does(tmp_path):
 RESUMED = {
     "unswept": {"vamo": {**UNSWEPT, "probes": 2}},
     "unswept, turning every other epoch": {
-        "vamo": {**UNSWEPT, "probes": LinearProbes(start=1, end=3, epochs=3), "every_n_epochs": 2},
+        "vamo": {**UNSWEPT, "probes": LinearProbes(start=1, end=3, epochs=3), "control": Carry(turn_every_n_epochs=2)},
     },
     "unswept, dense": {"vamo": {**UNSWEPT, "directions": GradientSubspaceDirections(rank=None, warmup_batches=0)}},
-    "swept": {"vamo": {"carry": True, "every_n_epochs": 3, "directions": GradientSubspaceDirections(warmup_batches=4)}},
+    "swept": {
+        "vamo": {
+            "control": Carry(sweep_every_n_epochs=3, turn_every_n_epochs=3),
+            "directions": GradientSubspaceDirections(warmup_batches=4),
+        }
+    },
     "accumulated": {"vamo": UNSWEPT, "accumulate_grad_batches": 2},
     "checkpoints while gradients accumulate": {
         "vamo": {**UNSWEPT, "directions": OrthonormalDirections()},
@@ -313,7 +335,7 @@ def test_ranks_resume_where_each_of_them_was(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:The loss is not finite at points perturbed")
 def test_rows_recover_from_a_sweep_that_drops_every_direction(tmp_path):
-    configuration = {"vamo": {"probes": 2, "mu": 1e30, "carry": True, "every_n_epochs": 3}}
+    configuration = {"vamo": {"probes": 2, "mu": 1e30, "control": Carry(sweep_every_n_epochs=3, turn_every_n_epochs=3)}}
     uninterrupted = resuming.run(tmp_path / "whole", configuration)
     [callback] = [callback for callback in uninterrupted[0].callbacks if isinstance(callback, VAMOCallback)]
     assert callback.report.variance_removed != 0  # in the epochs whose rows the first one's steps have measured
@@ -326,8 +348,8 @@ def test_rows_recover_from_a_sweep_that_drops_every_direction(tmp_path):
 def test_a_run_that_does_not_carry_is_refused_a_carried_table(tmp_path):
     configuration = RESUMED["accumulated"]
     resuming.run(tmp_path, configuration, (2, 5, "step"))
-    other = {**configuration, "vamo": {**configuration["vamo"], "carry": False, "sweep": True}}
-    with pytest.raises(InvalidArgumentError, match="`carry` was True, and in the present run it is False"):
+    other = {**configuration, "vamo": {**configuration["vamo"], "control": "replay"}}
+    with pytest.raises(InvalidArgumentError, match="`control` was 'carry', and in the present run it is 'replay'"):
         resuming.run(tmp_path, other, ckpt=resuming.last_checkpoint(tmp_path))
 
 

@@ -1,6 +1,7 @@
 """The console command trains any LightningModule that a configuration names, and so does a LightningCLI of one's own."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_vamo import UnsupportedError, VAMOCallback, VAMOMixin
+from lightning_vamo import Carry, InvalidArgumentError, Recompute, UnsupportedError, VAMOCallback, VAMOMixin
 from lightning_vamo.cli import VAMOCLI, main
 from lightning_vamo.core.directions import GradientSubspaceDirections, RademacherDirections
 from lightning_vamo.core.schedules import LinearProbes
@@ -72,10 +73,10 @@ def test_the_section_and_the_command_line_set_the_callbacks_arguments(tmp_path):
         "mu": 0.01,
     }
     callback = callback_of(command(tmp_path, vamo=section, arguments=["--vamo.alpha", "0.001", "--vamo.difference=central"]))
-    assert isinstance(callback.schedule, LinearProbes)
-    assert isinstance(callback.directions, RademacherDirections)
-    assert callback.directions.storage == "seeded"
-    assert (callback.mu, callback.alpha, callback.difference) == (0.01, 0.001, "central")
+    assert isinstance(callback.settings.schedule, LinearProbes)
+    assert isinstance(callback.settings.directions, RademacherDirections)
+    assert callback.settings.directions.storage == "seeded"
+    assert (callback.settings.mu, callback.settings.alpha, callback.settings.difference) == (0.01, 0.001, "central")
     assert callback.report.forward_evaluations == 4 * (1 + 2 * 2) + 2 * 4 + 4
 
 
@@ -87,6 +88,52 @@ def test_a_schedule_of_ones_own(tmp_path):
 class Own:
     def probes_at(self, epoch: int) -> int:
         return 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "expected"),
+    [
+        (["--vamo.probes=EfficientProbes", "--vamo.probes.maximum=3"], "schedule", {"maximum": 3}),
+        (["--vamo.probes=LinearProbes", *(f"--vamo.probes.{name}=2" for name in ("start", "end", "epochs"))], "schedule", {}),
+        (["--vamo.directions=GradientSubspaceDirections", "--vamo.directions.rank=2"], "directions", {"rank": 2}),
+        (["--vamo.control=carry"], "control", Carry()),
+        (["--vamo.control=Carry", "--vamo.control.sweep_every_n_epochs=5"], "control", Carry(sweep_every_n_epochs=5)),
+        (["--vamo.control=Recompute", "--vamo.control.every_n_train_steps=2"], "control", Recompute(every_n_train_steps=2)),
+    ],
+    ids=str,
+)
+def test_short_names_on_the_command_line(arguments, name, expected, tmp_path):
+    callback = callback_of(command(tmp_path, arguments=arguments))
+    given = callback.control if name == "control" else getattr(callback.settings, name)
+    if name == "control":
+        assert given == expected
+    else:
+        assert type(given).__name__ == arguments[0].partition("=")[2]
+        assert expected.items() <= vars(given).items()
+
+
+def test_help_lists_what_there_is_and_no_internals(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    text = re.sub(r"\s", "", capsys.readouterr().out)
+    for name in ("schedules.EfficientProbes", "schedules.LinearProbes", "lightning_vamo.Carry", "directions.SphereDirections"):
+        assert name in text
+    for name in ("DrivingCallback", "MethodCallback", "AtTheFirstBatch", "Measurement"):
+        assert name not in text
+
+
+def test_old_names_are_answered_with_what_to_write(tmp_path):
+    for arguments in ({"vamo": {"carry": True}}, {"arguments": ["--vamo.every_n_epochs=2"]}):
+        with pytest.raises(InvalidArgumentError, match=r"`vamo` has no key `(carry|every_n_epochs)` any more: write control="):
+            command(tmp_path, **arguments)
+    with pytest.raises(SystemExit, match=r"^lightning-vamo: The section `vamo` has no key `carry` any more"):
+        main(["fit", "--config", str(write(tmp_path, {"vamo": {"carry": True}}))])
+
+
+def write(folder, configuration):
+    path = folder / "old.yaml"
+    path.write_text(yaml.safe_dump(configuration))
+    return path
 
 
 def test_a_callback_in_the_configuration(tmp_path):
@@ -175,6 +222,6 @@ def test_examples_run(arguments, tmp_path):
 
 def test_the_defaults(tmp_path):
     for callback in (VAMOCallback(), callback_of(command(tmp_path))):
-        assert isinstance(callback.directions, GradientSubspaceDirections)
-        assert callback.directions.rank == 1
-        assert callback.alpha == "adaptive"
+        assert isinstance(callback.settings.directions, GradientSubspaceDirections)
+        assert callback.settings.directions.rank == 1
+        assert callback.settings.alpha == "adaptive"

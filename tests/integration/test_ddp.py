@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from lightning_vamo import VAMOCallback, with_vamo
+from lightning_vamo import Recompute, VAMOCallback, with_vamo
 from lightning_vamo.core.directions import OrthonormalDirections
 from tests.support.modules import Everything, VAMOEverything, classification_data, trainer
 from tests.support.ranks import Collectives, Data, Regression, run
@@ -80,7 +80,9 @@ def test_two_processes_equal_one(arguments, directions, tmp_path):
     assert not torch.allclose(plain["state"]["net.0.weight"], one["state"]["net.0.weight"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("arguments", [{"control": "recompute"}, {"every_n_train_steps": 2}], ids=["epochs", "steps"])
+@pytest.mark.parametrize(
+    "arguments", [{"control": "recompute"}, {"control": Recompute(every_n_train_steps=2)}], ids=["epochs", "steps"]
+)
 def test_two_processes_equal_one_with_rows_that_are_recomputed(arguments, tmp_path):
     inputs, labels = classification_data(48).tensors
     data = TensorDataset(inputs.double(), labels)

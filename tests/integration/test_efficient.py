@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_vamo import InvalidArgumentError, VAMOCallback, VAMOMixin
+from lightning_vamo import InvalidArgumentError, Recompute, Replay, VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import GradientSubspaceDirections, SphereDirections
 from lightning_vamo.core.schedules import EfficientProbes
 from tests.support.modules import trainer
@@ -137,7 +137,7 @@ def test_directions_go_on_being_learned_without_probes(clock):
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_resumed_run_repeats_the_choices(every, clock, tmp_path):
     def run(folder, ckpt=None):
-        callback, module = efficient(every_n_epochs=every), Timed(forward=0.05)
+        callback, module = efficient(control=Replay(every_n_epochs=every)), Timed(forward=0.05)
         saver = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=40)
         fit(callback, module, epochs=4, callbacks=[saver], ckpt=ckpt, enable_checkpointing=True)
         return callback, module
@@ -199,7 +199,7 @@ def test_ranks_go_by_one_clock(clock, tmp_path):
 
 @pytest.mark.parametrize(("forward", "expected"), [(3.0, [0, 1, 0]), (0.01, [0, 1, 2])])
 def test_within_an_epoch_a_snapshot_is_chosen_by_what_the_last_one_was_worth(forward, expected, clock):
-    arguments = {"directions": GradientSubspaceDirections(), "every_n_train_steps": 20, "seed": 1}
+    arguments = {"directions": GradientSubspaceDirections(), "control": Recompute(every_n_train_steps=20), "seed": 1}
     callback = WatchedCounts(probes=EfficientProbes(4), **arguments)
     fit(callback, Timed(forward=forward), epochs=1)
     assert callback.counts == expected
@@ -222,7 +222,7 @@ def test_each_fit_chooses_anew(clock):
     callback.chosen = []
     fit(callback, Timed(forward=0.02), epochs=2)
     assert callback.chosen[0] > 0
-    assert callback.schedule.chosen is None
+    assert callback.settings.schedule.chosen is None
 
 
 @pytest.mark.parametrize("alpha", ["theory", "linear-decay", 0.5])

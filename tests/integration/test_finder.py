@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from lightning_vamo import InvalidArgumentError, ProbeFinding, UnsupportedError, VAMOCallback, find_probes
+from lightning_vamo import InvalidArgumentError, ProbeFinding, Recompute, Replay, UnsupportedError, VAMOCallback, find_probes
 from lightning_vamo.core.directions import GradientSubspaceDirections, SphereDirections
 from lightning_vamo.loop import compat
 from tests.support.modules import (
@@ -380,10 +380,10 @@ def test_two_processes_find_what_one_does(start_method):
     ("arguments", "sweeps"),
     [
         ({}, 1.0),
-        ({"every_n_epochs": 5}, 0.2),
-        ({"carry": True, "sweep": False}, 0.0),
+        ({"control": Replay(every_n_epochs=5)}, 0.2),
+        ({"control": "carry"}, 0.0),
         ({"control": "recompute"}, 2.0),
-        ({"every_n_train_steps": 8}, 1 + 64 / 8),
+        ({"control": Recompute(every_n_train_steps=8)}, 1 + 64 / 8),
     ],
     ids=str,
 )

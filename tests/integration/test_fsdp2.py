@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lightning_vamo import VAMOCallback
+from lightning_vamo import Recompute, VAMOCallback
 from lightning_vamo.core.directions import OrthonormalDirections
 from lightning_vamo.errors import UnsupportedError
 from tests.support.processes import in_processes
@@ -22,7 +22,7 @@ def test_training_is_what_it_is_with_ddp(tmp_path):
 
 def recomputed_as_ddp(folder):
     found = {}
-    for name, arguments in {"epochs": {"control": "recompute"}, "steps": {"every_n_train_steps": 2}}.items():
+    for name, arguments in {"epochs": {"control": "recompute"}, "steps": {"control": Recompute(every_n_train_steps=2)}}.items():
         callbacks = [probing(OrthonormalDirections("seeded"), **arguments) for _ in range(2)]
         runs = [train(VAMO, [callback], sharded, torch.float64) for sharded, callback in enumerate(callbacks)]
         removed = [callback.report.variance_removed for callback in callbacks]

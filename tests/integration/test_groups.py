@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
-from lightning_vamo import VAMOCallback
+from lightning_vamo import Replay, VAMOCallback
 from lightning_vamo.core.probes.point import Point
 from lightning_vamo.loop.plan.fingerprint import fingerprint
 from lightning_vamo.loop.plan.tensors import fresh_copy, tensors_in
@@ -42,7 +42,7 @@ def test_the_size_of_a_group(batches, numbers, expected):
 
 def swept(most, difference="forward", module=None, **options):
     L.seed_everything(0, verbose=False)
-    callback = WatchedSweeps(probes=3, difference=difference, seed=1)
+    callback = WatchedSweeps(probes=3, mu=1e-2, difference=difference, seed=1)
     module = module or VAMOEverything(features=6)
     with patch.object(groups, "MOST", most):
         trainer(callbacks=[callback], **options).fit(module, *loaders())
@@ -73,8 +73,8 @@ def test_a_group_goes_to_each_point_once():
 
     with patch.object(Point, "perturb", counted):
         swept(16, max_epochs=1, limit_train_batches=10)
-    assert len(calls) == 3 + 3  # the directions, and each of them at twice the radius
-    assert len({distance for _, distance in calls}) == 2
+    assert len(calls) == 3 + 3 + 3  # the directions, and each of them at twice and at half the radius
+    assert len({distance for _, distance in calls}) == 3
 
 
 def test_what_a_transfer_hook_leaves_on_the_module_is_there_at_each_evaluation():
@@ -169,7 +169,7 @@ def test_what_has_no_tensors_to_look_at_has_no_fingerprint(batch):
 @pytest.mark.parametrize("options", [{}, {"precision": "64-true"}, {"reload_dataloaders_every_n_epochs": 1}])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_of_an_ordinary_dataset_keep_their_fingerprints(workers, options):
-    callback = VAMOCallback(probes=2, every_n_epochs=2)
+    callback = VAMOCallback(probes=2, control=Replay(every_n_epochs=2))
     fit = trainer(callbacks=[callback], max_epochs=3, val_check_interval=4, **options)
     fit.fit(VAMOEverything(), *loaders(num_workers=workers))
     assert fit.callback_metrics["vamo/rows_unused"] == 0

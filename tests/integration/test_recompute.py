@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from lightning_vamo import InvalidArgumentError, RunObserver, VAMOCallback
+from lightning_vamo import InvalidArgumentError, Recompute, RunObserver, VAMOCallback
 from lightning_vamo.core.directions import CoordinateDirections, OrthonormalDirections, SphereDirections
 from lightning_vamo.core.schedules import LinearProbes
 from tests.reference import fo_svrg, least_squares_gradient, sgd
@@ -34,15 +34,19 @@ def test_all_directions_give_first_order_svrg(family, workers):
     assert callback.report.variance_removed > 0.2
 
 
-SNAPSHOTS = {"every epoch": ({}, 7), "every 2 epochs": ({"every_n_epochs": 2}, 14), "every 5": ({"every_n_train_steps": 5}, 5)}
+SNAPSHOTS = {
+    "every epoch": ("recompute", 7),
+    "every 2 epochs": (Recompute(every_n_epochs=2), 14),
+    "every 5": (Recompute(every_n_train_steps=5), 5),
+}
 
 
-@pytest.mark.parametrize(("arguments", "steps"), SNAPSHOTS.values(), ids=SNAPSHOTS)
+@pytest.mark.parametrize(("control", "steps"), SNAPSHOTS.values(), ids=SNAPSHOTS)
 @pytest.mark.parametrize("replacement", [False, True], ids=["without", "with replacement"])
-def test_snapshots_of_any_length_give_svrg(arguments, steps, replacement):
+def test_snapshots_of_any_length_give_svrg(control, steps, replacement):
     """With replacement an epoch misses some samples; the mean is over all of them, as in the paper's Algorithm 1."""
     options = {"shuffle": False, "sampler": RandomSampler(samples(), replacement=True)} if replacement else {}
-    callback = every_direction(control="recompute", **arguments)
+    callback = every_direction(control=control)
     points, start, plan = train(callback, epochs=4, **options)
     drawn = set(itertools.chain.from_iterable(plan[0]))
     assert (len(drawn) < 41) == replacement
@@ -97,7 +101,7 @@ AUGMENTATIONS = {
 def test_a_row_is_of_the_very_batch_and_randomness_of_its_step(data, cls):
     """Along all directions it is then the gradient of the step at the snapshot, where the weights are right after it."""
     for accumulate in (1, 3):
-        callback, module = every_direction(control="recompute", every_n_train_steps=1, mu=0.1), cls(9, RATE)
+        callback, module = every_direction(control=Recompute(every_n_train_steps=1), mu=0.1), cls(9, RATE)
         fit = trainer(callbacks=[callback], max_epochs=2, accumulate_grad_batches=accumulate)
         fit.fit(module, DataLoader(data, 6, shuffle=True, num_workers=int(accumulate > 1)))
         assert len(callback.snapshots) == fit.global_step > 0
@@ -135,13 +139,15 @@ class CompareBatches(Compare):
         self.batch = batch
 
 
-@pytest.mark.parametrize("arguments", [{}, {"difference": "central", "every_n_train_steps": 3}], ids=["forward", "central"])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"difference": "central", "control": Recompute(every_n_train_steps=3)}], ids=["forward", "central"]
+)
 @pytest.mark.parametrize("cls", [VAMOEverything, VAMOMeddling])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.filterwarnings("ignore:The probe differences hardly stand out")
 def test_state_before_and_after_a_row(cls, arguments, precision):
     L.seed_everything(0, verbose=False)
-    callback, compare = VAMOCallback(probes=3, control="recompute", **arguments), CompareBatches()
+    callback, compare = VAMOCallback(**{"probes": 3, "control": "recompute", **arguments}), CompareBatches()
     fit = trainer(callbacks=[compare, callback], logger=MemoryLogger("somewhere"), precision=precision, max_epochs=2)
     fit.fit(cls(), *loaders())
     assert compare.compared == 24
@@ -239,7 +245,7 @@ def test_weights_that_something_else_writes_to_between_two_steps():
 
 
 def test_snapshots_every_few_steps():
-    callback = Watched(probes=2, every_n_train_steps=4, seed=0)
+    callback = Watched(probes=2, control=Recompute(every_n_train_steps=4), seed=0)
     L.seed_everything(0, verbose=False)
     fit = trainer(callbacks=[callback], max_epochs=2, accumulate_grad_batches=2)
     fit.fit(VAMOEverything(), *loaders())  # 12 batches, 6 steps
@@ -249,11 +255,11 @@ def test_snapshots_every_few_steps():
 
 
 def test_figures():
-    callback = VAMOCallback(probes=3, control="recompute", directions=SphereDirections())
+    callback = VAMOCallback(probes=3, mu=1e-2, control="recompute", directions=SphereDirections())
     fit = trainer(callbacks=[callback], max_epochs=2)
     fit.fit(VAMOEverything(), *loaders())
     metrics = {name: value.item() for name, value in fit.callback_metrics.items()}
-    sweeps, rows = 2 * (12 * (1 + 3) + 8), 2 * 12 * (1 + 3)
+    sweeps, rows = 2 * (12 * (1 + 3) + 1 + 8 + 4), 2 * 12 * (1 + 3)
     assert metrics["vamo/forward_evaluations"] == sweeps + rows + 2 * 12
     assert metrics["vamo/row_seconds"] > 0
     assert metrics["vamo/sweep_seconds"] > 0
@@ -266,7 +272,9 @@ def test_figures():
 
 
 def test_probes_that_change_and_a_schedule_that_starts_at_none():
-    callback = Watched(probes=LinearProbes(start=0, end=2, epochs=3), every_n_train_steps=5, alpha="adaptive")
+    callback = Watched(
+        probes=LinearProbes(start=0, end=2, epochs=3), control=Recompute(every_n_train_steps=5), alpha="adaptive"
+    )
     trainer(callbacks=[callback], max_epochs=3).fit(VAMOEverything(), *loaders())
     counts = [snapshot and snapshot.directions.count for _, _, snapshot in callback.snapshots]
     assert counts == [None, None, None, 1, 1, 2, 2, 2]
@@ -278,7 +286,7 @@ def test_a_coefficient_that_decays_over_the_steps_of_a_snapshot():
             factors.append(snapshot.correction.factors)
 
     factors = []
-    callback = Factors(probes=2, every_n_train_steps=4, alpha="linear-decay")
+    callback = Factors(probes=2, control=Recompute(every_n_train_steps=4), alpha="linear-decay")
     data = DataLoader(classification_data(96), 8)
     trainer(callbacks=[callback], max_epochs=1, accumulate_grad_batches=2).fit(VAMOEverything(), data)
     assert factors == [1, 0.75, 0.5, 0.25, 1, 0.75]
@@ -318,10 +326,11 @@ def test_the_row_keeps_the_sweeps_own_precision():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"control": "replay", "every_n_train_steps": 5}, "`every_n_train_steps=5` needs control='recompute'"),
         ({"every_n_epochs": 2, "every_n_train_steps": 5}, "`every_n_epochs=2` both say when"),
+        ({"every_n_epochs": 0}, "`every_n_epochs` must be a whole number >= 1 or None, got 0"),
+        ({"every_n_train_steps": True}, "`every_n_train_steps` must be a whole number >= 1 or None, got True"),
     ],
 )
-def test_arguments_that_contradict_each_other(arguments, message):
+def test_arguments_that_are_not_allowed(arguments, message):
     with pytest.raises(InvalidArgumentError, match=message):
-        VAMOCallback(**arguments)
+        Recompute(**arguments)

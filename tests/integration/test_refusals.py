@@ -7,7 +7,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_vamo import InvalidArgumentError, UnsupportedError, VAMOCallback, VAMOMixin, with_vamo
+from lightning_vamo import InvalidArgumentError, Replay, UnsupportedError, VAMOCallback, VAMOMixin, with_vamo
 from lightning_vamo.core.directions import (
     CoordinateDirections,
     GradientSubspaceDirections,
@@ -50,9 +50,7 @@ ARGUMENTS = {
     "mu": [0, -1.0, float("nan"), float("inf"), "big", True],
     "alpha": [-0.1, float("nan"), float("inf"), "best", "big", True],
     "difference": ["backward", None],
-    "control": ["sweep", None, 1],
-    "every_n_epochs": [0, -1, 1.5, True],
-    "every_n_train_steps": [0, -1, 1.5, True],
+    "control": ["sweep", None, 1, Replay],
     "seed": [1.5, "x", True],
     "directions": [OrthonormalDirections, "sphere"],
 }
@@ -65,13 +63,19 @@ def test_arguments(name, value):
     assert repr(value) in str(error.value) or "GradientSubspaceDirections()" in str(error.value)
 
 
+@pytest.mark.parametrize("value", [0, -1, 1.5, True])
+def test_epochs_between_snapshots(value):
+    with pytest.raises(InvalidArgumentError, match=f"`every_n_epochs` must be a whole number >= 1, got {value!r}"):
+        Replay(every_n_epochs=value)
+
+
 def test_callback_without_mixin():
     with pytest.raises(UnsupportedError, match=r"class VAMOLinear\(VAMOMixin, Linear\)"):
         fit(Linear())
 
 
 def test_mixin_without_callback():
-    with pytest.raises(UnsupportedError, match=r"add it, Trainer\(callbacks=\[VAMOCallback"):
+    with pytest.raises(UnsupportedError, match=r"add one, such as Trainer\(callbacks=\[VAMOCallback"):
         trainer().fit(Vamo(), DataLoader(Indexed(4)))
 
 
@@ -301,7 +305,7 @@ def test_strategies(strategy):
     with pytest.raises(
         UnsupportedError, match=f"{strategy.__name__}: .* Use Trainer\\(strategy='ddp'\\).*ModelParallelStrategy \\(FSDP2\\)"
     ):
-        check_strategy(strategy.__new__(strategy))
+        check_strategy(strategy.__new__(strategy), "VAMOCallback")
 
 
 @pytest.mark.parametrize("family", [OrthonormalDirections(), CoordinateDirections()])

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, WeightedRandomSampler
 
-from lightning_vamo import RunObserver, UnsupportedError, VAMOCallback
+from lightning_vamo import Replay, RunObserver, UnsupportedError, VAMOCallback
 from tests.support.modules import Indexed, Recorder, VAMORecorder, trainer
 from tests.support.watched import WatchedSweeps
 
@@ -306,7 +306,7 @@ def test_options_of_the_trainer(options, workers):
 
 @pytest.mark.parametrize("name", [name for name in LOADERS if "weighted" not in name])
 def test_between_snapshots_the_batches_keep_their_composition(name):
-    callback = VAMOCallback(probes=1, every_n_epochs=2, seed=0)
+    callback = VAMOCallback(probes=1, control=Replay(every_n_epochs=2), seed=0)
     swept = epochs(Watched, [callback], LOADERS[name])
     first, second, third, fourth = swept.epochs
     assert callback.report.snapshots == 2
@@ -317,12 +317,12 @@ def test_between_snapshots_the_batches_keep_their_composition(name):
 
 
 def test_with_every_sample_in_one_batch_of_an_epoch():
-    for contents in epochs(Watched, [VAMOCallback(probes=1, every_n_epochs=3)], loader).epochs:
+    for contents in epochs(Watched, [VAMOCallback(probes=1, control=Replay(every_n_epochs=3))], loader).epochs:
         assert sorted([*itertools.chain(*contents)]) == list(map(float, range(23)))
 
 
 def test_a_reloaded_loader_gets_a_snapshot_of_its_own():
-    callback = VAMOCallback(probes=1, every_n_epochs=10, seed=0)
+    callback = VAMOCallback(probes=1, control=Replay(every_n_epochs=10), seed=0)
     epochs(Watched, [callback], loader, reload_dataloaders_every_n_epochs=3)
     assert callback.report.snapshots == 2
 

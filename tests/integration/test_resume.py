@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
-from lightning_vamo import VAMOCallback, VAMOMixin
+from lightning_vamo import Recompute, Replay, VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections, SphereDirections
 from lightning_vamo.core.schedules import LinearProbes
 from lightning_vamo.errors import InvalidArgumentError
@@ -44,7 +44,7 @@ CONFIGURATIONS = {
     "its own generator, workers": {"loader": {"generator": 3, "num_workers": 2}},
     "accumulation": {"accumulate_grad_batches": 2},
     "probes that change": {"vamo": {"probes": LinearProbes(start=0, end=3, epochs=3)}},
-    "a snapshot for two epochs": {"vamo": {"every_n_epochs": 2}},
+    "a snapshot for two epochs": {"vamo": {"control": Replay(every_n_epochs=2)}},
     "the paper's method": {"vamo": {"directions": SphereDirections(), "alpha": "theory"}},
     "a short warm-up": {"vamo": {"directions": GradientSubspaceDirections(warmup_batches=4)}},
     "learned directions, dense": {"vamo": {"directions": GradientSubspaceDirections(rank=None, warmup_batches=0)}},
@@ -62,9 +62,12 @@ CONFIGURATIONS = {
     },
     "loaders that cycle": {"second": {"batch_size": 16, "shuffle": True}},
     "recomputed rows": {"vamo": {"control": "recompute", "alpha": "adaptive"}, "accumulate_grad_batches": 2},
-    "recomputed rows, snapshots by steps": {"vamo": {"every_n_train_steps": 5}, "loader": {"num_workers": 1}},
+    "recomputed rows, snapshots by steps": {
+        "vamo": {"control": Recompute(every_n_train_steps=5)},
+        "loader": {"num_workers": 1},
+    },
     "recomputed rows, learned directions": {
-        "vamo": {"control": "recompute", "every_n_epochs": 2, "directions": GradientSubspaceDirections(warmup_batches=4)},
+        "vamo": {"control": Recompute(every_n_epochs=2), "directions": GradientSubspaceDirections(warmup_batches=4)},
     },
     "in sequence": {"loader": {"shuffle": False}},
     "limited": {"limit_train_batches": 5},
@@ -169,7 +172,7 @@ def run_saving(folder, ckpt=None, seed=1, hook=None, batch_idx=None, before=True
     L.seed_everything(seed, verbose=False)
     torch.manual_seed(seed)
     watch, rows = Watch(), Rows()
-    callbacks = [VAMOCallback(probes=2, seed=4, every_n_epochs=2), watch, *options.pop("callbacks", ())]
+    callbacks = [VAMOCallback(probes=2, seed=4, control=Replay(every_n_epochs=2)), watch, *options.pop("callbacks", ())]
     if hook:
         callbacks.insert(0 if before else len(callbacks), SavesAt(folder, hook, batch_idx))
     fit = trainer(folder, callbacks=callbacks, logger=rows, **{"max_epochs": 3, "enable_checkpointing": False, **options})
@@ -281,7 +284,7 @@ def test_a_checkpoint_that_an_exception_makes_lightning_save(at, accumulate, tmp
     assert_same_end(run_saving(tmp_path, last_checkpoint(tmp_path), seed=99, **options), uninterrupted)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"every_n_train_steps": 2}], ids=["replayed", "recomputed"])
+@pytest.mark.parametrize("arguments", [{}, {"control": Recompute(every_n_train_steps=2)}], ids=["replayed", "recomputed"])
 def test_ranks_resume_where_each_of_them_was(arguments, tmp_path):
     run_ranks(tmp_path / "whole", arguments=arguments)
     expected = [torch.load(tmp_path / "whole" / f"{rank}.pt", weights_only=True) for rank in range(2)]

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, TensorDataset
 
-from lightning_vamo import InvalidArgumentError, UnsupportedError, VAMOCallback
+from lightning_vamo import InvalidArgumentError, Recompute, Replay, UnsupportedError, VAMOCallback
 from lightning_vamo.core.directions import GradientSubspaceDirections
 from lightning_vamo.core.schedules import EfficientProbes
 from lightning_vamo.loop.control.probe_count import ProbeChoice
@@ -122,16 +122,17 @@ ONCE = {
 
 
 @pytest.mark.parametrize("data", ONCE.values(), ids=ONCE)
-@pytest.mark.parametrize("control", ["auto", "recompute"])
+@pytest.mark.parametrize("control", ["auto", Recompute(every_n_train_steps=4)], ids=["auto", "steps"])
 def test_data_that_cannot_be_read_twice_has_a_running_mean(data, control):
-    callback = every_direction(control=control, every_n_train_steps=4)
+    callback = every_direction(control=control, mu=0.1)
     points, start, plan, run = fit_stream(callback, data())
-    expected = running_svrg(*problem(), start, groups(plan, 4))
+    expected = running_svrg(*problem(), start, plan if control == "auto" else groups(plan, 4))
     assert np.abs(points - expected).max() < 1e-5
     assert all(taken.sweep is None for _, _, taken in callback.snapshots)
     assert "vamo/snapshot_loss" not in run.callback_metrics
     steps = len(points)
-    assert callback.report.forward_evaluations == steps * (1 + 1 + 2 * 9)
+    once_more = len(callback.snapshots)  # the first batch of each, to see that its loss is the same again
+    assert callback.report.forward_evaluations == steps * (1 + 1 + 2 * 9) + once_more
 
 
 def test_a_stream_that_keeps_its_place_loses_no_batch():
@@ -147,7 +148,7 @@ def test_auto_replays_where_it_can_and_recomputes_elsewhere():
         callback = Watched(probes=1, **options.pop("arguments", {}))
         trainer(callbacks=[callback], max_epochs=1, **options).fit(VAMOLeastSquares(9, RATE), data)
         [(_, _, taken), *_] = callback.snapshots
-        return taken.kind == "recomputed", taken.sweep is not None
+        return taken.kind == "recompute", taken.sweep is not None
 
     class Unknown:
         def __iter__(self):
@@ -155,7 +156,7 @@ def test_auto_replays_where_it_can_and_recomputes_elsewhere():
 
     assert recomputed(DataLoader(samples(), 6)) == (False, True)
     assert recomputed(DataLoader(samples(), 6), arguments={"control": "recompute"}) == (True, True)
-    assert recomputed(DataLoader(samples(), 6), arguments={"every_n_train_steps": 3}) == (True, True)
+    assert recomputed(DataLoader(samples(), 6), arguments={"control": Recompute(every_n_train_steps=3)}) == (True, True)
     assert recomputed(DataLoader(samples(), batch_sampler=Unknown())) == (True, False)
     assert recomputed(DataLoader(samples(), batch_sampler=Unknown()), limit_train_batches=5) == (False, True)
     assert recomputed(DataLoader(samples(), 6, num_workers=1, in_order=False)) == (True, True)
@@ -168,7 +169,7 @@ def test_a_loader_that_is_made_anew_makes_a_snapshot_due():
         def train_dataloader(self):
             return DataLoader(Stream(), 6)
 
-    callback = Watched(probes=1, every_n_train_steps=100)
+    callback = Watched(probes=1, control=Recompute(every_n_train_steps=100))
     fit = trainer(callbacks=[callback], max_epochs=3, reload_dataloaders_every_n_epochs=2)
     fit.fit(VAMOLeastSquares(9, RATE), Reloaded())
     assert [step for step, _, _ in callback.snapshots] == [0, 14]
@@ -176,7 +177,9 @@ def test_a_loader_that_is_made_anew_makes_a_snapshot_due():
 
 def test_directions_that_are_learned_on_a_stream():
     """Without a warm-up, as its batches cannot be looked at before; the first steps teach."""
-    callback = Watched(probes=2, directions=GradientSubspaceDirections(), every_n_train_steps=5, alpha="adaptive")
+    callback = Watched(
+        probes=2, directions=GradientSubspaceDirections(), control=Recompute(every_n_train_steps=5), alpha="adaptive"
+    )
     data = Stream(classification_data(240))
     trainer(callbacks=[callback], max_epochs=1).fit(VAMOEverything(), DataLoader(data, 8))
     assert [taken is not None for _, _, taken in callback.snapshots] == [False, True, True, True, True, True]
@@ -207,9 +210,9 @@ def test_the_number_of_probes_is_chosen_by_what_rows_cost_too(monkeypatch):
 
     monkeypatch.setattr(ProbeChoice, "decide", watched)
     data = DataLoader(classification_data(96), 8)
-    assert sweeps(data, every_n_epochs=2) == 1 / 2
-    assert sweeps(data, every_n_epochs=2, control="recompute") == 1 + 1 / 2
-    assert sweeps(data, every_n_train_steps=4) == 1 + 3
+    assert sweeps(data, control=Replay(every_n_epochs=2)) == 1 / 2
+    assert sweeps(data, control=Recompute(every_n_epochs=2)) == 1 + 1 / 2
+    assert sweeps(data, control=Recompute(every_n_train_steps=4)) == 1 + 3
     assert sweeps(DataLoader(Stream(classification_data(96)), 8)) == 1
 
 
@@ -228,7 +231,7 @@ def test_batches_whose_losses_are_not_finite_have_no_row():
 
 
 def test_a_coefficient_that_decays_over_an_unknown_number_of_steps():
-    with pytest.raises(UnsupportedError, match="set every_n_train_steps, or another `alpha`"):
+    with pytest.raises(UnsupportedError, match=r"set control=Recompute\(every_n_train_steps=...\), or another `alpha`"):
         trainer(callbacks=[VAMOCallback(alpha="linear-decay")]).fit(VAMOLeastSquares(9, RATE), DataLoader(Stream(), 6))
 
 
@@ -244,7 +247,9 @@ def run_stream(folder, data, ckpt=None, seed=1, epochs=4, **arguments):
     return module, callback.report
 
 
-@pytest.mark.parametrize("arguments", [{}, {"every_n_epochs": 2}, {"every_n_train_steps": 7}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [{}, {"control": Recompute(every_n_epochs=2)}, {"control": Recompute(every_n_train_steps=7)}], ids=str
+)
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_stream_goes_on_bit_for_bit_from_an_epochs_end(arguments, tmp_path):
     def data():
@@ -259,16 +264,19 @@ def test_a_stream_goes_on_bit_for_bit_from_an_epochs_end(arguments, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_checkpoint_of_another_control_is_refused_within_a_snapshot(tmp_path):
-    run_stream(tmp_path, DataLoader(classification_data(50), 8), epochs=3, control="recompute", every_n_epochs=3)
+    run_stream(tmp_path, DataLoader(classification_data(50), 8), epochs=3, control=Recompute(every_n_epochs=3))
     data = DataLoader(classification_data(50), 8)
-    with pytest.raises(InvalidArgumentError, match="`control` was recompute, and in the present run it is replay"):
-        run_stream(tmp_path, data, tmp_path / "epoch=0.ckpt", control="replay", every_n_epochs=3)
+    with pytest.raises(InvalidArgumentError, match="`control` was 'recompute', and in the present run it is 'replay'"):
+        run_stream(tmp_path, data, tmp_path / "epoch=0.ckpt", control=Replay(every_n_epochs=3))
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_within_an_epoch_a_stream_begins_anew_and_the_snapshot_goes_on(tmp_path):
     def run(ckpt=None):
-        callback, saver = Watched(probes=2, every_n_train_steps=10), ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4)
+        callback, saver = (
+            Watched(probes=2, control=Recompute(every_n_train_steps=10)),
+            ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4),
+        )
         fit = trainer(tmp_path, callbacks=[callback, saver], enable_checkpointing=True, max_epochs=1)
         data = DataLoader(Stream(classification_data(41)), 6)
         fit.fit(VAMOEverything(), data, ckpt_path=ckpt, weights_only=True if ckpt else None)

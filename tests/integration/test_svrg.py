@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_vamo import VAMOCallback
+from lightning_vamo import Replay, VAMOCallback
 from lightning_vamo.core.directions import CoordinateDirections, OrthonormalDirections
 from tests.reference import fo_svrg, sgd
 from tests.support.least_squares import VAMOLeastSquares, problem, train
@@ -26,7 +26,7 @@ def test_all_directions_give_first_order_svrg(family, workers):
 
 def test_a_snapshot_kept_for_two_epochs_gives_svrg_with_that_snapshot():
     arguments = {"directions": OrthonormalDirections(), "alpha": "theory", "difference": "central", "seed": 0}
-    callback = VAMOCallback(probes=9, every_n_epochs=2, **arguments)
+    callback = VAMOCallback(probes=9, control=Replay(every_n_epochs=2), **arguments)
     points, start, plan = train(callback, epochs=4)
     joined = [plan[0] + plan[1], plan[2] + plan[3]]
     expected = fo_svrg(*problem(), start, joined, 0.05)

@@ -39,7 +39,7 @@ class Watched(VAMOCallback, RunObserver):
         self.snapshots.append((fit.global_step, fit.fit_loop.batch_idx, snapshot))
 
     def on_gradient(self, fit, module, snapshot, row):
-        if snapshot is not None and snapshot.kind == "recomputed":
+        if snapshot is not None and snapshot.kind == "recompute":
             self.rows.append(row)
             self.slopes.append(snapshot.directions.project([p.grad for p in snapshot.parameters]))
 

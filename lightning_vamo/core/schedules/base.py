@@ -1,14 +1,23 @@
 """What a schedule of the number of probes is."""
 
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
 
 from lightning_vamo.errors import InvalidArgumentError
 
 
-@runtime_checkable
-class ProbeSchedule(Protocol):
-    """Anything with this one method schedules probes."""
+class ProbeSchedule(ABC):
+    """A number of probes for each epoch.
 
+    A class with a method ``probes_at`` counts as a subclass; one that derives from this class has a short name on the command
+    line too.
+    """
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        """Whether a class counts as a subclass."""
+        return callable(getattr(other, "probes_at", None)) if cls is ProbeSchedule else NotImplemented
+
+    @abstractmethod
     def probes_at(self, epoch: int) -> int:
         """The number of probes for an epoch.
 

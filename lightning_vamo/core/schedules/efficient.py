@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_vamo.core.efficiency import batch_factor, efficiency, work_factor
 from lightning_vamo.core.probes.difference import Difference
-from lightning_vamo.core.schedules.base import check_probes
+from lightning_vamo.core.schedules.base import ProbeSchedule, check_probes
 
 # Before it is measured: a forward pass is about a third of a training step, whose backward pass takes two thirds.
 _ASSUMED_FORWARD = 1 / 3
@@ -39,7 +39,7 @@ class Decision:
     reason: str
 
 
-class EfficientProbes:
+class EfficientProbes(ProbeSchedule):
     r"""As many probes as remove most noise for their work, up to a maximum; none where none pay.
 
     At every snapshot the number is chosen anew that has the highest :func:`~lightning_vamo.core.efficiency.efficiency`. The

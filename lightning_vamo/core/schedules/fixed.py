@@ -6,7 +6,7 @@ from lightning_vamo.core.schedules.base import ProbeSchedule, check_probes
 from lightning_vamo.errors import InvalidArgumentError
 
 
-class ConstantProbes:
+class ConstantProbes(ProbeSchedule):
     """The same number of probes in every epoch.
 
     Args:
@@ -28,7 +28,7 @@ class ConstantProbes:
         return self.n
 
 
-class LinearProbes:
+class LinearProbes(ProbeSchedule):
     """From ``start`` to ``end`` in equal steps over ``epochs`` epochs, then ``end``.
 
     Args:
@@ -56,7 +56,7 @@ class LinearProbes:
         return round(self.start + (self.end - self.start) * epoch / (self.epochs - 1))
 
 
-class ExponentialProbes:
+class ExponentialProbes(ProbeSchedule):
     """Multiplied by ``factor`` every few epochs, up to a maximum.
 
     Args:

@@ -1,6 +1,12 @@
-"""What a checkpoint holds of a run, beside Lightning's own state."""
+"""What a checkpoint holds of a run, beside Lightning's own state.
 
-from typing import Any
+Lightning's checkpoints hold weights, optimizers and counters. Each rank adds where it stands: its plan of batches and its
+position in it, the rows that its steps still need, its random states, and what the epoch has logged so far.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Trainer
@@ -8,52 +14,68 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_vamo.core.control.coefficients import Regression
-from lightning_vamo.core.directions import Directions
 from lightning_vamo.core.sharding import local
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat
-from lightning_vamo.loop.checkpoint.packing import packed
+from lightning_vamo.loop.checkpoint.packing import packed, unpacked
 from lightning_vamo.loop.checkpoint.random_state import random_state
-from lightning_vamo.loop.control.probed import snapshot_state
 from lightning_vamo.loop.parameters import trainable_parameters
 from lightning_vamo.loop.plan.plan import Plan, has_plan, plan_of
-from lightning_vamo.loop.run.standing import Standing
+from lightning_vamo.loop.plan.recorder import Pass
+from lightning_vamo.loop.run.parts import Sums
+from lightning_vamo.loop.run.run import Run
 
-# What a rank's state holds: see `_state`.
-KEYS = {
-    *(
-        "position",
-        "first",
-        "validating",
-        "due",
-        "step",
-        "learned_at",
-        "rows",
-        "withheld",
-        "unused",
-        "moments",
-        "steps",
-        "factors",
-    ),
-    *("coefficient", "order", "learner", "plan", "reloaded", "snapshot", "random", "logs", "metrics", "gradients"),
-}
+_State = TypeVar("_State")
 
 
-def saved(trainer: Trainer, standing: Standing, directions: Directions) -> list[dict[str, Any]]:
+@dataclass
+class RankState:
+    """The state of one rank, as plain types and tensors.
+
+    Attributes:
+        position: How many batches of the plan have been trained on; None between two epochs.
+        validating: Whether a validation has begun that has not ended.
+        reloaded: The epoch in which the training loaders were made last.
+        cursor: The run's :class:`~lightning_vamo.loop.run.parts.Cursor`.
+        sums: The run's :class:`~lightning_vamo.loop.run.parts.Sums`.
+        clock: The run's :class:`~lightning_vamo.loop.run.parts.SnapshotClock`.
+        learning: What the run has learned.
+        plan: The epoch's batches; None where the data has no plan.
+        snapshot: The snapshot; None if there is none.
+        random: The random states.
+        logs: What the epoch has logged.
+        metrics: What the module's metrics have gathered.
+        gradients: Gradients that are accumulating.
+    """
+
+    position: int | None
+    validating: bool
+    reloaded: float
+    cursor: dict[str, Any]
+    sums: dict[str, Any]
+    clock: dict[str, Any]
+    learning: dict[str, Any]
+    plan: dict[str, Any] | None
+    snapshot: dict[str, Any] | None
+    random: dict[str, Any]
+    logs: dict[str, Any]
+    metrics: dict[str, Any]
+    gradients: list[Tensor | None]
+
+
+def saved(trainer: Trainer, run: Run) -> list[dict[str, Any]]:
     """What a checkpoint is to hold, called on all ranks together, as checkpoints are made.
 
     Args:
         trainer: The trainer, which is training.
-        standing: Where this rank stands.
-        directions: The family of probe directions.
+        run: The run.
 
     Returns:
         One state per rank on rank 0, which writes the checkpoint, and this rank's own elsewhere, as plain types and tensors.
         Empty if there is none that a checkpoint can hold; a warning says why.
     """
     try:
-        own: dict[str, Any] | None = _state(trainer, standing, directions)
+        own: dict[str, Any] | None = vars(_state(trainer, run))
     except UnsupportedError as error:
         rank_zero_warn(f"{error} Until then, a run that resumes from this checkpoint takes a new snapshot.")
         own = None
@@ -65,75 +87,86 @@ def saved(trainer: Trainer, standing: Standing, directions: Directions) -> list[
     return [] if None in states else states  # type: ignore[return-value]  # None has been ruled out
 
 
-def plan_within(trainer: Trainer, standing: Standing) -> Plan | None:
+def plan_within(trainer: Trainer, run: Run) -> Plan | None:
     """The plan that the run is in, or that it keeps for the epochs to come; None where the data has none."""
-    if standing.taken is not None and standing.taken.plan is not None:
-        return standing.taken.plan
+    if run.snapshot is not None and run.snapshot.plan is not None:
+        return run.snapshot.plan
     within = compat.position(trainer) is not None
-    return standing.plan or (plan_of(trainer) if within and has_plan(trainer) else None)
+    return run.plan or (plan_of(trainer) if within and has_plan(trainer) else None)
 
 
-def _state(trainer: Trainer, standing: Standing, directions: Directions) -> dict[str, Any]:
+def _state(trainer: Trainer, run: Run) -> RankState:
     module, position = trainer.lightning_module, compat.position(trainer)
-    within = position is not None
-    taken, plan = standing.taken, plan_within(trainer, standing)
-    replays = taken is not None and taken.recomputation is None
-    order = standing.order if replays else range(plan.length) if plan is not None else []
-    # Not `compat.accumulates`, which tells of the batch that has begun.
-    accumulating = (
-        position is not None and position % trainer.accumulate_grad_batches > 0 and position < trainer.num_training_batches
+    within, plan = position is not None, plan_within(trainer, run)
+    order = run.cursor.order if run.snapshot is not None and run.snapshot.plan is not None else _in_order(plan)
+    # Of an epoch that has ended nothing is logged again but the rows that were not used.
+    sums = run.sums if within else Sums(unused=run.sums.unused)
+    parameters = trainable_parameters(trainer.optimizers) if _accumulating(trainer, position) else []
+    state = RankState(
+        position=None if position is None else position - run.cursor.first,
+        validating=compat.in_validation(trainer),
+        reloaded=compat.last_reload(trainer),
+        cursor={**vars(run.cursor), "order": torch.tensor(order, dtype=torch.int64, device="cpu")},
+        sums=dict(vars(sums)),
+        clock=asdict(run.clock),
+        learning=run.learning.state_dict(),
+        plan=None if plan is None else plan_state(plan),
+        snapshot=None if run.snapshot is None else run.snapshot.state_dict(trainer),
+        random=random_state(module, loaders_of(trainer)),
+        logs=compat.log_state(trainer, within),
+        metrics=compat.metric_states(module) if within else {},
+        gradients=[None if p.grad is None else local(p.grad) for p in parameters],
     )
-    parameters = trainable_parameters(trainer.optimizers) if accumulating else []
-    state = {
-        "position": None if position is None else position - standing.first,
-        "first": standing.first,
-        "validating": compat.in_validation(trainer),
-        "due": standing.due,
-        "step": standing.step,
-        "learned_at": standing.learned_at,
-        "rows": standing.rows,
-        "withheld": standing.withheld,
-        "unused": standing.unused,
-        "moments": standing.moments if within else None,  # else they are an epoch's that has ended, and is not logged again
-        "steps": standing.steps if within else 0,
-        "factors": standing.factors if within else 0.0,
-        "coefficient": standing.coefficient.state_dict() if isinstance(standing.coefficient, Regression) else None,
-        "learner": None if standing.learner is None else standing.learner.state_dict(),
-        "order": torch.tensor(order, dtype=torch.int64, device="cpu"),
-        "plan": None if plan is None else plan_state(plan),
-        "reloaded": compat.last_reload(trainer),
-        "snapshot": None if taken is None else {"directions": type(directions).__name__, **snapshot_state(trainer, taken)},
-        "random": random_state(module, loaders_of(trainer)),
-        "logs": compat.log_state(trainer, within),
-        "metrics": compat.metric_states(module) if within else {},
-        "gradients": [None if p.grad is None else local(p.grad) for p in parameters],
-    }
     # Copies in host memory: the live tensors go on changing.
-    copied: dict[str, Any] = apply_to_collection(state, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
-    return copied
+    copied = apply_to_collection(dict(vars(state)), Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
+    return RankState(**copied)
 
 
-def check_readable(readable: bool) -> None:
-    """Refuse a state that another version of this package has written, or something else.
+def _in_order(plan: Plan | None) -> range:
+    return range(0 if plan is None else plan.length)
+
+
+def _accumulating(trainer: Trainer, position: int | None) -> bool:
+    """Whether gradients are accumulating; not `compat.accumulates`, which tells of the batch that has begun."""
+    within = position is not None and position < trainer.num_training_batches
+    return within and position % trainer.accumulate_grad_batches > 0  # type: ignore[operator]
+
+
+def read(cls: type[_State], state: Any, name: str = "VAMOCallback") -> _State:
+    """A dataclass from its fields' values in a checkpoint.
 
     Args:
-        readable: Whether it has what it should.
+        cls: The dataclass.
+        state: The values, by name.
+        name: Whose state it is, for the message.
+
+    Returns:
+        The object.
 
     Raises:
-        InvalidArgumentError: If it has not.
+        InvalidArgumentError: If fields are missing, or unknown.
     """
-    if not readable:
+    names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    if not isinstance(state, Mapping) or state.keys() != names:
         raise InvalidArgumentError(
-            "The checkpoint's state of VAMOCallback cannot be read: another version of lightning_vamo saved it, or it is"
-            " damaged. Resume with the version that saved it, or delete that state from the checkpoint's `callbacks`: then"
-            " the run goes on with a new snapshot."
+            f"The checkpoint's state of {name} cannot be read: another version of lightning_vamo saved it, or it is damaged."
+            " Resume with the version that saved it, or delete that state from the checkpoint's `callbacks`: then the run goes"
+            " on with a new snapshot."
         )
+    return cls(**state)
 
 
 def plan_state(plan: Plan) -> dict[str, Any]:
     """A plan as plain types and tensors."""
     loaders = [[packed(batches) for batches in passes] for passes in plan.batches()]
     return {"length": plan.length, "keeps_order": plan.keeps_order, "loaders": loaders}
+
+
+def resumed_plan(trainer: Trainer, state: dict[str, Any]) -> Plan:
+    """The plan of :func:`plan_state`, for the loaders of the present run."""
+    loader = compat.train_loader(trainer)
+    assert loader is not None, "the training loader is set up before the training starts"
+    return Plan(loader, [[Pass.of(unpacked(batches)) for batches in passes] for passes in state["loaders"]], state["length"])
 
 
 def loaders_of(trainer: Trainer) -> list[Any]:

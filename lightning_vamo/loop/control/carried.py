@@ -1,109 +1,178 @@
-"""Carried rows in training: tables that begin with a sweep, or with an epoch of training."""
+"""Carried rows: each step refreshes the row that it has used, for the next epoch to use."""
 
-import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_vamo.core.control.carried import CarriedRows
-from lightning_vamo.core.control.coefficients import Coefficient
 from lightning_vamo.core.control.correction import Correction
-from lightning_vamo.core.control.mixing import Alpha, effective_coefficient
-from lightning_vamo.core.directions import ProbeDirections
-from lightning_vamo.loop.control.probed import Taken
-from lightning_vamo.loop.control.settings import VAMOSettings
-from lightning_vamo.loop.parameters import same_tensors, trainable_parameters
+from lightning_vamo.errors import InvalidArgumentError
+from lightning_vamo.loop.checks import check_whole
+from lightning_vamo.loop.control.base import Here, Snapshot
+from lightning_vamo.loop.control.probed import Drawn, Probed, ProbedControl, draw, measure
+from lightning_vamo.loop.ledger.advice import Advice
+from lightning_vamo.loop.parameters import same_tensors
 from lightning_vamo.loop.plan.plan import Plan, plan_of
+from lightning_vamo.loop.sweep.agree import check_batches
 
 
-def next_epoch(taken: Taken, plan: Plan, generator: torch.Generator) -> list[int]:
-    """Let the coming epoch train on a snapshot's batches again, with the rows that the last one has left.
-
-    Args:
-        taken: The snapshot.
-        plan: Its batches.
-        generator: Source of the new order.
-
-    Returns:
-        The row of the plan that each step of the epoch takes, shape ``(K,)``.
-    """
-    control = taken.correction.control
-    if not isinstance(control, CarriedRows):
-        return plan.again(generator)
-    control.begin_epoch()
-    return plan.again(generator, control.group)
-
-
-def fits(trainer: Trainer, taken: Taken) -> bool:
-    """Whether each row still belongs to one optimizer step: accumulation may change between two epochs."""
-    control = taken.correction.control
-    return not isinstance(control, CarriedRows) or control.group == trainer.accumulate_grad_batches
-
-
-def swept_rows(trainer: Trainer, taken: Taken, alpha: Alpha) -> Taken:
-    """Let the steps refresh the rows that a sweep has measured.
+class Carried(Probed):
+    """A snapshot whose table goes on from epoch to epoch: it began with a sweep, or with an epoch of training.
 
     Args:
-        trainer: The trainer.
-        taken: The snapshot with its sweep.
-        alpha: Mixing coefficient.
-
-    Returns:
-        The snapshot with carried rows.
+        epoch: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
+        drawn: The directions.
+        plan: The batches that the rows belong to.
+        table: The rows.
+        correction: Corrects the gradients of the steps with ``table``.
+        logs: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
     """
-    correction, sweep = taken.correction, taken.sweep
-    assert sweep is not None, "it has just been made"
-    directions, group = correction.directions, trainer.accumulate_grad_batches
-    deltas = directions.whiten(sweep.deltas)
-    # Not the sweep's own coefficient: the rows of directions that it had to drop are refreshed like others.
-    beta = effective_coefficient(alpha, directions.count, directions.dimension)
-    control = CarriedRows(sweep.weights, directions.count, beta, group, deltas)
-    carried = Correction(correction.parameters, directions, control, coefficient=correction.coefficient)
-    return dataclasses.replace(taken, correction=carried, sweep=None)
+
+    kind = "carry"
+
+    def __init__(
+        self, epoch: int, drawn: Drawn, plan: Plan | None, table: CarriedRows, correction: Correction, logs: dict[str, float]
+    ) -> None:
+        super().__init__(epoch, drawn, correction, logs)
+        self.plan = plan
+        self.table = table
+
+    def begin_epoch(self, generator: torch.Generator) -> list[int] | None:
+        """See :meth:`Snapshot.begin_epoch`."""
+        self.table.begin_epoch()
+        return None if self.plan is None else self.plan.again(generator, self.table.group)
+
+    def fits(self, accumulated: int) -> bool:
+        """See :meth:`Snapshot.fits`: accumulation may change between two epochs."""
+        return self.table.group == accumulated
+
+    def row_state(self, trainer: Any) -> dict[str, Any]:
+        """See :meth:`Probed.row_state`."""
+        return self.table.state_dict()
 
 
-def unswept_rows(
-    trainer: Trainer,
-    drawn: ProbeDirections,
-    seed: int,
-    before: Taken | None,
-    settings: VAMOSettings,
-    coefficient: Coefficient | None,
-) -> Taken:
-    """Turn to new directions without a sweep, or begin with a table that the epoch fills.
+@dataclass(frozen=True)
+class Carry(ProbedControl):
+    """Let each step refresh the row that it has used, from the gradient that it computes anyway.
+
+    Rows belong to batches, so the batches keep their composition from epoch to epoch; their order is reshuffled unless the
+    data is read in sequence.
 
     Args:
-        trainer: The trainer, whose epoch has drawn its first batch and not yet trained on it.
-        drawn: The directions to turn to.
-        seed: What they were drawn with.
-        before: The table so far, whose batches the epoch goes on with; None if there is none.
-        settings: What the run trains with.
-        coefficient: What changes the effective coefficient from step to step.
+        sweep_every_n_epochs: Epochs from one sweep to the next, at least 2. None, the default: there is no sweep, an epoch of
+            training fills the table, and no step or epoch makes an extra pass.
+        turn_every_n_epochs: Epochs after which directions that learn turn to what they have learned, and the rows with them,
+            at least 1.
 
-    Returns:
-        The table, in the directions that the epoch is to use.
+    Raises:
+        InvalidArgumentError: If a number is not allowed.
+
+    References:
+        Defazio et al., "SAGA", arXiv:1407.0202, refreshes its table in the same way.
+
+    Example:
+        >>> Carry(sweep_every_n_epochs=5)
+        Carry(sweep_every_n_epochs=5, turn_every_n_epochs=1)
     """
-    parameters = trainable_parameters(trainer.optimizers)
-    if before is not None and not same_tensors(parameters, before.correction.parameters):
+
+    sweep_every_n_epochs: int | None = None
+    turn_every_n_epochs: int = 1
+
+    kinds = ("carry",)
+    records = "always"
+
+    def __post_init__(self) -> None:
+        check_whole("turn_every_n_epochs", self.turn_every_n_epochs)
+        if self.sweep_every_n_epochs is not None:
+            check_whole("sweep_every_n_epochs", self.sweep_every_n_epochs, "or None")
+            if self.sweep_every_n_epochs == 1:
+                raise InvalidArgumentError(
+                    "`sweep_every_n_epochs` must be 2 or more, or None, got 1: sweeps would replace all rows before any is used"
+                    " again. Set control='replay' for a sweep in every epoch."
+                )
+
+    def begins(self, epoch: int) -> bool:
+        """See :meth:`Control.begins`."""
+        return self.replaces(epoch) or epoch % self.turn_every_n_epochs == 0
+
+    def ends(self, epoch: int) -> bool:
+        """See :meth:`Control.ends`."""
+        return self.replaces(epoch + 1)
+
+    def replaces(self, epoch: int) -> bool:
+        """See :meth:`Control.replaces`."""
+        return self.sweep_every_n_epochs is not None and epoch % self.sweep_every_n_epochs == 0
+
+    def sweeps(self, steps: float, *, twice: bool = True) -> float:
+        """See :meth:`Control.sweeps`."""
+        return 0.0 if self.sweep_every_n_epochs is None else 1 / self.sweep_every_n_epochs
+
+    def warn_of_reload(self, advice: Advice) -> None:
+        """See :meth:`Control.warn_of_reload`."""
+        if self.sweep_every_n_epochs is None:
+            advice.on_reloaded_rows()
+
+    def take(self, here: Here, before: Snapshot | None) -> Carried | None:
+        """See :meth:`Control.take`."""
+        sweeps = self.sweep_every_n_epochs is not None and not isinstance(before, Carried)
+        batches = functools.cache(lambda: plan_of(here.trainer))
+        last = before if isinstance(before, Carried) else None
+        drawn = draw(here, batches, lambda: self.sweeps(1.0), keep=last)
+        if drawn is None:
+            return None
+        return _swept(here, drawn, batches()) if sweeps else _turned(here, drawn, last)
+
+    def restore(self, here: Here, state: dict[str, Any], plan: Plan | None) -> Carried:
+        """See :meth:`Control.restore`."""
+        drawn = Drawn.again(here, state)
+        table = CarriedRows.of(state["rows"], here.trainer.strategy.root_device, drawn.beta)
+        return _carried(here, drawn, plan, table, state["logs"], state["epoch"])
+
+
+def _carried(
+    here: Here, drawn: Drawn, plan: Plan | None, table: CarriedRows, logs: dict[str, float], epoch: int | None = None
+) -> Carried:
+    correction = Correction(drawn.parameters, drawn.directions, table, coefficient=here.learning.coefficient)
+    return Carried(here.trainer.current_epoch if epoch is None else epoch, drawn, plan, table, correction, logs)
+
+
+def _swept(here: Here, drawn: Drawn, plan: Plan) -> Carried | None:
+    """Begin with the rows of a sweep; directions that the sweep had to drop are refreshed like others."""
+    measured = measure(here, drawn, plan)
+    if measured is None:
+        return None
+    swept, logs = measured
+    here.totals.snapshots += 1
+    deltas, group = drawn.directions.whiten(swept.deltas), here.trainer.accumulate_grad_batches
+    table = CarriedRows(swept.weights, drawn.directions.count, drawn.beta, group, deltas)
+    return _carried(here, drawn, plan, table, logs)
+
+
+def _turned(here: Here, drawn: Drawn, before: Carried | None) -> Carried:
+    """Turn the last table to new directions, or begin with an empty one that the epoch fills."""
+    if before is not None and not same_tensors(drawn.parameters, before.parameters):
         before = None
-    last = None if before is None else before.correction.directions
-    if last is not drawn and not settings.directions.learns:
+    if before is not None and before.directions is not drawn.directions and not here.settings.directions.learns:
         before = None  # random directions hold next to nothing of rows along others
-    beta = effective_coefficient(settings.alpha, drawn.count, drawn.dimension)
-    plan = plan_of(trainer) if before is None or before.plan is None else before.plan
-    control = None if before is None else before.correction.control
-    if before is None or not isinstance(control, CarriedRows):
-        control = CarriedRows(_weights(trainer, plan), drawn.count, beta, trainer.accumulate_grad_batches)
-    elif last is not None and last is not drawn:
-        control.turn(last.turning(drawn, parameters))
-    control.beta = beta
-    correction = Correction(parameters, drawn, control, coefficient=coefficient)
-    return Taken(trainer.current_epoch, seed, correction, plan, None, {"vamo/alpha": beta})
+    plan = plan_of(here.trainer) if before is None or before.plan is None else before.plan
+    if before is None:
+        count, group = drawn.directions.count, here.trainer.accumulate_grad_batches
+        table = CarriedRows(_weights(here.trainer, plan), count, drawn.beta, group)
+    else:
+        table = before.table
+        if before.directions is not drawn.directions:
+            table.turn(before.directions.turning(drawn.directions, drawn.parameters))
+    table.beta = drawn.beta
+    return _carried(here, drawn, plan, table, {})
 
 
 def _weights(trainer: Trainer, plan: Plan) -> Tensor:
     """Samples of each batch of the plan over all ranks, shape ``(K,)``, which takes a reduction of as many numbers."""
+    check_batches(trainer, plan.length)
     sizes = torch.tensor(plan.sizes(), dtype=torch.float64, device=trainer.strategy.root_device)
     total: Tensor = trainer.strategy.reduce(sizes, reduce_op="sum")
     return total

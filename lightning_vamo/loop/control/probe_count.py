@@ -12,7 +12,6 @@ from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.probes.difference import Difference
 from lightning_vamo.core.schedules import Decision, EfficientProbes, ProbeSchedule
 from lightning_vamo.loop.ledger.clocks import StepClock
-from lightning_vamo.loop.sweep.sweep import Sweep
 
 
 class ProbeChoice:
@@ -40,9 +39,9 @@ class ProbeChoice:
         """The choice that a schedule makes; None if it goes by no measurement."""
         return cls(schedule) if isinstance(schedule, EfficientProbes) else None
 
-    def swept(self, sweep: Sweep) -> None:
-        """Take note of what a sweep took."""
-        self._evaluation = sweep.seconds / sweep.evaluations
+    def swept(self, seconds: float) -> None:
+        """Take note of how long an evaluation of a sweep took, in seconds."""
+        self._evaluation = seconds
 
     def used(self, trainer: Trainer, factors: Tensor | float, steps: int, rows: float = 0.0, evaluations: int = 0) -> None:
         """Take note of an epoch, or of a part of one, that has used a snapshot or has been plain.
@@ -87,7 +86,7 @@ class ProbeChoice:
         random = torch.arange(1, self.schedule.maximum + 1, dtype=torch.float64, device="cpu") / dimension
         before = self.schedule.chosen
         decision = self.schedule.decide(random if learner is None else learner.shares, difference, sweeps)
-        self.figures = {"vamo/expected_removed": decision.removed, "vamo/expected_work": decision.work}
+        self.figures = {"expected_removed": decision.removed, "expected_work": decision.work}
         if decision.probes != before:
             rank_zero_info(f"VAMO, epoch {trainer.current_epoch}: {decision.reason}.")
         return decision

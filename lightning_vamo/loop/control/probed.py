@@ -1,66 +1,54 @@
-"""Taking a snapshot: sweep the epoch's batches, and make the correction that the steps apply."""
+"""Snapshots whose rows are probe differences: how many probes, along which directions, and the sweep that measures them."""
 
 import functools
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import CombinedLoader
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_vamo.core.control.carried import CarriedRows
-from lightning_vamo.core.control.coefficients import Coefficient
 from lightning_vamo.core.control.correction import Correction
-from lightning_vamo.core.control.mixing import Alpha, effective_coefficient
-from lightning_vamo.core.control.running import RecomputedControlVariate
-from lightning_vamo.core.control.table import ControlVariate
+from lightning_vamo.core.control.mixing import coefficient_of, effective_coefficient
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.directions.learner import Learner
-from lightning_vamo.core.probes.radius import auto_mu
+from lightning_vamo.core.probes.radius import auto_mu, followed
 from lightning_vamo.loop import compat
-from lightning_vamo.loop.control.recomputed import Recomputation, snapshot_steps
-from lightning_vamo.loop.control.settings import VAMOSettings
+from lightning_vamo.loop.control.base import Control, Here, Snapshot
+from lightning_vamo.loop.control.warmup import warm_up
 from lightning_vamo.loop.ledger.seeds import seeded
 from lightning_vamo.loop.observer import observers, probing
-from lightning_vamo.loop.parameters import trainable_parameters
-from lightning_vamo.loop.plan.plan import Plan
+from lightning_vamo.loop.parameters import same_tensors
 from lightning_vamo.loop.plan.reread import Swept
-from lightning_vamo.loop.step.driver import GradientCallback, Mode
-from lightning_vamo.loop.sweep.precision import arithmetic
+from lightning_vamo.loop.sweep.precision import is_mixed, uses_tf32
+from lightning_vamo.loop.sweep.repeat import ChangingLossError
 from lightning_vamo.loop.sweep.sweep import Sweep, sweep
 
 
-@dataclass(frozen=True)
-class Taken:
-    """What came of a snapshot.
+class Probed(Snapshot):
+    """A snapshot with probe directions.
+
+    Args:
+        epoch: See :class:`Snapshot`.
+        drawn: The directions.
+        correction: Corrects the gradients of the steps.
+        logs: See :class:`Snapshot`.
 
     Attributes:
-        epoch: The epoch that it was taken in.
-        seed: Seed of the directions.
-        correction: Corrects the gradients of the epoch's steps.
-        plan: The batches that its rows belong to; None if rows are recomputed.
-        sweep: What the sweep measured, and took; None if there was none, and where rows are carried, which are no longer what
-            it measured.
-        logs: Figures to log.
-        recomputation: Recomputes rows, step by step; None if they are the sweep's.
+        drawn: As given.
+        correction: As given.
+        sweep: What a sweep measured at the snapshot; None if there was none, or if its rows have been replaced since.
     """
 
-    epoch: int
-    seed: int
-    correction: Correction
-    plan: Plan | None
-    sweep: Sweep | None
-    logs: dict[str, float]
-    recomputation: Recomputation | None = None
-
-    @property
-    def kind(self) -> Literal["replayed", "carried", "recomputed"]:
-        """What becomes of its rows from step to step."""
-        if self.recomputation is not None:
-            return "recomputed"
-        return "carried" if isinstance(self.correction.control, CarriedRows) else "replayed"
+    def __init__(self, epoch: int, drawn: "Drawn", correction: Correction, logs: dict[str, float]) -> None:
+        self.epoch = epoch
+        self.drawn = drawn
+        self.correction = correction
+        self.logs = {"alpha": correction.control.beta, **logs}
+        self.plan = None
+        self.sweep: Sweep | None = None
 
     @property
     def directions(self) -> ProbeDirections:
@@ -72,162 +60,244 @@ class Taken:
         """The parameters that are corrected."""
         return self.correction.parameters
 
-    def belongs_to(self, loader: CombinedLoader | None) -> bool:
-        """Whether it is of this loader's data: a reloaded loader may hold other data."""
-        if self.recomputation is not None:
-            return self.recomputation.loader is loader
-        return self.plan is not None and self.plan.belongs_to(loader)
+    @property
+    def count(self) -> int:
+        """See :attr:`Snapshot.count`."""
+        return self.directions.count
+
+    @property
+    def factors(self) -> Tensor | float:  # type: ignore[override]
+        """See :class:`Snapshot`."""
+        return self.correction.factors
+
+    def correct(
+        self,
+        rows: Sequence[Any],
+        accumulated: int,
+        scale: Callable[[Tensor], Tensor] | None,
+        progress: float,
+        slopes: Tensor | None,
+    ) -> Tensor | None:
+        """See :meth:`Snapshot.correct`."""
+        return self.correction.apply(rows, accumulated, scale, progress, slopes)
+
+    def withheld(
+        self, row: Any, accumulated: int, scale: Callable[[Tensor], Tensor] | None, progress: float
+    ) -> AbstractContextManager[None]:
+        """See :meth:`Snapshot.withheld`."""
+        return self.correction.withheld(row, accumulated, scale, progress)
+
+    def known_slopes(self, learner: Learner | None) -> Tensor | None:
+        """See :meth:`Snapshot.known_slopes`."""
+        return learner.slopes if learner is not None and learner.current is self.directions else None
+
+    def total(self, moments: Tensor) -> Tensor:
+        """See :meth:`Snapshot.total`."""
+        return self.correction.total(moments)
+
+    def state_dict(self, trainer: Any) -> dict[str, Any]:
+        """See :meth:`Snapshot.state_dict`."""
+        return {
+            "kind": self.kind,
+            "epoch": self.epoch,
+            "seed": self.drawn.seed,
+            "probes": self.directions.count,
+            "dimension": self.directions.dimension,
+            "directions": self.drawn.family,
+            "logs": self.logs,
+            "rows": self.row_state(trainer),
+        }
+
+    @abstractmethod
+    def row_state(self, trainer: Any) -> dict[str, Any]:
+        """What a checkpoint holds of the rows, as plain types and tensors."""
 
 
-def take_snapshot(
-    trainer: Trainer,
-    module: LightningModule,
-    driver: GradientCallback,
-    settings: VAMOSettings,
-    drawn: ProbeDirections,
-    seed: int,
-    coefficient: Coefficient | None,
-    plan: Swept | None,
-    *,
-    recompute: bool,
-) -> Taken:
-    """Take a snapshot of the weights as they are.
+class ProbedControl(Control):
+    """A control variate of probe differences: :class:`Replay`, :class:`Carry` or :class:`Recompute`."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Probe directions, and what they are drawn from again after a resume.
+
+    Attributes:
+        directions: The directions.
+        family: Name of their family.
+        seed: What they were drawn with, if they are random.
+        parameters: The parameters that they are for.
+        beta: The effective coefficient of their rows.
+    """
+
+    directions: ProbeDirections
+    family: str
+    seed: int
+    parameters: Sequence[Tensor]
+    beta: float
+
+    @classmethod
+    def of(cls, here: Here, directions: ProbeDirections, seed: int) -> "Drawn":
+        """Directions for the parameters of a run."""
+        beta = effective_coefficient(here.settings.alpha, directions.count, directions.dimension)
+        return cls(directions, type(here.settings.directions).__name__, seed, here.parameters, beta)
+
+    @classmethod
+    def again(cls, here: Here, state: dict[str, Any]) -> "Drawn":
+        """The directions of a snapshot's state."""
+        learner, count = here.learning.learner, state["probes"]
+        if learner is None:
+            directions = here.settings.directions.draw(here.parameters, count, seeded(state["seed"]))
+        else:
+            directions = learner.leading(count)
+        return cls.of(here, directions, state["seed"])
+
+
+def draw(
+    here: Here, batches: Callable[[], Swept | None], sweeps: Callable[[], float], keep: Probed | None = None
+) -> Drawn | None:
+    """Turn to the directions of a new snapshot.
 
     Args:
-        trainer: The trainer, whose epoch has drawn its first batch and not yet trained on it.
-        module: Its module.
-        driver: The callback that answers the module's ``training_step``.
-        settings: How to probe, and how to use what comes of it.
-        drawn: The probe directions.
-        seed: What they were drawn with.
-        coefficient: What changes the mixing coefficient from step to step.
-        plan: The epoch's batches, or another reading of the data, to be swept; None if it cannot be read twice.
-        recompute: Whether the rows are recomputed, and the sweep is for their mean only.
+        here: Where the run stands.
+        batches: Gives the batches to warm up with; None if they cannot be told beforehand.
+        sweeps: Gives how often a batch is probed per epoch, on average.
+        keep: The last snapshot, if random directions are to stay what they are.
 
     Returns:
-        The correction, and what it took.
+        The directions; None if there are to be no probes, or if no directions have been learned yet.
     """
-    parameters, difference, alpha = trainable_parameters(trainer.optimizers), settings.difference, settings.alpha
-    period = snapshot_steps(trainer, settings) if recompute else None
-    mu = settings.mu
-    if mu == "auto":
-        # Losses change more along learned directions than along random ones.
-        mu = auto_mu(parameters, difference, arithmetic(trainer, settings.sweep_precision), steep=settings.directions.learns)
-
-    result = None
-    if plan is not None:
-        swept = plan.without_replacement(seeded(seed)) if recompute else plan
-        evaluate = functools.partial(driver.probed_loss, trainer)
-        with probing(trainer, module, "sweep"), driver.mode(Mode.PROBE):
-            result = sweep(trainer, module, swept, evaluate, parameters, drawn, mu, difference)
-        for observer in observers(trainer):
-            observer.on_sweep(trainer, module, result)
-    recomputation = None
-    if recompute or result is None or not isinstance(plan, Plan):
-        control = _recomputed(drawn, result, alpha)
-        loader = compat.train_loader(trainer)
-        usable = None if result is None else result.deltas.any(dim=0)  # the columns of dropped directions are zero
-        recomputation = Recomputation(parameters, drawn, control, mu, difference, loader, period, usable)
-        correction, replayed = Correction(parameters, drawn, control, None, coefficient), None
+    trainer, settings = here.trainer, here.settings
+    here.learning.learned_at = None
+    most = settings.most(trainer.current_epoch)
+    if most == 0:
+        return None
+    compat.drop_gradients(trainer, here.module, trainer.fit_loop.batch_idx)
+    if settings.directions.learns and not _learned(here, batches, most):
+        return None
+    parameters, learner = here.parameters, here.learning.learner
+    seed = here.seeds.of(f"snapshot {here.totals.snapshots}")
+    if learner is not None:
+        learner.directions(most, seeded(seed))
+    count = most if here.choice is None else _chosen(here, sweeps(), parameters)
+    if count == 0:
+        return None
+    if learner is not None:
+        directions = learner.leading(count)
+    elif keep is not None and keep.count == count and same_tensors(keep.parameters, parameters):
+        directions = keep.directions  # other random ones would hold next to nothing of the rows, and no more of the noise
     else:
-        correction, replayed = _correction(parameters, drawn, result, alpha, coefficient), plan
-    logs = {"vamo/alpha": correction.control.beta, "vamo/mu": mu, **({} if result is None else _figures(result))}
-    return Taken(trainer.current_epoch, seed, correction, replayed, result, logs, recomputation)
+        directions = settings.directions.draw(parameters, count, seeded(seed))
+    here.learning.coefficient = coefficient_of(settings.alpha, count, here.learning.coefficient)
+    return Drawn.of(here, directions, seed)
 
 
-def _figures(sweep: Sweep) -> dict[str, float]:
-    return {
-        "vamo/snapshot_loss": sweep.snapshot_loss,
-        "vamo/sweep_seconds": sweep.seconds,
-        "vamo/directions_dropped": sweep.directions_dropped,
-        **({} if sweep.snr is None else {"vamo/probe_snr": sweep.snr}),
-    }
+def _chosen(here: Here, sweeps: float, parameters: Sequence[Tensor]) -> int:
+    """The number of probes, where it is chosen by measurement."""
+    assert here.choice is not None
+    here.catch_up()
+    dimension = sum(parameter.numel() for parameter in parameters)
+    learner, difference = here.learning.learner, here.settings.difference
+    decision = here.choice.decide(here.trainer, learner, dimension, difference, sweeps)
+    if decision.afresh:
+        here.learning.coefficient = None
+    return decision.probes
 
 
-def snapshot_state(trainer: Trainer, taken: Taken) -> dict[str, Any]:
-    """What a checkpoint holds of a snapshot, as plain types and tensors, beside what its directions are drawn from.
+def _learned(here: Here, batches: Callable[[], Swept | None], probes: int) -> bool:
+    """Whether directions have been learned; before a learner's first snapshot, batches that take no step may help."""
+    learning, family, parameters = here.learning, here.settings.directions, here.parameters
+    # Other parameters, since some were frozen or thawed, span another space.
+    if learning.learner is None or not same_tensors(parameters, learning.parameters):
+        learning.parameters = parameters
+        learning.learner = family.learner(parameters, probes, seeded(here.seeds.of("learner")))
+        if family.warmup_batches:
+            _warm_up(here, batches(), learning.learner, probes)
+    return learning.learner.ready
+
+
+def _warm_up(here: Here, plan: Swept | None, learner: Learner, probes: int) -> None:
+    trainer, family = here.trainer, here.settings.directions
+    if plan is None:  # there are no batches to look at before: as many steps are plain
+        here.learning.learned_at = trainer.global_step + max(family.warmup_batches, probes + 1)
+        return
+    turn = functools.partial(learner.directions, probes, seeded(here.seeds.of("second pass of the warm-up")))
+    # Fewer than one more than the probes cannot tell so many directions apart.
+    count = max(min(family.warmup_batches, plan.length), probes + 1)
+    start = time.perf_counter()
+    with here.watch.looking_away(), probing(trainer, here.module, "warm-up"):
+        seen = warm_up(trainer, here.module, plan, learner, here.learning.parameters, count, turn)
+    here.totals.add_warmup(seen, time.perf_counter() - start)
+    if not learner.ready:
+        here.advice.on_short_warmup(trainer, probes, seen)
+
+
+def radius(here: Here) -> tuple[float, bool]:
+    """The smoothing radius of a snapshot.
 
     Args:
-        trainer: The trainer.
-        taken: The snapshot.
+        here: Where the run stands.
 
     Returns:
-        The table, or what recomputes its rows.
+        The radius, and whether to search for a better one from there: if the radius is a guess.
     """
-    recomputation, replayed = taken.recomputation, taken.sweep if taken.recomputation is None else None
-    directions, control = taken.correction.directions, taken.correction.control
-    return {
-        "epoch": taken.epoch,
-        "seed": taken.seed,
-        "probes": directions.count,
-        "dimension": directions.dimension,
-        "sweep": None if replayed is None else asdict(replayed),
-        "carried": control.state_dict() if isinstance(control, CarriedRows) else None,
-        "logs": taken.logs,
-        "recomputation": None if recomputation is None else recomputation.state_dict(trainer),
-    }
+    settings = here.settings
+    if settings.mu != "auto":
+        return settings.mu, False
+    if here.learning.mu is not None:
+        return here.learning.mu, False
+    # Losses change more along learned directions than along random ones.
+    steep = settings.directions.learns
+    guess = auto_mu(here.parameters, settings.difference, here.oracle.arithmetic, steep=steep, robust=True)
+    return guess, True
 
 
-def resumed_snapshot(
-    trainer: Trainer,
-    state: dict[str, Any],
-    plan: Plan | None,
-    settings: VAMOSettings,
-    learner: Learner | None,
-    coefficient: Coefficient | None,
-) -> Taken:
-    """Take up a snapshot from a checkpoint.
+def measure(here: Here, drawn: Drawn, plan: Swept) -> tuple[Sweep, dict[str, float]] | None:
+    """Sweep the batches of a plan at the snapshot, count what that took, and warn of what went less than well.
 
     Args:
-        trainer: The trainer.
-        state: What :func:`snapshot_state` gave.
-        plan: The epoch's batches, to which the rows of a table belong.
-        settings: Those of the present run.
-        learner: What has learned directions, as it was when the checkpoint was saved, if the family learns.
-        coefficient: What changes the mixing coefficient from step to step.
+        here: Where the run stands.
+        drawn: The directions.
+        plan: The batches.
 
     Returns:
-        The snapshot as it was.
+        What the sweep measured, and figures to log. None if the loss turned out not to be a function of the parameters, and
+        steps have been corrected before.
+
+    Raises:
+        UnsupportedError: If the loss turned out not to be a function of the parameters at the run's first snapshot.
     """
-    parameters, alpha = trainable_parameters(trainer.optimizers), settings.alpha
-    if learner is None:
-        drawn = settings.directions.draw(parameters, state["probes"], seeded(state["seed"]))
-    else:
-        drawn = learner.leading(state["probes"])
-    device = trainer.strategy.root_device
-    state = apply_to_collection(state, Tensor, lambda tensor: tensor.to(device))
-    if state["recomputation"] is not None:
-        recomputation = Recomputation.of(state["recomputation"], parameters, drawn, compat.train_loader(trainer))
-        recomputation.control.beta = effective_coefficient(alpha, drawn.count, drawn.dimension)
-        correction = Correction(parameters, drawn, recomputation.control, None, coefficient)
-        return Taken(state["epoch"], state["seed"], correction, None, None, state["logs"], recomputation)
-    if state["carried"] is not None:
-        carried = CarriedRows.of(state["carried"], device, effective_coefficient(alpha, drawn.count, drawn.dimension))
-        correction = Correction(parameters, drawn, carried, coefficient=coefficient)
-        return Taken(state["epoch"], state["seed"], correction, plan, None, state["logs"])
-    sweep = Sweep(**state["sweep"])
-    correction = _correction(parameters, drawn, sweep, alpha, coefficient)
-    return Taken(state["epoch"], state["seed"], correction, plan, sweep, state["logs"])
+    trainer, module, settings = here.trainer, here.module, here.settings
+    mu, search = radius(here)
+    try:
+        with probing(trainer, module, "sweep"), here.watch.looking_away(), here.oracle.asking():
+            swept = sweep(here.oracle, plan, drawn.parameters, drawn.directions, mu, settings.difference, search=search)
+    except ChangingLossError as error:
+        here.advice.on_changing_loss(error, first=here.totals.snapshots == 0)
+        return None
+    if settings.mu == "auto":
+        here.learning.mu = followed(swept.mu, swept.snr, swept.trend)
+    for observer in observers(trainer):
+        observer.on_sweep(trainer, module, swept)
+    here.totals.add_sweep(swept.evaluations, swept.seconds)
+    _advise(here, drawn, swept)
+    if here.choice is not None:
+        here.choice.swept(swept.seconds / swept.evaluations)
+    logs = {
+        "mu": swept.mu,
+        "snapshot_loss": swept.snapshot_loss,
+        "sweep_seconds": swept.seconds,
+        "directions_dropped": swept.directions_dropped,
+        **({} if swept.snr is None else {"probe_snr": swept.snr}),
+    }
+    return swept, logs
 
 
-def _recomputed(directions: ProbeDirections, sweep: Sweep | None, alpha: Alpha) -> RecomputedControlVariate:
-    beta = effective_coefficient(alpha, directions.count, directions.dimension)
-    if sweep is None:
-        return RecomputedControlVariate(beta)
-    mean = directions.whiten(ControlVariate(sweep.deltas, sweep.weights, beta).mean)
-    return RecomputedControlVariate(beta, mean)
-
-
-def _correction(
-    parameters: Sequence[Tensor],
-    directions: ProbeDirections,
-    sweep: Sweep,
-    alpha: Alpha,
-    coefficient: Coefficient | None,
-) -> Correction:
-    # Without a direction left there is nothing to correct, which is what a coefficient of zero says.
-    left = sweep.directions_dropped < directions.count
-    beta = effective_coefficient(alpha, directions.count, directions.dimension) if left else 0.0
-    tables = (directions.whiten(deltas) for deltas in (sweep.deltas, sweep.own))
-    control, own = (ControlVariate(table, sweep.weights, beta) for table in tables)
-    return Correction(parameters, directions, control, own, coefficient)
+def _advise(here: Here, drawn: Drawn, swept: Sweep) -> None:
+    """Warn of what went less than well."""
+    settings, tf32 = here.settings, uses_tf32(here.trainer)
+    mixed = is_mixed(here.trainer, settings.sweep_precision)
+    here.advice.on_dropped(swept.directions_dropped, drawn.directions.count, swept.mu)
+    here.advice.on_not_finite(swept.not_finite, len(swept.deltas))
+    if settings.mu != "auto" or here.learning.mu == swept.mu:  # else the next radius is a better one
+        central = settings.difference == "central"
+        here.advice.on_snr(swept.snr, swept.trend, swept.mu, central=central, mixed=mixed, tf32=tf32)

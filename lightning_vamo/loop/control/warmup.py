@@ -10,21 +10,8 @@ from torch import Tensor
 
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.loop.plan.reread import Swept
-from lightning_vamo.loop.sweep.gradients import differentiate, gradients_of
+from lightning_vamo.loop.sweep.gradients import differentiate
 from lightning_vamo.loop.sweep.progress import progress_bar
-
-
-def observe(trainer: Trainer, learner: Learner, parameters: Sequence[Tensor]) -> None:
-    """Show a learner the gradients in ``.grad``: see :func:`gradients_of`.
-
-    It passes over gradients that are not finite, with which the optimizer skips the step.
-
-    Args:
-        trainer: The trainer.
-        learner: What learns from them.
-        parameters: The parameters that have them.
-    """
-    learner.observe(gradients_of(trainer, parameters))
 
 
 def warm_up(

@@ -1,6 +1,31 @@
-"""Random generators that nothing else draws from."""
+"""Random numbers that depend on nothing but a run's seed and what they are for."""
+
+import random
+from dataclasses import dataclass
 
 import torch
+
+
+@dataclass
+class Seeds:
+    """The seeds of a run: the same on every rank, and after a resume.
+
+    Attributes:
+        seed: The run's own; None until the run begins.
+    """
+
+    seed: int | None = None
+
+    def of(self, purpose: str) -> int:
+        """A seed for one purpose.
+
+        Args:
+            purpose: What it is for; two purposes have seeds that have nothing to do with each other.
+
+        Returns:
+            63 bits.
+        """
+        return random.Random(f"{self.seed}: {purpose}").getrandbits(63)
 
 
 def seeded(seed: int) -> torch.Generator:

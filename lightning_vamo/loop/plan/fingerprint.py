@@ -4,7 +4,7 @@ A dataset that augments at random, or that changes, gives another batch for the 
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,24 +46,24 @@ class BatchWatch:
     """Looks at the training batches on their way to the device, and tells those that are not what the sweep saw."""
 
     def __init__(self) -> None:
+        self._looking = True
         self.seen: int | None = None
         """Fingerprint of the last training batch."""
         self.differs = False
         """Whether the current batch is another one than its row was measured on."""
 
     @contextmanager
-    def watching(self, trainer: Trainer, probing: Callable[[], bool]) -> Iterator[None]:
+    def watching(self, trainer: Trainer) -> Iterator[None]:
         """Watch for the length of the context.
 
         Args:
             trainer: The trainer, whose loop and whose sweep both hand their batches to ``Strategy.batch_to_device``, after
                 the precision plugin and the module's ``on_before_batch_transfer``.
-            probing: Whether a batch is the sweep's.
         """
         transfer = trainer.strategy.batch_to_device
 
         def batch_to_device(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            if trainer.training and not probing():
+            if trainer.training and self._looking:
                 self.seen = fingerprint(batch)
             return transfer(batch, *args, **kwargs)
 
@@ -73,11 +73,11 @@ class BatchWatch:
     @contextmanager
     def looking_away(self) -> Iterator[None]:
         """Take no notice of the batches that are transferred in the context."""
-        seen = self.seen
+        self._looking = False
         try:
             yield
         finally:
-            self.seen = seen
+            self._looking = True
 
     def check(self, expected: int | None) -> bool:
         """Compare the current batch with what the sweep saw in its place.

@@ -1,32 +1,280 @@
-"""What a fit trains with, and what it has come to."""
+"""Everything that one fit owns on one rank."""
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_vamo.loop import compat
+from lightning_vamo.loop.control.base import Control, Here, Snapshot
+from lightning_vamo.loop.control.learning import Learning
 from lightning_vamo.loop.control.probe_count import ProbeChoice
-from lightning_vamo.loop.control.settings import VAMOSettings
+from lightning_vamo.loop.control.settings import ProbeSettings
+from lightning_vamo.loop.gradient.base import Evaluated, Gradient
 from lightning_vamo.loop.ledger.advice import Advice
 from lightning_vamo.loop.ledger.ledger import Ledger
+from lightning_vamo.loop.ledger.seeds import Seeds, seeded
+from lightning_vamo.loop.observer import observers
 from lightning_vamo.loop.plan.fingerprint import BatchWatch
-from lightning_vamo.loop.run.standing import Standing
+from lightning_vamo.loop.plan.plan import Plan
+from lightning_vamo.loop.run.parts import Cursor, SnapshotClock, Sums
+from lightning_vamo.loop.step.correct import correct, withheld
+from lightning_vamo.loop.step.driver import Driver
+from lightning_vamo.loop.sweep.gradients import gradients_of
+from lightning_vamo.loop.sweep.oracle import Oracle
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a callback trains with.
+
+    Attributes:
+        name: Name of the callback, for messages.
+        gradient: Where the gradient comes from.
+        control: What is taken out of the gradient.
+        settings: How to probe.
+    """
+
+    name: str
+    gradient: Gradient
+    control: Control
+    settings: ProbeSettings
 
 
 class Run:
-    """One fit, on one rank.
+    """One fit, on one rank: the snapshot and all that changes from step to step.
 
     Args:
-        settings: What it trains with.
+        method: What to train with.
+        driver: Answers the calls of the module's ``training_step``.
 
     Attributes:
-        settings: As given.
-        ledger: What its probes cost and were worth.
-        standing: Its snapshot, and how far the epoch has come in the snapshot's batches.
-        choice: What chooses the number of probes by measurement; None if that is fixed beforehand.
+        method: As given.
+        snapshot: What the steps are corrected with; None if they are plain.
+        plan: The epoch's plan, where the loaders do not have all of it: after an exception, and in an epoch that was resumed.
+        cursor: Where the epoch stands in the snapshot's batches.
+        sums: What the epoch's steps have added up to.
+        clock: When the next snapshot is due.
+        learning: What learns from the gradients.
+        choice: What chooses the number of probes by measurement; None if the number is fixed beforehand.
+        seeds: The seeds of the run.
+        ledger: What the run costs and what it was worth.
         watch: Tells batches that are other ones than the sweep saw.
-        advice: What it has warned of.
+        advice: What the run has warned of.
     """
 
-    def __init__(self, settings: VAMOSettings) -> None:
-        self.settings = settings
+    def __init__(self, method: Method, driver: Driver) -> None:
+        self.method = method
+        self.snapshot: Snapshot | None = None
+        self.plan: Plan | None = None
+        self.cursor = Cursor()
+        self.sums = Sums()
+        self.clock = SnapshotClock()
+        self.learning = Learning()
+        self.choice = ProbeChoice.of(method.settings.schedule)
+        self.seeds = Seeds()
         self.ledger = Ledger()
-        self.standing = Standing()
-        self.choice = ProbeChoice.of(settings.schedule)
         self.watch = BatchWatch()
         self.advice = Advice()
+        self._driver = driver
+
+    def release(self) -> None:
+        """Let go of all but the ledger."""
+        self.snapshot = self.plan = None
+        self.cursor, self.sums, self.clock, self.learning = Cursor(), Sums(), SnapshotClock(), Learning()
+
+    def here(self, trainer: Trainer, module: LightningModule) -> Here:
+        """Where the run stands, as a control variate needs to know it."""
+        settings = self.method.settings
+        return Here(
+            trainer=trainer,
+            module=module,
+            oracle=Oracle(trainer, module, self._driver.answering, float32=settings.sweep_precision is not None),
+            settings=settings,
+            learning=self.learning,
+            choice=self.choice,
+            seeds=self.seeds,
+            totals=self.ledger.totals,
+            advice=self.advice,
+            watch=self.watch,
+            catch_up=lambda: self._tell(trainer),
+            plan=self.plan,
+        )
+
+    # ---- epochs and snapshots
+
+    def begin_epoch(self, trainer: Trainer) -> None:
+        """Decide whether the epoch takes a snapshot, or goes on with the batches of the last one."""
+        self.ledger.begin_epoch()
+        self.cursor.begin_epoch()
+        self.sums.unused = 0
+        self.plan = None
+        if compat.skips_backward(trainer):
+            return
+        control, epoch, snapshot = self.method.control, trainer.current_epoch, self.snapshot
+        # A reloaded loader may hold other data, to which the rows do not belong.
+        stale = snapshot is not None and not snapshot.belongs_to(compat.train_loader(trainer))
+        learning = self.learning.learner is not None and snapshot is None and control.every_n_train_steps is None
+        self.clock.due |= stale or learning or control.begins(epoch)
+        if stale:
+            control.warn_of_reload(self.advice)
+        if stale or (self.clock.due and control.replaces(epoch)):
+            self.snapshot = None
+        if self.snapshot is not None:
+            order = self.snapshot.begin_epoch(seeded(self.seeds.of(f"order of epoch {epoch}")))
+            self.cursor.order = self.cursor.order if order is None else order
+
+    def before_batch(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
+        """Take the snapshot, if one is due, and compare the batch with the one that its row was measured on.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            batch_idx: Lightning's index of the batch that has been drawn.
+        """
+        if compat.skips_backward(trainer):
+            return
+        clock, every = self.clock, self.method.control.every_n_train_steps
+        if self.snapshot is not None and not self.snapshot.fits(trainer.accumulate_grad_batches):
+            self.snapshot, clock.due = None, True
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            learned_at = self.learning.learned_at
+            clock.due |= every is not None and trainer.global_step - clock.step >= every
+            clock.due |= learned_at is not None and trainer.global_step >= learned_at
+        if clock.due:
+            if self.choice is not None:
+                self.choice.clock.stop(trainer.strategy.root_device)
+            clock.step = trainer.global_step
+            self._take_snapshot(trainer, module)
+            clock.due = False
+        if self.watch.check(self._fingerprint(batch_idx)):
+            left_out = trainer.world_size == 1 or compat.averages_gradients(trainer)
+            self.sums.unused += left_out
+            self.advice.on_other_batch(left_out)
+        if self.choice is not None:
+            self.choice.clock.batch_starts()
+
+    def _take_snapshot(self, trainer: Trainer, module: LightningModule) -> None:
+        before, self.snapshot = self.snapshot, None
+        snapshot = self.method.control.take(self.here(trainer, module), before)
+        self.snapshot = snapshot
+        if snapshot is not None:
+            if isinstance(self.sums.factors, Tensor) and len(self.sums.factors) != snapshot.count:
+                self.sums.forget_factors()  # those of other directions cannot be added up with the new ones
+            if before is None or snapshot.plan is None or snapshot.plan is not before.plan:
+                self.cursor.follow(snapshot.plan)
+        for observer in observers(trainer):
+            observer.on_snapshot(trainer, module, snapshot)
+
+    def _fingerprint(self, batch_idx: int) -> int | None:
+        """Fingerprint of what the sweep saw in the place of the epoch's batch of that index."""
+        row = None if self.snapshot is None else self.cursor.row(batch_idx)
+        return None if self.snapshot is None or row is None else self.snapshot.fingerprint(row)
+
+    def end_epoch(self, trainer: Trainer) -> dict[str, float]:
+        """Close the epoch, and drop the snapshot if it is of no more use.
+
+        Args:
+            trainer: The trainer.
+
+        Returns:
+            The epoch's figures, to log.
+        """
+        self.ledger.stop()
+        totals, snapshot = self.ledger.totals, self.snapshot
+        figures: dict[str, float] = {} if snapshot is None else dict(snapshot.logs)
+        figures |= self._mean_factor(trainer)
+        figures |= {} if self.choice is None else self.choice.figures
+        figures |= self._removed()
+        figures["probes"] = 0 if snapshot is None else snapshot.count
+        figures["forward_evaluations"] = totals.forward_evaluations
+        figures["backward_evaluations"] = totals.backward_evaluations
+        row_seconds = self.ledger.end_rows()
+        if snapshot is not None:
+            figures["rows_unused"] = self.sums.unused
+            if snapshot.unused is not None:
+                figures |= {"rows_unused": snapshot.unused, "row_seconds": row_seconds}
+        if self.method.control.ends(trainer.current_epoch):
+            self.snapshot = None
+        return figures
+
+    def _mean_factor(self, trainer: Trainer) -> dict[str, float]:
+        """The mean effective coefficient of the epoch's steps, where it changes from step to step."""
+        steps, factors = self.sums.steps, self.sums.factors
+        if self.choice is not None:
+            self._tell(trainer)
+        self.sums.forget_factors()
+        if not steps or self.learning.coefficient is None:
+            return {}
+        return {"alpha": float(torch.as_tensor(factors).mean()) / steps}
+
+    def _removed(self) -> dict[str, float]:
+        """What the epoch's corrections removed."""
+        moments, self.sums.moments = self.sums.moments, None
+        if moments is None:
+            return {}
+        if self.snapshot is not None:
+            moments = self.snapshot.total(moments)
+        before, removed = moments.tolist()
+        self.ledger.totals.add_moments(before, removed)
+        return {"variance_removed": removed / before if before else 0.0}
+
+    def _tell(self, trainer: Trainer) -> None:
+        """Tell the choice of the number of probes what the steps since the last time have used."""
+        if self.choice is not None:
+            self.choice.used(trainer, self.sums.factors, self.sums.steps, *self.ledger.tell_rows())
+            self.sums.forget_factors()
+
+    # ---- steps
+
+    def before_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+        """Prepare the row of the batch that is trained on next, where rows come with their steps."""
+        snapshot = self.snapshot
+        if snapshot is not None and snapshot.plan is None and not compat.skips_backward(trainer):
+            with self.ledger.timing_row(module.device):
+                self.ledger.totals.forward_evaluations += snapshot.before_step(self.here(trainer, module), batch)
+
+    def around_backward(self, trainer: Trainer) -> AbstractContextManager[None]:
+        """Where several ranks have to correct alike, keep this rank's part of the row out if it is another batch's."""
+        if self.snapshot is None or not self.watch.differs or not compat.averages_gradients(trainer):
+            return nullcontext()
+        self.cursor.withheld = True
+        row = self.snapshot.key(self.cursor.row(trainer.fit_loop.batch_idx))
+        return withheld(trainer, self.snapshot, row, self.cursor.share(trainer))
+
+    def after_gradient(
+        self, trainer: Trainer, module: LightningModule, evaluated: Evaluated, *, first: bool, last: bool
+    ) -> None:
+        """Correct the gradient, once all batches of the step are in it."""
+        self.ledger.totals.forward_evaluations += evaluated.forwards
+        self.ledger.totals.backward_evaluations += evaluated.backwards
+        snapshot, learner = self.snapshot, self.learning.learner
+        if first:
+            self.cursor.rows = []
+        if last and learner is not None:
+            learner.observe(gradients_of(trainer, self.learning.parameters))
+        left_out = self.watch.differs and trainer.world_size == 1
+        row = None
+        if snapshot is not None and not evaluated.skipped and not left_out:
+            row = snapshot.key(self.cursor.row(trainer.fit_loop.batch_idx))
+            self.cursor.rows.append(row)
+        for observer in observers(trainer):
+            observer.on_gradient(trainer, module, snapshot, row)
+        if last:
+            moments = None if snapshot is None else self._correct(trainer, snapshot)
+            for observer in observers(trainer):
+                observer.on_correction(trainer, module, snapshot, moments)
+
+    def _correct(self, trainer: Trainer, snapshot: Snapshot) -> Tensor | None:
+        cursor = self.cursor
+        moments = correct(trainer, snapshot, cursor.rows, cursor.share(trainer), self.learning.learner)
+        if moments is not None:
+            # What was added to this rank's gradient only to be taken out again is nothing that was removed.
+            moments = moments * (not cursor.withheld)
+            self.sums.add(snapshot.factors, moments)
+            self.ledger.totals.steps += 1
+        cursor.rows, cursor.withheld = [], False
+        return moments

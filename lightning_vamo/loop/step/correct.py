@@ -1,56 +1,47 @@
 """The correction of a step's gradient, with the rows of the batches that it accumulates."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.loop import compat
-from lightning_vamo.loop.run.standing import Standing
+from lightning_vamo.loop.control.base import Snapshot
 
 
-def withheld(trainer: Trainer, standing: Standing) -> AbstractContextManager[None]:
-    """Where several ranks have to correct alike, keep this rank's part of a row out, as its batch is not the one of the row.
+def withheld(trainer: Trainer, snapshot: Snapshot, row: Any, share: float) -> AbstractContextManager[None]:
+    """Where ranks have to correct alike, keep this rank's part of a row out, as its batch is not the one of the row.
 
     Args:
         trainer: The trainer, about to differentiate the batch.
-        standing: Where the run stands.
+        snapshot: The snapshot.
+        row: The row.
+        share: Share of the epoch's batches before the present step.
 
     Returns:
         What the backward pass is to run in.
     """
-    if standing.taken is None or not compat.averages_gradients(trainer):
-        return nullcontext()
-    standing.withheld = True
-    row, scale = standing.row(trainer.fit_loop.batch_idx), compat.grad_scale(trainer)
-    return standing.taken.correction.withheld(row, trainer.accumulate_grad_batches, scale, standing.progress(trainer))
+    scale, progress = compat.grad_scale(trainer), snapshot.progress(share)
+    return snapshot.withheld(row, trainer.accumulate_grad_batches, scale, progress)
 
 
-def correct(trainer: Trainer, standing: Standing) -> Tensor | None:
-    """Correct the gradient, once all batches of the step are in it.
+def correct(trainer: Trainer, snapshot: Snapshot, keys: Sequence[Any], share: float, learner: Learner | None) -> Tensor | None:
+    """Correct the gradient in ``.grad``, once all batches of the step are in it.
 
     Args:
         trainer: The trainer, whose optimizer steps next.
-        standing: Where the run stands, with the rows of those batches.
+        snapshot: The snapshot.
+        keys: What the snapshot knows the rows of these batches by.
+        share: Share of the epoch's batches before the step.
+        learner: What has just seen the gradient, if directions are learned.
 
     Returns:
-        What :meth:`Correction.apply` returns: None if there was nothing to correct, or to correct it with.
+        The gradient's squared norm and what was removed of it, shape ``(2,)``; None if there was nothing to correct, or
+        nothing to correct it with.
     """
-    taken = standing.taken
-    if taken is None:
-        return None
-    correction, recomputation = taken.correction, taken.recomputation
-    rows = standing.rows if recomputation is None else recomputation.averaged(trainer, standing.rows)
-    scale, progress = compat.grad_scale(trainer), standing.progress(trainer)
-    # What learns the directions has just seen the gradient along them.
-    learner = standing.learner
-    slopes = learner.slopes if learner is not None and learner.current is correction.directions else None
-    moments = correction.apply(rows, trainer.accumulate_grad_batches, scale, progress, slopes)
-    if moments is not None:
-        standing.steps += 1
-        standing.factors = standing.factors + correction.factors
-        # What was added to this rank's gradient only to be taken out again is nothing that was removed.
-        moments = moments * (not standing.withheld)
-        standing.moments = moments if standing.moments is None else standing.moments + moments
-    standing.rows, standing.withheld = [], False
-    return moments
+    rows = snapshot.rows(trainer, keys)
+    scale, progress = compat.grad_scale(trainer), snapshot.progress(share)
+    return snapshot.correct(rows, trainer.accumulate_grad_batches, scale, progress, snapshot.known_slopes(learner))

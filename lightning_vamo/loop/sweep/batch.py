@@ -13,8 +13,7 @@ from lightning_vamo.loop.guards.randomness import RandomState
 from lightning_vamo.loop.guards.tensors import same_bits
 from lightning_vamo.loop.plan.tensors import size_in_bytes, tensors_in
 from lightning_vamo.loop.sweep.lending import LentBatch
-
-Evaluate = Callable[[Any, int], Tensor | None]
+from lightning_vamo.loop.sweep.oracle import Oracle
 
 
 class SweptBatch:
@@ -23,7 +22,7 @@ class SweptBatch:
     Args:
         batch: The batch, on the module's device, just loaded.
         position: Its place in the plan.
-        evaluate: Gives the loss of a batch, or None where it is to be skipped.
+        oracle: Evaluates the loss of a batch.
         point: Where the parameters are: they hold the point itself now, and are set to others around it later on.
         state: The module's state, to which it returns after each evaluation.
         reshard: Lets go of parameters that FSDP2 has gathered for an evaluation.
@@ -33,35 +32,59 @@ class SweptBatch:
         self,
         batch: Any,
         position: int,
-        evaluate: Evaluate,
+        oracle: Oracle,
         point: Point,
         state: ModuleState,
         reshard: Callable[[], None],
     ) -> None:
         self._batch = LentBatch(batch)
+        self._given = batch is not None
         self.position = position
-        self._evaluate = evaluate
+        self._oracle = oracle
         self._point = point
         self._state = state
         self._reshard = reshard
         # A transfer hook may have left something on the module for the step to find.
         self._left = state.left_behind()
         state.put_back()
-        self._random = RandomState(point.parameters[0].device)
+        self._random = RandomState(oracle.module.device)
         self.bytes = size_in_bytes(tensors_in(batch))
         """Memory that the batch's tensors take; 0 where none are found."""
         self.evaluations = 0
         """Forward passes of it so far."""
+        self._several = oracle.trainer.world_size > 1
         self.skipped = batch is None
         """Whether ``training_step`` gave no loss, or has changed the batch for good."""
         self.epsilon = 0.0
         """Machine epsilon of the type that the loss came in."""
+        self.none = torch.zeros((), device=oracle.module.device)
+        """Stands for a loss where there is none."""
         self.origin = self.loss()
         """The loss where the parameters are now, at the snapshot."""
 
+    @property
+    def visits(self) -> bool:
+        """Whether the batch is to be evaluated at more points.
+
+        On one of several ranks a batch that gave no loss is evaluated too: forward passes may communicate, and those of the
+        other ranks would wait.
+        """
+        return self._given and (self._several or not self.skipped)
+
+    @property
+    def rounding(self) -> float:
+        """Machine epsilon of the arithmetic that the loss comes from, or of its type if that is coarser."""
+        dtype = self._oracle.arithmetic
+        return max(self.epsilon, 0.0 if dtype is None else torch.finfo(dtype).eps)
+
+    def visit(self) -> Tensor:
+        """The loss at the current parameters, shape ``()``; zero where there is none."""
+        loss = self.loss()
+        return self.none if loss is None else loss
+
     def loss(self) -> Tensor | None:
         """The loss at the current parameters, shape ``()``; None if the batch is skipped."""
-        if self.skipped:
+        if not self.visits:
             return None
         is_first = self.evaluations == 0  # then the batch has just been loaded, and the generators are there
         if not is_first:
@@ -70,7 +93,7 @@ class SweptBatch:
         versions = self._versions()
         self.evaluations += 1
         try:
-            value = self._evaluate(self._batch.lend(), self.position)
+            value = self._oracle.loss(self._batch.lend(), self.position)
         finally:
             self._reshard()
         if is_first:
@@ -79,13 +102,17 @@ class SweptBatch:
         if value is not None:
             loss = scalar(value).clone()  # of what may be a tensor on the module, before that is put back
             self.epsilon = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+        self._clean_up(versions, is_first)
+        self.skipped |= value is None or self._batch.spoilt
+        return loss
+
+    def _clean_up(self, versions: list[int], is_first: bool) -> None:
+        """Put back what the evaluation changed."""
         self._batch.take_back()
         self._left.take_away()
         if self._versions() != versions or self._is_moved(is_first):
             self._point.renew()
         self._state.put_back()
-        self.skipped = value is None or self._batch.spoilt
-        return loss
 
     def _versions(self) -> list[int]:
         return [parameter._version for parameter in self._point.parameters]

@@ -1,6 +1,7 @@
 """The arithmetic of the sweep's forward passes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -68,3 +69,23 @@ def arithmetic(trainer: Trainer, sweep_precision: SweepPrecision) -> torch.dtype
         return compat.autocast_dtype(trainer)
     in_float32 = sweep_precision == "32-true" or str(trainer.precision) == "32-true"
     return torch.float16 if in_float32 and uses_tf32(trainer) else None
+
+
+@contextmanager
+def outside_precision_context(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Undo the context that the strategy runs ``training_step`` in: automatic steps run only their forward pass there.
+
+    Args:
+        device: The module's device.
+        dtype: The default type to return to.
+
+    Yields:
+        Nothing.
+    """
+    inside = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_default_dtype(inside)

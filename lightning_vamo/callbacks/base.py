@@ -1,0 +1,264 @@
+"""What the callbacks of all methods have in common: attach to a Trainer, and hand its hooks to the run."""
+
+import functools
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar, cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from typing_extensions import override
+
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.loop import checks, compat
+from lightning_vamo.loop.checkpoint.resume import Resumption
+from lightning_vamo.loop.checkpoint.state import plan_within, read, saved
+from lightning_vamo.loop.control.base import Control
+from lightning_vamo.loop.control.nothing import Nothing
+from lightning_vamo.loop.control.settings import PLAIN, ProbeSettings
+from lightning_vamo.loop.gradient.base import Gradient
+from lightning_vamo.loop.gradient.first_order import FirstOrder
+from lightning_vamo.loop.ledger.totals import Totals
+from lightning_vamo.loop.parameters import trainable_parameters
+from lightning_vamo.loop.plan.record import recording
+from lightning_vamo.loop.plan.recorder import RecordingBatchSampler
+from lightning_vamo.loop.run.run import Method, Run
+from lightning_vamo.loop.step.driver import DrivingCallback, ManualSteps
+from lightning_vamo.loop.sweep.precision import check_float32
+from lightning_vamo.mixin import VAMOMixin
+from lightning_vamo.report import VAMOReport
+
+_Init = TypeVar("_Init", bound=Callable[..., None])
+
+
+def old_names(instead: Mapping[str, str]) -> Callable[[_Init], _Init]:
+    """Let a constructor answer arguments that earlier versions had under other names.
+
+    Args:
+        instead: What to write instead of each old name.
+
+    Returns:
+        A decorator of the constructor, which then raises an InvalidArgumentError that says so.
+    """
+
+    def decorated(init: _Init) -> _Init:
+        @functools.wraps(init)
+        def checked(self: object, *arguments: Any, **named: Any) -> None:
+            for name in named.keys() & instead.keys():
+                raise InvalidArgumentError(f"{type(self).__name__} has no argument `{name}` any more: {instead[name]}.")
+            init(self, *arguments, **named)
+
+        return cast("_Init", checked)
+
+    return decorated
+
+
+@dataclass
+class CallbackState:
+    """What a checkpoint holds of a callback.
+
+    Attributes:
+        seed: Seed of the run; None if it never began.
+        totals: The totals of :class:`~lightning_vamo.loop.ledger.totals.Totals`.
+        choice: What has been measured to choose the number of probes by; None if it is not chosen.
+        ranks: Where each rank stands; empty before and after the training, and where there are no snapshots.
+    """
+
+    seed: int | None
+    totals: dict[str, Any]
+    choice: dict[str, Any] | None
+    ranks: list[dict[str, Any]]
+
+
+class MethodCallback(DrivingCallback):
+    """Base of the callbacks, one for each method: a gradient, and a control variate that is taken out of it.
+
+    A method's callback says which, and has arguments of its own; everything around the steps is done here and in the run.
+
+    Args:
+        gradient: Where the gradient of a step comes from.
+        control: What is taken out of it; by default nothing.
+        settings: How to probe, for methods that do.
+        seed: Seed of all random numbers of the method; by default it follows from the global seed. The global generators are
+            never touched.
+
+    Raises:
+        InvalidArgumentError: If ``seed`` is not a whole number.
+    """
+
+    prefix: ClassVar[str] = "vamo"
+    """What the names of logged figures begin with, before a slash."""
+
+    @abstractmethod  # a method's callback has arguments of its own
+    def __init__(
+        self,
+        gradient: Gradient | None = None,
+        control: Control | None = None,
+        settings: ProbeSettings | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise InvalidArgumentError(f"`seed` must be a whole number or None, got {seed!r}.")
+        self.seed = seed
+        self._method = Method(type(self).__name__, gradient or FirstOrder(), control or Nothing(), settings or PLAIN)
+        self._run = Run(self._method, self.driver)
+        self._attached = ExitStack()
+        self._trainer: Trainer | None = None
+        self._resumption: Resumption | None = None
+
+    @property
+    def report(self) -> VAMOReport:
+        """What the method has cost and removed so far; printed, it reads as a few lines of text."""
+        return self._run.ledger.report(self._run.sums.moments)
+
+    @property
+    def settings(self) -> ProbeSettings:
+        """How the method probes."""
+        return self._method.settings
+
+    @property
+    def control(self) -> Control:
+        """What the method takes out of the gradient."""
+        return self._method.control
+
+    @property
+    def _takes_snapshots(self) -> bool:
+        return not isinstance(self._method.control, Nothing)
+
+    # ---- attach to a Trainer, and detach
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what the method cannot train, and let the training loaders record their batches."""
+        if stage != "fit":
+            return
+        name, control = self._method.name, self._method.control
+        callbacks = [callback for callback in trainer.callbacks if isinstance(callback, DrivingCallback)]  # type: ignore[attr-defined]
+        if len(callbacks) > 1:
+            raise UnsupportedError(
+                f"The Trainer has {len(callbacks)} callbacks that change gradients,"
+                f" {', '.join(type(callback).__name__ for callback in callbacks)}: keep one."
+            )
+        checks.check_strategy(trainer.strategy, name)
+        checks.check_module(pl_module, VAMOMixin, name)
+        self._run = Run(self._method, self.driver)
+        self._resumption = None
+        self._attached.enter_context(checks.one_optimizer(trainer.strategy, name))
+        if control.records != "never":
+            required = control.records == "always"
+            self._attached.enter_context(recording(trainer, self._replay, required=required))
+        if control.watches:
+            self._attached.enter_context(self._run.watch.watching(trainer))
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse optimizers, and numbers of probes, that do not fit."""
+        settings, run = self._method.settings, self._run
+        checks.check_optimizer(trainer.optimizers, self._method.name)
+        most = settings.most(trainer.current_epoch)
+        if most:
+            checks.check_probes_fit(trainer.optimizers, settings.directions, most, settings.alpha)
+        if settings.sweep_precision is not None:
+            check_float32(trainer, trainable_parameters(trainer.optimizers))
+        if self.seed is not None:
+            run.seeds.seed = self.seed
+        elif run.seeds.seed is None:  # else it is a checkpoint's
+            run.seeds.seed = trainer.strategy.broadcast(torch.initial_seed())
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the training steps. Not earlier: the LR finder trains, plainly, before this hook."""
+        self._trainer = trainer
+        run = self._run
+        # From a checkpoint without a plan, such as plain Lightning's, the plan begins with the batch that comes next.
+        run.cursor.first = compat.position(trainer) or 0
+        if self._resumption is not None:
+            self._attached.enter_context(self._resumption.taken_up(trainer, run))
+        steps = ManualSteps(self.driver, self._method.gradient, run, self._method.name)
+        self._attached.enter_context(compat.manual_steps(trainer, pl_module, functools.partial(steps.one, trainer, pl_module)))
+        run.ledger.begin_epoch()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give everything back as it was."""
+        self._detach()
+        self._trainer = None
+        self._run.release()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give everything back as it was, but for what a checkpoint that is saved next needs."""
+        with suppress(UnsupportedError):  # then no checkpoint can hold the epoch, and says so
+            self._run.plan = plan_within(trainer, self._run)
+        self._detach()
+
+    def _detach(self) -> None:
+        self._attached.close()
+        self._run.ledger.stop()
+
+    # ---- epochs and batches
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of the steps, and go on with a validation that an exception ended."""
+        if self._run.choice is not None:
+            self._run.choice.clock.stop(trainer.strategy.root_device)
+        if self._resumption is not None:
+            self._resumption.validation_starts(trainer)
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decide whether this epoch takes a snapshot, or goes on with the batches of the last one."""
+        self._run.begin_epoch(trainer)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Take the snapshot, if one is due.
+
+        The epoch's first batch has been drawn by now, so the plan exists, and every hook of the epoch's start has run.
+        """
+        self._resumption = None
+        self._run.before_batch(trainer, pl_module, batch_idx)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the epoch's figures."""
+        figures = self._run.end_epoch(trainer)
+        pl_module.log_dict({f"{self.prefix}/{name}": float(value) for name, value in figures.items()}, sync_dist=True)
+
+    # ---- checkpoints
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Totals, the seed, and where each rank stands, as plain types and tensors; to be called on all ranks together."""
+        run, ranks = self._run, []
+        # Before and after the training, and where nothing is ever probed, a checkpoint is plain Lightning's.
+        if self._trainer is not None and self._takes_snapshots:
+            ranks = saved(self._trainer, run)
+        pending, _ = run.ledger.pending_rows()
+        choice = None if run.choice is None else run.choice.state_dict(pending)
+        return vars(CallbackState(run.seeds.seed, run.ledger.state_dict(), choice, ranks))
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Prepare to go on where the run was, before Lightning's loops read the checkpoint."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        if trainer.state.fn == "fit" and state.get("ranks") and self._takes_snapshots:
+            self._resumption = Resumption(trainer, state["ranks"], checkpoint, self._method.name)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting, and drawing directions, from a checkpoint."""
+        state, run = read(CallbackState, state_dict, self._method.name), self._run
+        run.ledger.totals = read(Totals, state.totals, self._method.name)
+        run.seeds.seed = state.seed
+        if run.choice is not None and state.choice is not None:
+            run.choice.load_state_dict(state.choice)
+
+    def _replay(self, recorder: RecordingBatchSampler, index: int) -> None:
+        """Let a loader that has just been set up begin with the batches that a checkpoint says are left."""
+        if self._resumption is not None:
+            self._resumption.replay(recorder, index)

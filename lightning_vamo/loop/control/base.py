@@ -1,0 +1,258 @@
+"""What a control variate is in training: when its snapshot is due, how it is taken, and what its steps do with it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
+
+from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.loop.control.learning import Learning
+from lightning_vamo.loop.control.probe_count import ProbeChoice
+from lightning_vamo.loop.control.settings import ProbeSettings
+from lightning_vamo.loop.ledger.advice import Advice
+from lightning_vamo.loop.ledger.seeds import Seeds
+from lightning_vamo.loop.ledger.totals import Totals
+from lightning_vamo.loop.parameters import trainable_parameters
+from lightning_vamo.loop.plan.fingerprint import BatchWatch
+from lightning_vamo.loop.plan.plan import Plan
+from lightning_vamo.loop.sweep.oracle import Oracle
+
+
+@dataclass
+class Here:
+    """Where a snapshot is taken: the run as it stands, on one rank.
+
+    Attributes:
+        trainer: The trainer.
+        module: Its module.
+        oracle: Evaluates the module's loss.
+        settings: How to probe; None for methods that do not.
+        learning: What learns from the gradients of training.
+        choice: What chooses the number of probes by measurement; None if the number is fixed beforehand.
+        seeds: The seeds of the run.
+        totals: The counts of the run.
+        advice: The warnings of the run.
+        watch: Tells batches apart.
+        catch_up: Tells ``choice`` of the steps since it was last told of some.
+        plan: The epoch's plan, where the loaders do not have all of it, as after a resume; else None.
+    """
+
+    trainer: Trainer
+    module: LightningModule
+    oracle: Oracle
+    settings: ProbeSettings
+    learning: Learning
+    choice: ProbeChoice | None
+    seeds: Seeds
+    totals: Totals
+    advice: Advice
+    watch: BatchWatch
+    catch_up: Callable[[], None]
+    plan: Plan | None = None
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters that are corrected."""
+        return trainable_parameters(self.trainer.optimizers)
+
+
+class Snapshot(ABC):
+    """A snapshot of the weights, with all that the steps need to correct their gradients until the next one.
+
+    Attributes:
+        epoch: The epoch that it was taken in.
+        logs: Figures to log.
+        plan: The batches that the rows belong to; None if rows come with their steps.
+        factors: Factors of the row that the last step used.
+    """
+
+    kind: ClassVar[str]
+    """What becomes of the rows from step to step: the kind's name in a checkpoint."""
+
+    epoch: int
+    logs: dict[str, float]
+    plan: Plan | None
+    factors: Tensor | float
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """``q``, how many probes it has; 0 if it has none."""
+
+    @abstractmethod
+    def correct(
+        self,
+        rows: Sequence[Any],
+        accumulated: int,
+        scale: Callable[[Tensor], Tensor] | None,
+        progress: float,
+        slopes: Tensor | None,
+    ) -> Tensor | None:
+        """Correct the gradients in ``.grad``: see :meth:`~lightning_vamo.core.control.correction.Correction.apply`."""
+
+    def withheld(
+        self, row: Any, accumulated: int, scale: Callable[[Tensor], Tensor] | None, progress: float
+    ) -> AbstractContextManager[None]:
+        """Keep this rank's part of a row out: see :meth:`~lightning_vamo.core.control.correction.Correction.withheld`."""
+        return nullcontext()
+
+    def known_slopes(self, learner: Learner | None) -> Tensor | None:
+        """Coordinates of the gradient that a learner has just seen, as :meth:`correct` takes them, if it knows them."""
+        return None
+
+    @abstractmethod
+    def total(self, moments: Tensor) -> Tensor:
+        """Add up over all shards what :meth:`correct` returned; every process must call it."""
+
+    @abstractmethod
+    def state_dict(self, trainer: Trainer) -> dict[str, Any]:
+        """What a checkpoint holds of the snapshot, as plain types and tensors."""
+
+    def begin_epoch(self, generator: torch.Generator) -> list[int] | None:
+        """Let the coming epoch train with this snapshot again.
+
+        Args:
+            generator: Source of a new order of the batches.
+
+        Returns:
+            The row that each step of the epoch takes, shape ``(K,)``; None if rows come with their steps.
+        """
+        return None if self.plan is None else self.plan.again(generator)
+
+    def before_step(self, here: Here, batch: Any) -> int:
+        """Prepare the row of the batch that is trained on next.
+
+        Args:
+            here: Where the run stands.
+            batch: The batch, transferred and transformed.
+
+        Returns:
+            How many forward passes it took.
+        """
+        return 0
+
+    def key(self, row: int | None) -> Any:
+        """What the correction knows a batch's row by.
+
+        Args:
+            row: The batch's place in the plan; None if there is no plan.
+
+        Returns:
+            The place itself, unless rows come with their steps.
+        """
+        return row
+
+    def rows(self, trainer: Trainer, keys: Sequence[Any]) -> Sequence[Any]:
+        """The rows of an optimizer step, as :meth:`correct` takes them; called on every rank, once per step.
+
+        Args:
+            trainer: The trainer.
+            keys: Those of the batches whose gradients were accumulated, on this rank.
+
+        Returns:
+            The rows, the same on every rank.
+        """
+        return keys
+
+    def progress(self, share: float) -> float:
+        """How much of the snapshot's use lies before the present step, in ``[0, 1)``.
+
+        Args:
+            share: Share of the epoch's batches before the step.
+
+        Returns:
+            That share, unless the snapshot's use is counted otherwise.
+        """
+        return share
+
+    def belongs_to(self, loader: CombinedLoader | None) -> bool:
+        """Whether the snapshot is of this loader's data: a reloaded loader may hold other data."""
+        return self.plan is not None and self.plan.belongs_to(loader)
+
+    def fits(self, accumulated: int) -> bool:
+        """Whether rows still belong to optimizer steps that accumulate so many batches."""
+        return True
+
+    def fingerprint(self, row: int) -> int | None:
+        """Fingerprint of the batch that a row was measured on; None if it was not measured on one batch alone."""
+        return None
+
+    @property
+    def unused(self) -> float | None:
+        """How many rows since the snapshot could not be used; None if they are counted step by step."""
+        return None
+
+
+class Control(ABC):
+    """Where the control variate of each step comes from, and when it is made anew."""
+
+    kinds: ClassVar[tuple[str, ...]]
+    """The kinds of snapshots that the control takes, and goes on from after a resume."""
+
+    records: ClassVar[Literal["always", "where possible", "never"]]
+    """Whether training loaders have to tell their batches before an epoch trains on them."""
+
+    watches: ClassVar[bool] = False
+    """Whether a row holds only for the very batch that it was measured on."""
+
+    every_n_train_steps: int | None = None
+    """Optimizer steps from one snapshot to the next; None if they are counted in epochs."""
+
+    @abstractmethod
+    def begins(self, epoch: int) -> bool:
+        """Whether a snapshot is due at the beginning of an epoch."""
+
+    @abstractmethod
+    def ends(self, epoch: int) -> bool:
+        """Whether the snapshot is of no more use at the end of an epoch."""
+
+    @abstractmethod
+    def replaces(self, epoch: int) -> bool:
+        """Whether the snapshot that is due in an epoch needs nothing of the last one."""
+
+    def sweeps(self, steps: float, *, twice: bool = True) -> float:
+        """How often a batch is probed per epoch, on average: in a sweep, and in its row where rows are recomputed.
+
+        Args:
+            steps: Optimizer steps per epoch.
+            twice: Whether the data can be read twice, for a sweep.
+
+        Returns:
+            The number; 0 where nothing is ever probed.
+        """
+        return 0.0
+
+    def warn_of_reload(self, advice: Advice) -> None:
+        """Warn, if something is lost with a training loader that was made anew."""
+        return
+
+    @abstractmethod
+    def take(self, here: Here, before: Snapshot | None) -> Snapshot | None:
+        """Take a snapshot of the weights as they are.
+
+        Args:
+            here: Where the run stands: an epoch has drawn a batch, and not yet trained on it.
+            before: The last snapshot; None if there is none.
+
+        Returns:
+            The snapshot; None if the steps to come are plain, since there are to be no probes or no directions yet.
+        """
+
+    @abstractmethod
+    def restore(self, here: Here, state: dict[str, Any], plan: Plan | None) -> Snapshot:
+        """Take up a snapshot from a checkpoint.
+
+        Args:
+            here: Where the run stands: what it learned has been taken up.
+            state: What :meth:`Snapshot.state_dict` gave.
+            plan: The batches that the rows belong to.
+
+        Returns:
+            The snapshot as it was.
+        """

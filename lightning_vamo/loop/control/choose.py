@@ -1,0 +1,36 @@
+"""What a user may pass for ``control``."""
+
+from typing import Literal, get_args
+
+from lightning_vamo.errors import InvalidArgumentError
+from lightning_vamo.loop.control.automatic import Auto
+from lightning_vamo.loop.control.base import Control
+from lightning_vamo.loop.control.carried import Carry
+from lightning_vamo.loop.control.probed import ProbedControl
+from lightning_vamo.loop.control.recomputed import Recompute
+from lightning_vamo.loop.control.replayed import Replay
+
+Named = Literal["auto", "replay", "carry", "recompute"]
+
+_NAMED: dict[str, type[Control]] = {"auto": Auto, "replay": Replay, "carry": Carry, "recompute": Recompute}
+
+
+def as_control(control: object) -> Control:
+    """Turn what a user may pass for ``control`` into a control variate.
+
+    Args:
+        control: A name, or a value that says more.
+
+    Returns:
+        The control variate.
+
+    Raises:
+        InvalidArgumentError: If it is something else.
+    """
+    if isinstance(control, str) and control in _NAMED:
+        return _NAMED[control]()
+    if isinstance(control, ProbedControl):
+        return control
+    raise InvalidArgumentError(
+        f"`control` must be one of {get_args(Named)}, or Replay(...), Carry(...) or Recompute(...), got {control!r}."
+    )

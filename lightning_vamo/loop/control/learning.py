@@ -1,0 +1,58 @@
+"""What a run learns from the gradients of its steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lightning_vamo.core.control.coefficients import Coefficient, Regression
+from lightning_vamo.core.directions import Directions
+from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.loop.ledger.seeds import seeded
+
+
+@dataclass
+class Learning:
+    """What a run learns from the gradients of its steps.
+
+    Attributes:
+        learner: Learns probe directions; None unless the family does.
+        parameters: The parameters whose gradients the learner sees: those of the last snapshot.
+        learned_at: The optimizer step at which directions have been learned from enough plain steps, where there was nothing
+            to warm up with; None once that is past.
+        mu: The smoothing radius that was measured to be best, for the next snapshot; None before the first one, and where the
+            radius is given.
+        coefficient: Changes the effective coefficient from step to step; None where it stays the same.
+    """
+
+    learner: Learner | None = None
+    parameters: Sequence[Tensor] = ()
+    learned_at: int | None = None
+    mu: float | None = None
+    coefficient: Coefficient | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been learned, as plain types and tensors."""
+        regression = self.coefficient if isinstance(self.coefficient, Regression) else None
+        return {
+            "learner": None if self.learner is None else self.learner.state_dict(),
+            "learned_at": self.learned_at,
+            "mu": self.mu,
+            "coefficient": None if regression is None else regression.state_dict(),
+        }
+
+    def take_up_learner(self, state: dict[str, Any], family: Directions, parameters: Sequence[Tensor]) -> None:
+        """Go on learning directions where :meth:`state_dict` was called.
+
+        Args:
+            state: What it returned for ``learner``.
+            family: The family of directions, which learns.
+            parameters: The parameters whose gradients the learner is to see.
+
+        Raises:
+            InvalidArgumentError: If the state is of other parameters, or of another kind of directions.
+        """
+        learner = family.learner(parameters, 1, seeded(0))
+        learner.load_state_dict(state)
+        self.learner, self.parameters = learner, parameters

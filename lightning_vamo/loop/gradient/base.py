@@ -1,0 +1,67 @@
+"""Where the gradient of a training step comes from."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lightning.pytorch import LightningModule, Trainer
+
+
+@dataclass(frozen=True)
+class Step:
+    """A batch that is trained on.
+
+    Attributes:
+        trainer: The trainer.
+        module: Its module.
+        user_step: Calls the user's ``training_step`` with its arguments, and returns what it returns.
+        batch: The batch among these.
+        first: Whether the batch is the first of those that the optimizer step accumulates.
+        last: Whether the optimizer steps next.
+        around_backward: What a backward pass is to run in.
+    """
+
+    trainer: Trainer
+    module: LightningModule
+    user_step: Callable[[], Any]
+    batch: Any
+    first: bool
+    last: bool
+    around_backward: Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What came of a batch.
+
+    Attributes:
+        outputs: What callbacks get as the outputs of the step.
+        forwards: How many forward passes of the batch there were.
+        backwards: How many backward passes.
+        skipped: Whether the batch added nothing, since ``training_step`` returned None.
+    """
+
+    outputs: dict[str, Any]
+    forwards: int
+    backwards: int
+    skipped: bool
+
+
+class Gradient(ABC):
+    """Where the gradient of a training step comes from."""
+
+    uses_backward: ClassVar[bool] = True
+    """Whether losses are differentiated, so that they have to depend on a parameter."""
+
+    @abstractmethod
+    def accumulate(self, step: Step) -> Evaluated:
+        """Evaluate a batch, and add its share of the gradient to ``.grad``.
+
+        Args:
+            step: The batch. Where several are accumulated, each adds its share, and the first zeroes what was there.
+
+        Returns:
+            What came of the batch.
+        """

@@ -1,0 +1,85 @@
+"""The parts of a run that change from step to step, each written by the run alone."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_vamo.loop.plan.plan import Plan
+
+
+@dataclass
+class Cursor:
+    """Where the epoch stands in the batches of its snapshot.
+
+    Attributes:
+        order: The row of the plan that each step of the epoch takes, shape ``(K,)``.
+        first: Lightning's index of the plan's first batch; not 0 where the run resumed within the epoch without its plan.
+        rows: The rows of the batches whose gradients are accumulating, as the snapshot's ``key`` gives them.
+        withheld: Whether this rank has kept its part of one of these rows out of the correction.
+    """
+
+    order: list[int] = field(default_factory=list)
+    first: int = 0
+    rows: list[Any] = field(default_factory=list)
+    withheld: bool = False
+
+    def begin_epoch(self) -> None:
+        """Begin with the first batch of an epoch."""
+        self.first = 0
+
+    def follow(self, plan: Plan | None) -> None:
+        """Take the batches of a plan in the order in which they were drawn."""
+        self.order = [] if plan is None else list(range(plan.length))
+
+    def row(self, batch_idx: int) -> int | None:
+        """The place in the plan of the epoch's batch of that index; None if there is no plan."""
+        return self.order[batch_idx - self.first] if self.order else None
+
+    def share(self, trainer: Trainer) -> float:
+        """Share of the epoch's batches before the present step."""
+        batch_idx = trainer.fit_loop.batch_idx
+        first = batch_idx - batch_idx % trainer.accumulate_grad_batches  # the same for all whose gradients accumulate in it
+        return (first - self.first) / max(1, len(self.order))
+
+
+@dataclass
+class Sums:
+    """What the steps of an epoch have added up to.
+
+    Attributes:
+        unused: How many rows were not used, since their batches were other ones than the sweep saw.
+        steps: How many steps were corrected.
+        factors: Sum over these of the factors of their rows.
+        moments: Squared gradient norms, and what the corrections removed of them, summed over these steps, shape ``(2,)``;
+            None if there were none.
+    """
+
+    unused: int = 0
+    steps: int = 0
+    factors: Tensor | float = 0.0
+    moments: Tensor | None = None
+
+    def add(self, factors: Tensor | float, moments: Tensor) -> None:
+        """Add a step that was corrected."""
+        self.steps += 1
+        self.factors = self.factors + factors
+        self.moments = moments if self.moments is None else self.moments + moments
+
+    def forget_factors(self) -> None:
+        """Begin the sum of factors anew."""
+        self.steps, self.factors = 0, 0.0
+
+
+@dataclass
+class SnapshotClock:
+    """When the next snapshot is due.
+
+    Attributes:
+        due: Whether the next batch takes one.
+        step: The optimizer step before which the last one was due.
+    """
+
+    due: bool = True
+    step: int = 0

@@ -1,0 +1,106 @@
+"""The one way to evaluate a user's loss."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_vamo.loop import compat
+from lightning_vamo.loop.checks import check_none
+from lightning_vamo.loop.sweep.precision import arithmetic, outside_precision_context
+
+Answer = Callable[[Any, Callable[[], Any], Any], Any]
+"""Answers a call of ``training_step``: it gets the module, the user's step with its arguments, and the batch among them."""
+
+
+class Oracle:
+    """Evaluates the loss to probe: through the strategy, as the user's ``probe_loss`` gives it.
+
+    Args:
+        trainer: The trainer.
+        module: Its module, which has the mixin.
+        answering: Lets calls of the module's ``training_step`` be answered in a given way for the length of a context.
+        float32: Whether to leave the mixed precision that the training steps run in.
+
+    Attributes:
+        trainer: As given.
+        module: As given.
+        advance: Called before each evaluation, for a clock.
+        arithmetic: The type whose machine epsilon losses are rounded with; None where it is the parameters' own.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        answering: Callable[[Answer], AbstractContextManager[None]],
+        *,
+        float32: bool = False,
+    ) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.advance: Callable[[], object] = _nothing
+        self._own_loss = type(module).has_own_probe_loss()  # type: ignore[attr-defined]
+        self._answering = answering
+        self._float32 = float32
+        self.arithmetic = arithmetic(trainer, "32-true" if float32 else None)
+        self._position = 0
+
+    @contextmanager
+    def asking(self) -> Iterator["Oracle"]:
+        """Let calls of ``training_step`` return the loss to probe for the length of the context."""
+        with self._answering(self._probe):
+            yield self
+
+    @contextmanager
+    def counting(self, show: Callable[[int], None]) -> Iterator[None]:
+        """Count the evaluations in the context.
+
+        Args:
+            show: Called before each of them, with their number.
+
+        Yields:
+            Nothing.
+        """
+        before, count = self.advance, itertools.count(1)
+
+        def advance() -> None:
+            before()
+            show(next(count))
+
+        self.advance = advance
+        try:
+            yield
+        finally:
+            self.advance = before
+
+    def loss(self, batch: Any, position: int) -> Any:
+        """Evaluate a batch at the parameters as they are; to be called within :meth:`asking`.
+
+        Args:
+            batch: The batch, on the module's device.
+            position: Its place in the plan, which ``probe_loss`` gets as its ``batch_idx``.
+
+        Returns:
+            What ``probe_loss`` returns: a tensor of one element, or None where the batch is to be skipped.
+
+        Raises:
+            UnsupportedError: If ``training_step`` returns None on one of several ranks.
+        """
+        self.advance()
+        self._position = position
+        value = compat.run_training_step(self.trainer, batch, position)
+        if value is None and not self._own_loss:
+            check_none(self.trainer)
+        return value
+
+    def _probe(self, module: Any, user_step: Callable[[], Any], batch: Any) -> Any:
+        plain = outside_precision_context(module.device, torch.get_default_dtype()) if self._float32 else nullcontext()
+        with plain:
+            return module.probe_loss(batch, self._position)
+
+
+def _nothing() -> None: ...

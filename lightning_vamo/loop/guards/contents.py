@@ -14,8 +14,8 @@ LARGE = 1024
 """Beyond this many items a container's own items are put back, and what these hold is left alone."""
 
 
-# Bytes of tensors, and their number.
-_MOST_GONE = 2**16
+# Bytes of tensors that are gone and still watched, each of which counts as so many more.
+_MOST_GONE, _EACH_GONE = 2**16, 2**10
 _SIMPLE = {Kind.LEFT_ALONE, Kind.TENSOR}
 
 
@@ -109,7 +109,7 @@ class Contents:
                 new = [item for key, item in there.items() if key not in here]
                 if not all(KINDS[type(item)] in _SIMPLE for item in (*gone, *new)):
                     return None
-                self._gone += sum(1 + item.nbytes for item in gone if isinstance(item, Tensor))
+                self._gone += sum(_EACH_GONE + item.nbytes for item in gone if isinstance(item, Tensor))
                 come += (item for item in new if isinstance(item, Tensor))
         if self._gone > _MOST_GONE:
             return None

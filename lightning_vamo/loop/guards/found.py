@@ -1,6 +1,7 @@
 """All that a walk found, as it was at one time, and how it is put back."""
 
 from collections.abc import Mapping
+from operator import is_
 from typing import Any
 
 from torch import Tensor
@@ -34,7 +35,8 @@ class Found:
 
     def _look_at_the_rest(self) -> None:
         self.states = [leaf.capture() for leaf in self.leaves]
-        self._flags = Flags(self.walk.all_parameters)
+        self._flags = Flags(self.walk.flagged)
+        self._classes = [*map(type, self.walk.owners)]
         self._too_large = [(tensor, tensor._version) for tensor in self.walk.too_large]
 
     def put_back(self) -> None:
@@ -51,6 +53,10 @@ class Found:
         self._put_back_the_rest()
 
     def _put_back_the_rest(self) -> None:
+        if not self._are_of_their_classes():
+            for owner, cls in zip(self.walk.owners, self._classes, strict=True):
+                if type(owner) is not cls:
+                    object.__setattr__(owner, "__class__", cls)
         self._flags.put_back()
         for leaf, state in zip(self.leaves, self.states, strict=True):
             leaf.put(state)
@@ -61,7 +67,8 @@ class Found:
         Returns:
             False if another walk is needed.
         """
-        come = None if self.walk.iterators else self.contents.refresh()
+        as_it_was = not self.walk.iterators and self._are_of_their_classes()
+        come = self.contents.refresh() if as_it_was else None
         if come is None or not self.watch.refresh():
             return False
         if come:
@@ -70,6 +77,9 @@ class Found:
             self.walk.seen |= new.seen
         self._look_at_the_rest()
         return True
+
+    def _are_of_their_classes(self) -> bool:
+        return all(map(is_, map(type, self.walk.owners), self._classes))
 
     @property
     def is_beyond_repair(self) -> bool:

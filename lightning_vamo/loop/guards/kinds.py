@@ -52,6 +52,8 @@ class Kind(IntEnum):
     """May have variables in its closure."""
     METHOD = auto()
     """Is bound to an object."""
+    VIEW = auto()
+    """Shows the memory of an object."""
     PARTIAL = auto()
     """Is a function with arguments."""
 
@@ -125,6 +127,7 @@ _BY_BASE: list[tuple[Any, Kind]] = [
     ((bytearray, array.array), Kind.BYTES),
     (types.FunctionType, Kind.FUNCTION),
     (types.MethodType, Kind.METHOD),
+    (memoryview, Kind.VIEW),
     (functools.partial, Kind.PARTIAL),
 ]
 
@@ -177,6 +180,22 @@ def slots_of(cls: type) -> tuple[types.MemberDescriptorType, ...]:
     """
     members = [vars(base).values() for base in cls.__mro__ if "__slots__" in vars(base)]
     return tuple(item for values in members for item in values if isinstance(item, types.MemberDescriptorType))
+
+
+def attributes_of(value: Any) -> dict[str, Any] | None:
+    """An object's ``__dict__``, whatever its class makes of attributes.
+
+    Args:
+        value: The object.
+
+    Returns:
+        The dict; None if there is none.
+    """
+    try:
+        attributes = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return None
+    return attributes if type(attributes) is dict else None
 
 
 def is_users(function: types.FunctionType) -> bool:

@@ -89,6 +89,25 @@ def bytes_leaf(value: "bytearray | array[Any]") -> Leaf:
     return Leaf(lambda: value[whole], lambda items: value.__setitem__(whole, items))
 
 
+def lazy_leaf(tensor: torch.Tensor) -> Leaf:
+    """What makes a lazy parameter or buffer, whose shape the first forward pass finds out, wait for that again.
+
+    Args:
+        tensor: The parameter or buffer, before it has a shape.
+
+    Returns:
+        The leaf.
+    """
+    cls, data = type(tensor), tensor.data
+
+    def put(_: object) -> None:
+        if type(tensor) is not cls:
+            tensor.data = data
+            tensor.__class__ = cls
+
+    return Leaf(lambda: type(tensor), put)
+
+
 def _same(one: Any, other: Any) -> bool:
     """Whether two states of generators or arrays are the same."""
     if isinstance(one, dict):

@@ -70,6 +70,17 @@ class _Numpy:
         self._state = None  # else a normal number that is left over again would not be noticed
 
 
+def global_generators() -> list[Any]:
+    """The global random generators, which are set back by whoever draws from them.
+
+    Returns:
+        Those of torch, numpy and Python.
+    """
+    bound: list[Any] = [np.random.get_state, random.getstate]
+    cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    return [torch.default_generator, global_bits(), *(method.__self__ for method in bound), *cuda]
+
+
 def global_bits() -> Any:
     """The source of the random bits of numpy's global generator."""
     numpy: Any = np.random  # whose stubs lack the function

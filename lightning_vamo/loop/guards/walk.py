@@ -7,9 +7,9 @@ file handles, locks, threads and processes; nor into the items of a container of
 objects, the nearest to the module first. What it does not reach is left alone.
 """
 
-import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,15 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_vamo.core.sharding import local
 from lightning_vamo.loop.guards.contents import LARGE, Container
 from lightning_vamo.loop.guards.forms import ATTRIBUTES, BUILT_IN, CELL, CLASS, SLOTS, SlotsOf, form_of
-from lightning_vamo.loop.guards.kinds import KINDS, Kind, is_users, own_classes, slots_of
-from lightning_vamo.loop.guards.leaves import Leaf, Replay, array_leaf, bytes_leaf, generator_leaf
-from lightning_vamo.loop.guards.randomness import global_bits
+from lightning_vamo.loop.guards.kinds import KINDS, Kind, attributes_of, is_users, own_classes, slots_of
+from lightning_vamo.loop.guards.leaves import Leaf, Replay, array_leaf, bytes_leaf, generator_leaf, lazy_leaf
+from lightning_vamo.loop.guards.randomness import global_generators
 from lightning_vamo.loop.guards.tensors import SMALL, where
 
 LIMIT = 2**16
@@ -44,6 +45,7 @@ class Walk:
     Attributes:
         containers: Whatever holds other objects.
         empty: Containers of Python's own types that hold nothing.
+        owners: Modules and plain objects, whose class may be exchanged.
         tensors: Tensors that are not probed, and not parameters.
         parameters: Parameters that are not probed.
         probed: Those that are.
@@ -58,6 +60,7 @@ class Walk:
     def __init__(self, probed: Sequence[Tensor], seen: dict[int, Any] | None = None) -> None:
         self.containers: list[Container] = []
         self.empty: list[Any] = []
+        self.owners: list[Any] = []
         self.tensors: list[Tensor] = []
         self.parameters: list[Tensor] = []
         self.probed = probed
@@ -81,6 +84,8 @@ class Walk:
             The walk itself.
         """
         self._expand([module])
+        for parameter in self.probed:
+            self._tensors_own(parameter)
         if trainer is not None:
             self._holder(trainer, vars(trainer))
             self._expand(trainer.optimizers)
@@ -121,9 +126,10 @@ class Walk:
             waiting.append((kind, value))
 
     @property
-    def all_parameters(self) -> list[nn.Parameter]:
-        """The parameters, probed or not."""
-        return [tensor for tensor in [*self.parameters, *self.probed] if isinstance(tensor, nn.Parameter)]
+    def flagged(self) -> list[Tensor]:
+        """The parameters, probed or not, and the other tensors that may be told to want a gradient."""
+        others = (tensor for tensor in self.tensors if tensor.is_leaf and tensor.is_floating_point())
+        return [*self.parameters, *(tensor for tensor in self.probed if isinstance(tensor, nn.Parameter)), *others]
 
     # ---- one method per kind
 
@@ -139,7 +145,7 @@ class Walk:
         self._expand([*module.parameters(), *module.buffers()])
 
     def _object(self, value: Any) -> None:
-        attributes = _attributes(value)
+        attributes = attributes_of(value)
         if attributes is not None and any(KINDS[type(held)] is Kind.ALIVE for held in attributes.values()):
             return
         if isinstance(value, Optimizer) and _size(_states(value, self.probed)) > LARGEST_STATE:
@@ -155,19 +161,19 @@ class Walk:
         if len(view) <= LARGE:
             self._expand(view)
         if type(value) not in BUILT_IN:
-            self._holder(value, _attributes(value))
+            self._holder(value, attributes_of(value))
 
     def _frozen(self, value: Any) -> None:
         if len(value) <= LARGE:
             self._expand(value)
         if type(value) is not tuple and type(value) is not frozenset:
-            self._holder(value, _attributes(value))
+            self._holder(value, attributes_of(value))
 
     def _holder(self, value: Any, attributes: dict[str, Any] | None) -> None:
         """Note an object's attributes, its slots, and those of its classes."""
         if attributes is not None:
-            self.containers.append(Container(attributes, ATTRIBUTES))
-            self._expand(attributes.values())
+            self.owners.append(value)
+            self._attributes(attributes)
         members = slots_of(type(value))
         if members:
             slots = SlotsOf(value, members)
@@ -178,15 +184,40 @@ class Walk:
                 self.seen[id(owner)] = owner
                 self.containers.append(Container(owner, CLASS))
                 self._expand(CLASS.items(CLASS.capture(owner)))
+                self._methods(owner)
+
+    def _attributes(self, attributes: dict[str, Any]) -> None:
+        self.containers.append(Container(attributes, ATTRIBUTES))
+        self._expand(attributes.values())
+
+    def _methods(self, owner: type) -> None:
+        """Note what the methods of a class hold themselves; what they refer to by name is code, as a module's globals are."""
+        for method in CLASS.capture(owner).values():
+            function = getattr(method, "__func__", method)
+            if isinstance(function, FunctionType) and "__wrapped__" not in vars(function):
+                self._attributes(vars(function))
+                self._expand([function.__defaults__, function.__kwdefaults__])
+
+    def _tensors_own(self, tensor: Tensor) -> None:
+        """Note the attributes that user code has given to a tensor."""
+        if type(tensor) in (Tensor, nn.Parameter):
+            if vars(tensor):
+                self._attributes(vars(tensor))
+            else:
+                self.empty.append(vars(tensor))
 
     def _tensor(self, tensor: Tensor) -> None:
+        self._tensors_own(tensor)
+        if is_lazy(tensor):
+            self.leaves.append(lazy_leaf(tensor))
         if where(tensor) in self._memory:
             return
         (self.parameters if isinstance(tensor, nn.Parameter) else self.tensors).append(tensor)
 
     def _array(self, value: np.ndarray[Any, Any]) -> None:
         if type(value) is not np.ndarray:
-            self._holder(value, _attributes(value))
+            self._holder(value, attributes_of(value))
+        self._expand([value.base])
         if not value.flags.writeable or any(start <= value.ctypes.data < end for start, end in self._ranges()):
             return
         if value.dtype.hasobject and value.size <= LARGE:
@@ -223,15 +254,18 @@ class Walk:
                 self.seen[id(cell)] = cell
                 self.containers.append(Container(cell, CELL))
                 self._expand(CELL.capture(cell))
-        self.containers.append(Container(vars(function), ATTRIBUTES))
-        self._expand([*vars(function).values(), function.__defaults__, function.__kwdefaults__])
+        self._attributes(vars(function))
+        self._expand([function.__defaults__, function.__kwdefaults__])
 
     def _method(self, method: Any) -> None:
         self._expand([method.__self__])
 
+    def _view(self, view: memoryview) -> None:
+        self._expand([view.obj])
+
     def _partial(self, partial: Any) -> None:
         self._expand([partial.func, *partial.args, partial.keywords])
-        self._holder(partial, _attributes(partial))
+        self._holder(partial, attributes_of(partial))
 
 
 _VISITS: dict[Kind, Callable[[Walk, Any], None]] = {
@@ -248,28 +282,9 @@ _VISITS: dict[Kind, Callable[[Walk, Any], None]] = {
     Kind.ITERATOR: Walk._iterator,
     Kind.FUNCTION: Walk._function,
     Kind.METHOD: Walk._method,
+    Kind.VIEW: Walk._view,
     Kind.PARTIAL: Walk._partial,
 }
-
-
-def global_generators() -> list[Any]:
-    """The global random generators, which are set back by whoever draws from them.
-
-    Returns:
-        Those of torch, numpy and Python.
-    """
-    bound: list[Any] = [np.random.get_state, random.getstate]
-    cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    return [torch.default_generator, global_bits(), *(method.__self__ for method in bound), *cuda]
-
-
-def _attributes(value: Any) -> dict[str, Any] | None:
-    """An object's ``__dict__``, whatever its class makes of attributes; None if it has none."""
-    try:
-        attributes = object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        return None
-    return attributes if type(attributes) is dict else None
 
 
 def _states(optimizer: Optimizer, probed: Sequence[Tensor]) -> list[dict[Any, Any]]:

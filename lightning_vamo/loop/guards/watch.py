@@ -168,10 +168,10 @@ def _copy(pairs: _Pairs) -> None:
 
 
 class Flags:
-    """The flag and the gradient of each parameter.
+    """The flag and the gradient of each parameter, and of tensors that are none.
 
     Args:
-        parameters: The parameters.
+        parameters: The parameters and tensors.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -183,7 +183,8 @@ class Flags:
         """Put back ``requires_grad`` and ``grad`` where they are others."""
         if [*map(_requires_grad, self._parameters)] != self._flags:
             for parameter, flag in zip(self._parameters, self._flags, strict=True):
-                parameter.requires_grad_(flag)
+                # A graph may have reached a tensor since, unless it is a view: then nothing takes it off.
+                (parameter if parameter.is_leaf or parameter._is_view() else parameter.detach_()).requires_grad_(flag)
         if not all(map(is_, map(_gradient, self._parameters), self._gradients)):
             for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
                 if parameter.grad is not gradient:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_vamo.core.control.correction import check_dense
 from lightning_vamo.core.sharding import is_sharded
+from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_loss
 from lightning_vamo.loop.guards.no_trace import no_trace
@@ -62,7 +62,8 @@ def differentiate(
             batch was asked for.
 
     Raises:
-        UnsupportedError: If a loss is one that cannot be trained on.
+        UnsupportedError: If a loss is one that cannot be trained on, or if the step writes to parameters that are too large to
+            be copied.
     """
     reshard = compat.resharding(module)
     reshard()  # as before a sweep: what is kept and put back are the shards
@@ -80,10 +81,10 @@ def differentiate(
             state.put_back()
             start = time.perf_counter()
     if not is_copied and [parameter._version for parameter in parameters] != versions:
-        rank_zero_warn(
-            "`training_step` writes to the parameters that it trains, and the warm-up's gradients were taken without a copy of"
-            " them, which a model of this size has no memory for: the run begins at other weights. Keep the write to"
-            " `on_train_batch_end`, or pass `directions` that do not learn, such as OrthonormalDirections()."
+        raise UnsupportedError(
+            "`training_step` writes to the parameters that it trains, and the warm-up, which takes gradients before the first"
+            " step, keeps no copy of parameters as large as these: do it in `on_train_batch_end`, or pass `directions` that do"
+            " not learn, such as OrthonormalDirections()."
         )
 
 

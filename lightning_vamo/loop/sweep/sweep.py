@@ -152,10 +152,8 @@ def _rows(
         agree = partial(least, trainer) if trainer.world_size > 1 else None
         for group in groups(batches, parameters, agree):
             random = RandomState(module.device)
-            if not rows:
-                check_repeats(trainer, group[0])
-                if search:
-                    mu = RadiusSearch(trainer, group, point, directions, difference).best(mu)
+            if search and not rows:
+                mu = RadiusSearch(trainer, group, point, directions, difference).best(mu)
             rows += probe(group, point, directions, mu, difference)
             random.settle()
             random.set()
@@ -175,4 +173,10 @@ def _swept(
     for position, batch in enumerate(loaded):
         prepared = compat.before_transfer(oracle.trainer, batch)
         fingerprints.append(fingerprint(prepared))
-        yield SweptBatch(compat.to_device(oracle.trainer, prepared), position, oracle, point, state, reshard)
+        swept = SweptBatch(compat.to_device(oracle.trainer, prepared), position, oracle, point, state, reshard)
+        if position == 0:  # at once: what changes to and fro would be where it was after a second batch
+            random = RandomState(oracle.module.device)
+            check_repeats(oracle.trainer, swept)
+            random.settle()
+            random.set()
+        yield swept

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_vamo import VAMOMixin
-from lightning_vamo.core.directions import SphereDirections
+from lightning_vamo import UnsupportedError, VAMOMixin
+from lightning_vamo.core.directions import GradientSubspaceDirections, SphereDirections
 from tests.support.modules import MemoryLogger, trainer
-from tests.support.odd import FEATURES, KINDS
+from tests.support.odd_modules import FEATURES, KINDS, UNREACHABLE
 from tests.support.watched import Watched, WatchedSweeps
 
 NO_RADIUS = 1e-30
@@ -45,11 +45,36 @@ class Both(Watched, WatchedSweeps):
     """Keeps sweeps and rows."""
 
 
-@pytest.mark.parametrize("control", ["replay", "recompute"])
+CONTROLS = pytest.mark.parametrize("control", ["replay", "recompute"])
+
+
+@CONTROLS
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.filterwarnings("ignore:The probe differences hardly stand out")
 def test_it_trains_as_without_vamo_and_the_loss_is_a_function_of_the_parameters(name, control):
-    callback = Both(probes=2, directions=SphereDirections(), alpha=0.0, mu=NO_RADIUS, control=control, seed=1)
+    # The one learns its direction in a warm-up, which computes gradients.
+    directions = {"replay": GradientSubspaceDirections(), "recompute": SphereDirections()}[control]
+    callback = Both(probes=1, directions=directions, alpha=0.0, mu=NO_RADIUS, control=control, seed=1)
     assert trained(KINDS[name], [callback]) == plain(name)
     assert [sweep.deltas.any().item() for sweep in callback.sweeps] == [False, False]
     assert [row.any().item() for row in callback.rows] == [False] * (4 if control == "recompute" else 0)
+
+
+@CONTROLS
+@pytest.mark.parametrize("name", ["numpy Generator, for mixup", "AveragedModel", "closure", "trained weights that are scaled"])
+def test_the_search_for_a_radius_leaves_no_trace_either(name, control):
+    callback = Both(probes=2, directions=SphereDirections(), alpha=0.0, difference="central", control=control, seed=1)
+    assert trained(KINDS[name], [callback]) == plain(name)
+    assert all(sweep.deltas.any().item() for sweep in callback.sweeps)
+
+
+@CONTROLS
+@pytest.mark.parametrize("name", UNREACHABLE)
+def test_what_cannot_be_put_back_is_refused_before_the_first_step(name, control):
+    module = type(name, (VAMOMixin, UNREACHABLE[name]), {})()
+    before = [parameter.tolist() for parameter in module.parameters()]
+    fit = trainer(callbacks=[Both(probes=1, directions=SphereDirections(), control=control)])
+    with pytest.raises(UnsupportedError, match=r"cannot be put back.*Define `probe_loss.*control='carry'.*probes=0"):
+        fit.fit(module, loader())
+    assert fit.global_step == 0
+    assert [parameter.tolist() for parameter in module.parameters()] == before

@@ -145,7 +145,7 @@ def backward_is_watched(trainer: Trainer) -> bool:
     """Whether a callback overrides a hook around the backward pass, where it may look at gradients or change them.
 
     Returns:
-        Whether one does. ``on_before_optimizer_step`` does not count: it sees, and may mask, gradients that have been corrected.
+        Whether one does. ``on_before_optimizer_step`` does not count: it sees gradients that have been corrected.
     """
     hooks = ("on_before_backward", "on_after_backward")
     return any(is_overridden(hook, callback) for callback in trainer.callbacks for hook in hooks)  # type: ignore[attr-defined]

@@ -25,9 +25,9 @@ class Point:
         self.parameters = [local(parameter) for parameter in parameters]
         self.origin = [parameter.clone() for parameter in self.parameters] if origin is None else origin
         """The copy."""
+        self._step: tuple[ProbeDirections, int, float] | None = None
         # Where the parameters are: at the copy or a step away from it, along which directions, and in which versions.
         self._along: ProbeDirections | None = None
-        self._step: tuple[ProbeDirections, int, float] | None = None
         self._versions = self._seen() if origin is None else None
 
     def _seen(self) -> list[int] | None:
@@ -65,6 +65,7 @@ class Point:
 
     def renew(self) -> None:
         """Set the parameters again to where they were last set: something else has written to them."""
+        self._versions = None  # which may not tell of the write
         if self._step is None:
             self.restore()
         else:

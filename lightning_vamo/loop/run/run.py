@@ -37,7 +37,7 @@ class Run:
     Attributes:
         method: As given.
         snapshot: What the steps are corrected with; None if they are plain.
-        plan: The epoch's plan, where the loaders do not have all of it: after an exception, and in an epoch that was resumed.
+        plan: The batches of the epoch, where loaders can tell them; of an epoch that was resumed, all of them.
         cursor: Where the epoch stands in the snapshot's batches.
         sums: What the epoch's steps have added up to.
         clock: When the next snapshot is due.
@@ -138,7 +138,7 @@ class Run:
         if self.cursor.begins:
             self.cursor.begins = False
             if self.method.control.records != "never" and has_plan(trainer):
-                plan_of(trainer)  # drawn whether there is a sweep or not, so that saving a checkpoint draws nothing
+                self.plan = plan_of(trainer)  # now, whether there is a sweep or not, so that saving a checkpoint draws nothing
         if batch_idx % trainer.accumulate_grad_batches == 0:
             learned_at = self.learning.learned_at
             clock.due |= every is not None and trainer.global_step - clock.step >= every

@@ -25,7 +25,7 @@ def test_an_outlier_is_moved_to_the_bound_and_nothing_else_changes():
         values = np.sort(rows[:, column].numpy())
         median = values[199]  # the lower of the two in the middle
         spread = 1.4826 * np.sort(np.abs(values - median))[199]
-        expected = median + np.sign(rows[place, column].item()) * 4 * (1 + 16 / 400) * spread
+        expected = median + np.sign(rows[place, column].item()) * 4 * (1 + (16 / 400) ** 2) * spread
         assert within[place, column].item() == pytest.approx(expected, rel=1e-12)
     changed = (within != rows).nonzero().tolist()
     assert changed == [[7, 1], [9, 2]]

@@ -16,7 +16,7 @@ _FEW = 16
 def bounded(rows: Tensor, used: Tensor, deviations: float = DEVIATIONS) -> Tensor:
     r"""Rows whose entries lie no further from the median of their column than a few robust standard deviations.
 
-    .. math:: |\delta_{k,j} - m_j| \le \kappa\,(1 + 16/K) \cdot 1.4826\, \operatorname{median}_k |\delta_{k,j} - m_j|,
+    .. math:: |\delta_{k,j} - m_j| \le \kappa\,(1 + (16/K)^2) \cdot 1.4826\, \operatorname{median}_k |\delta_{k,j} - m_j|,
         \qquad m_j = \operatorname{median}_k \delta_{k,j}
 
     A table that is fixed before its rows are used, and is centred *after* it was bounded, has mean zero: the corrected
@@ -38,7 +38,7 @@ def bounded(rows: Tensor, used: Tensor, deviations: float = DEVIATIONS) -> Tenso
     away = (wide - median).abs()
     typical = away.nanmedian(dim=0).values
     some = torch.where(away > 0, away, torch.nan).nanmedian(dim=0).values
-    scale = torch.where(typical > 0, typical, some) * _NORMAL * deviations * (1 + _FEW / used.sum())
+    scale = torch.where(typical > 0, typical, some) * _NORMAL * deviations * (1 + (_FEW / used.sum().double()) ** 2)
     # Without a scale all entries are the same.
     scale = torch.where(scale.isfinite(), scale, torch.inf)
     center = torch.where(median.isfinite(), median, 0.0)

@@ -4,6 +4,7 @@ References:
     Chen & Ma, "VAMO: Efficient Zeroth-Order Variance Reduction for SGD with Faster Convergence", arXiv:2505.13954.
 """
 
+from lightning_vamo.callbacks.svrg import SVRGCallback
 from lightning_vamo.callbacks.vamo import VAMOCallback
 from lightning_vamo.core.gradient.estimate import estimate_gradient
 from lightning_vamo.errors import InvalidArgumentError, NonFiniteLossError, UnsupportedError, VAMOError
@@ -14,24 +15,25 @@ from lightning_vamo.loop.control.recompute import Recompute
 from lightning_vamo.loop.control.replayed import Replay
 from lightning_vamo.loop.observer import RunObserver
 from lightning_vamo.mixin import VAMOMixin, with_vamo
-from lightning_vamo.report import VAMOReport
+from lightning_vamo.report import MethodReport
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Carry",
     "InvalidArgumentError",
+    "MethodReport",
     "NonFiniteLossError",
     "ProbeFigures",
     "ProbeFinding",
     "Recompute",
     "Replay",
     "RunObserver",
+    "SVRGCallback",
     "UnsupportedError",
     "VAMOCallback",
     "VAMOError",
     "VAMOMixin",
-    "VAMOReport",
     "__version__",
     "estimate_gradient",
     "find_probes",

@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lightning_vamo.report import VAMOReport
+from lightning_vamo.report import MethodReport
 
 
 @dataclass
 class Totals:
-    """What a run has counted so far, on one rank: see :class:`~lightning_vamo.VAMOReport`.
+    """What a run has counted so far, on one rank: see :class:`~lightning_vamo.MethodReport`.
 
     Attributes:
         moment_before: Squared gradient norms, summed over the corrected steps.
@@ -17,6 +17,7 @@ class Totals:
 
     snapshots: int = 0
     steps: int = 0
+    batches: int = 0
     forward_evaluations: int = 0
     backward_evaluations: int = 0
     warmup_evaluations: int = 0
@@ -24,17 +25,20 @@ class Totals:
     row_seconds: float = 0.0
     warmup_seconds: float = 0.0
     training_seconds: float = 0.0
+    rows_unused: int = 0
     moment_before: float = 0.0
     moment_removed: float = 0.0
 
-    def add_sweep(self, evaluations: int, seconds: float) -> None:
+    def add_sweep(self, evaluations: int, seconds: float, backwards: int = 0) -> None:
         """Count a sweep.
 
         Args:
             evaluations: Forward passes of a batch.
             seconds: Wall-clock time.
+            backwards: Backward passes of a batch.
         """
         self.forward_evaluations += evaluations
+        self.backward_evaluations += backwards
         self.sweep_seconds += seconds
 
     def add_warmup(self, batches: int, seconds: float) -> None:
@@ -59,11 +63,11 @@ class Totals:
         self.moment_before += before
         self.moment_removed += removed
 
-    def report(self) -> VAMOReport:
+    def report(self) -> MethodReport:
         """The report of these totals."""
         counts = asdict(self)
         before, removed = counts.pop("moment_before"), counts.pop("moment_removed")
-        return VAMOReport(**counts, variance_removed=removed / before if before else None)
+        return MethodReport(**counts, variance_removed=removed / before if before else None)
 
     def state_dict(self) -> dict[str, Any]:
         """The totals as plain numbers."""

@@ -60,6 +60,11 @@ class VAMOMixin:
             )
         super().setup(stage)  # type: ignore[misc]
 
+    @classmethod
+    def has_own_probe_loss(cls) -> bool:
+        """Whether the class defines the loss to probe, in front of the mixin or behind it."""
+        return any("probe_loss" in vars(base) for base in cls.__mro__ if base is not VAMOMixin)
+
     def probe_loss(self, batch: Any, batch_idx: int) -> Tensor | None:
         """The loss that the sweep evaluates; define it on your module where that is not what ``training_step`` returns.
 

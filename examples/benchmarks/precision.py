@@ -18,7 +18,6 @@ import logging
 import warnings
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import lightning as L
 import torch
@@ -26,9 +25,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_vamo import VAMOCallback, with_vamo
+from lightning_vamo import RunObserver, VAMOCallback, with_vamo
 from lightning_vamo.core.directions import SphereDirections
-from lightning_vamo.loop.sweep.sweep import Sweep, sweep
 
 WIDTHS = {"small": (32, 32, 32, 10), "medium": (784, 512, 512, 10), "large": (1024, 2560, 2560, 10)}
 PRECISIONS = {
@@ -82,26 +80,38 @@ def measure(widths: tuple[int, ...], difference: str, precision: str, exact: dic
     module = with_vamo(Perceptron(widths))
     data = TensorDataset(torch.randn(8 * 64, widths[0]), torch.randint(10, (8 * 64,)))
     loader = DataLoader(data, 64)
-    result: dict[str, Any] = {}
-
-    def watched(
-        trainer: L.Trainer, module: Any, plan: Any, evaluate: Any, parameters: Any, directions: Any, *rest: Any
-    ) -> Sweep:
-        if widths not in exact:
-            exact[widths] = slopes(module, loader, directions)
-        taken = sweep(trainer, module, plan, evaluate, parameters, directions, *rest)
-        error = taken.deltas.double() - exact[widths]
-        result["error"] = ratio(error, exact[widths])
-        result["centred error"] = ratio(error - error.mean(0), exact[widths] - exact[widths].mean(0))
-        result["snr"] = taken.snr
-        return taken
-
+    watch = Comparison(module, loader, exact.get(widths))
     callback = VAMOCallback(probes=4, directions=SphereDirections(), difference=difference, seed=0, **options)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = L.Trainer(accelerator="cpu", max_steps=1, precision=precision, callbacks=[callback], **quiet)
-    with patch("lightning_vamo.loop.snapshot.sweep", watched):
-        trainer.fit(module, loader)
-    return {"parameters": sum(parameter.numel() for parameter in module.parameters()), **result}
+    trainer = L.Trainer(accelerator="cpu", max_steps=1, precision=precision, callbacks=[callback, watch], **quiet)
+    trainer.fit(module, loader)
+    exact[widths] = watch.exact
+    return {"parameters": sum(parameter.numel() for parameter in module.parameters()), **watch.result}
+
+
+class Comparison(RunObserver):
+    """Compares what a sweep measures with exact slopes.
+
+    Args:
+        module: The module.
+        loader: Its batches.
+        exact: The exact slopes, if they are known already.
+    """
+
+    def __init__(self, module: Any, loader: DataLoader, exact: Tensor | None) -> None:
+        self.module = module
+        self.loader = loader
+        self.exact = exact
+        self.result: dict[str, Any] = {}
+
+    def on_snapshot(self, trainer: L.Trainer, module: L.LightningModule, snapshot: Any) -> None:
+        """Compare: the weights are still those of the snapshot."""
+        if self.exact is None:
+            self.exact = slopes(self.module, self.loader, snapshot.directions)
+        error = snapshot.sweep.deltas.double() - self.exact
+        self.result["error"] = ratio(error, self.exact)
+        self.result["centred error"] = ratio(error - error.mean(0), self.exact - self.exact.mean(0))
+        self.result["snr"] = snapshot.sweep.snr
 
 
 def ratio(error: Tensor, exact: Tensor) -> float:

@@ -19,7 +19,7 @@ from lightning_vamo.finder.finding import ProbeFinding
 from lightning_vamo.finder.held_out import FEWEST_BATCHES, BatchGradients, Gradients, HeldOut
 from lightning_vamo.loop import checks, compat
 from lightning_vamo.loop.control.base import Control
-from lightning_vamo.loop.ledger.advice import LOWEST_SNR, Advice
+from lightning_vamo.loop.ledger.advice import Advice
 from lightning_vamo.loop.ledger.clocks import now
 from lightning_vamo.loop.ledger.seeds import seeded
 from lightning_vamo.loop.parameters import trainable_parameters
@@ -28,16 +28,13 @@ from lightning_vamo.loop.step.driver import DrivingCallback
 from lightning_vamo.loop.sweep.oracle import Oracle
 from lightning_vamo.loop.sweep.precision import (
     SweepPrecision,
-    arithmetic,
     check_float32,
     check_sweep_precision,
     is_mixed,
     uses_tf32,
 )
+from lightning_vamo.loop.sweep.repeat import ChangingLossError
 from lightning_vamo.loop.sweep.sweep import Sweep, sweep
-
-WIDER = (1.0, 4.0, 16.0)
-"""Multiples of the automatic radius that are tried, as long as the probe differences drown in their error."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ class Measurement:
         BatchGradients(trainer, module, held, parameters, range(held.length), self.advance).show(seen)
         if seen.moments.count < 2:
             raise UnsupportedError("Fewer than two held-out batches gave a finite gradient: there is no noise to look at.")
-        swept, mu, forward_seconds = self._swept(trainer, module, held, parameters, learned)
+        swept, forward_seconds = self._swept(trainer, module, held, parameters, learned)
         rows = learned.whiten(swept.deltas)[seen.positions].double().cpu()
         # Clocks differ, and no rank is to give other advice than the others.
         step_seconds, forward_seconds = trainer.strategy.broadcast((seen.seconds, forward_seconds))
@@ -165,7 +162,7 @@ class Measurement:
             noise_to_signal=noise.to_signal,
             signal_is_known=noise.is_known,
             spectrum=spectrum,
-            mu=mu,
+            mu=swept.mu,
             difference=settings.difference,
             snr=swept.snr,
             step_seconds=step_seconds,
@@ -175,8 +172,8 @@ class Measurement:
 
     def _swept(
         self, trainer: Trainer, module: LightningModule, plan: Plan, parameters: Sequence[Tensor], learned: ProbeDirections
-    ) -> tuple[Sweep, float, float]:
-        """Sweep as training would; returns what that measured, the radius, and the time of a forward pass."""
+    ) -> tuple[Sweep, float]:
+        """Sweep as training would; returns what that measured, and the time of a forward pass."""
         settings, began = self.settings, [0.0]
         oracle = Oracle(trainer, module, self.callback.driver.answering, float32=settings.sweep_precision is not None)
 
@@ -188,24 +185,22 @@ class Measurement:
 
         oracle.advance = advance
 
-        radii = [settings.mu] if settings.mu != "auto" else []
-        if not radii:
-            dtype = arithmetic(trainer, settings.sweep_precision)
-            radii = [factor * auto_mu(parameters, settings.difference, dtype, steep=True) for factor in WIDER]
-        tried: list[tuple[Sweep, float, float]] = []
-        for radius in radii:
-            began[0] = 0.0
-            with oracle.asking():
-                swept = sweep(oracle, plan, parameters, learned, radius, settings.difference)
-            tried.append((swept, radius, (now(module.device) - began[0]) / swept.evaluations))
-            if swept.snr is None or swept.snr >= LOWEST_SNR:
-                break
-        best = max(tried, key=lambda one: one[0].snr or 0.0)
-        swept, mu, _ = best
+        search = settings.mu == "auto"
+        mu = settings.mu
+        if mu == "auto":
+            mu = auto_mu(parameters, settings.difference, oracle.arithmetic, steep=True, robust=True)
         advice = Advice()
-        advice.on_dropped(swept.directions_dropped, learned.count, mu)
-        advice.on_snr(swept.snr, mu, mixed=is_mixed(trainer, settings.sweep_precision), tf32=uses_tf32(trainer))
-        return best
+        try:
+            with oracle.asking():
+                swept = sweep(oracle, plan, parameters, learned, mu, settings.difference, search=search)
+        except ChangingLossError as error:
+            advice.on_changing_loss(error, first=True)
+            raise
+        mixed, tf32 = is_mixed(trainer, settings.sweep_precision), uses_tf32(trainer)
+        advice.on_dropped(swept.directions_dropped, learned.count, swept.mu)
+        advice.on_not_finite(swept.not_finite, len(swept.deltas))
+        advice.on_snr(swept.snr, swept.trend, swept.mu, central=settings.difference == "central", mixed=mixed, tf32=tf32)
+        return swept, (now(module.device) - began[0]) / swept.evaluations
 
 
 def _learned(

@@ -159,15 +159,28 @@ def check_loss(trainer: Trainer, module: LightningModule, loss: Tensor | None) -
     Raises:
         UnsupportedError: If there is no loss on one of several ranks, or none that depends on a parameter.
     """
-    if loss is None and trainer.world_size > 1:
-        raise UnsupportedError(
-            "`training_step` returned None on one of several ranks: Lightning cannot skip a batch in distributed"
-            " training. Return a loss for every batch."
-        )
-    if loss is not None and not loss.requires_grad:
+    if loss is None:
+        check_none(trainer)
+    elif not loss.requires_grad:
         raise UnsupportedError(
             f"The loss that `{type(module).__name__}.training_step` returned does not depend on any trainable"
             " parameter: return the loss before detaching it or turning it into a number."
+        )
+
+
+def check_none(trainer: Trainer) -> None:
+    """Refuse a batch without a loss on one of several ranks, before the others wait for this one.
+
+    Args:
+        trainer: The trainer.
+
+    Raises:
+        UnsupportedError: If there are several ranks.
+    """
+    if trainer.world_size > 1:
+        raise UnsupportedError(
+            "`training_step` returned None on one of several ranks: Lightning cannot skip a batch in distributed"
+            " training. Return a loss for every batch."
         )
 
 

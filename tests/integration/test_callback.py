@@ -35,6 +35,10 @@ def fit(callback, module=None, callbacks=(), **options):
     return run, module, logs.epochs
 
 
+# Evaluations of a sweep beside those of the table: a batch a second time, 8 at twice the radius and 4 at half of it.
+LOOKS = 1 + 8 + 4
+
+
 def test_figures():
     callback = VAMOCallback(probes=3, mu=0.02, alpha=0.01)
     run, module, epochs = fit(callback, max_epochs=2)
@@ -43,15 +47,15 @@ def test_figures():
     dimension = sum(parameter.numel() for parameter in module.parameters())
     assert epochs[-1]["vamo/alpha"] == pytest.approx(0.01 * dimension / 3)
     assert epochs[-1]["vamo/mu"] == pytest.approx(0.02)
-    # 8 evaluations of a sweep are at twice the radius, and 12 batches are a warm-up.
-    assert epochs[-1]["vamo/forward_evaluations"] == 2 * (12 * (1 + 3) + 8) + 2 * 12 + 12
+    # 12 batches are a warm-up.
+    assert epochs[-1]["vamo/forward_evaluations"] == 2 * (12 * (1 + 3) + LOOKS) + 2 * 12 + 12
     assert epochs[-1]["vamo/backward_evaluations"] == 2 * 12 + 12
     assert epochs[-1]["vamo/sweep_seconds"] > 0
     assert 0.5 < last["vamo/snapshot_loss"] < 2
     report = callback.report
     assert (report.snapshots, report.steps, report.warmup_evaluations) == (2, 24, 12)
-    assert report.relative_cost == pytest.approx((148 + 2 * 36) / 72)  # plain training has no warm-up
-    assert report.worth_of_equal_batch == pytest.approx(1 - 72 / 220)
+    assert report.relative_cost == pytest.approx((158 + 2 * 36) / 72)  # plain training has no warm-up
+    assert report.worth_of_equal_batch == pytest.approx(1 - 72 / 230)
     removed = sorted(epoch["vamo/variance_removed"] for epoch in epochs)
     assert removed[0] < report.variance_removed < removed[1]  # a mean that weighs an epoch by its gradients
     assert 0 < report.sweep_seconds < report.training_seconds
@@ -87,9 +91,9 @@ def test_the_report_weighs_what_was_removed_against_evaluations_and_the_clock(re
 
 
 def test_central_differences_cost_twice_the_forwards():
-    callback = VAMOCallback(probes=3, difference="central")
+    callback = VAMOCallback(probes=3, mu=1e-2, difference="central")
     fit(callback, max_epochs=1)
-    assert callback.report.forward_evaluations == 12 * (1 + 6) + 2 * 8 + 12 + 12
+    assert callback.report.forward_evaluations == 12 * (1 + 6) + 2 * (LOOKS - 1) + 1 + 12 + 12
 
 
 def test_snapshot_loss_is_the_training_loss_at_the_snapshot():
@@ -113,10 +117,10 @@ def test_probe_counts_follow_the_schedule():
         (LinearProbes(start=0, end=4, epochs=3), [0, 2, 4, 4]),
         (ExponentialProbes(start=4, factor=0.5, every_n_epochs=1, maximum=4), [4, 2, 1, 0]),
     ):
-        callback = VAMOCallback(probes=schedule)
+        callback = VAMOCallback(probes=schedule, mu=1e-2)
         _, _, epochs = fit(callback, max_epochs=4)
         assert [epoch["vamo/probes"] for epoch in epochs] == expected
-        assert callback.report.forward_evaluations == 4 * 12 + sum(12 * (1 + q) + 8 for q in expected if q) + 12
+        assert callback.report.forward_evaluations == 4 * 12 + sum(12 * (1 + q) + LOOKS for q in expected if q) + 12
 
 
 def test_no_probes_between_snapshots_of_no_probes():

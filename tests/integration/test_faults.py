@@ -217,6 +217,41 @@ def test_without_a_direction_left_the_epoch_trains_plainly():
     assert "vamo/probe_snr" not in metrics
 
 
+class PartlyNotANumber(VAMOEverything):
+    """Has a bad sample, whose step is skipped as a callback of the user's would."""
+
+    bad = 3
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss * float("nan") if batch_idx == self.bad else loss
+
+    def on_before_optimizer_step(self, optimizer):
+        if any(p.grad is not None and not p.grad.isfinite().all() for p in self.parameters()):
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("control", ["replay", "carry", "recompute"])
+@pytest.mark.filterwarnings("ignore:The loss of 1 of 12 training batches is not finite at the snapshot")
+def test_a_batch_whose_loss_is_not_a_number_has_no_row_and_the_run_goes_on(control):
+    """Its gradient is not finite either, so the step that a callback skips is the only one that is not corrected."""
+    corrected = []
+
+    class Watch(RunObserver):
+        def on_correction(self, fit, module, snapshot, moments):
+            corrected.append(moments is not None and bool(moments.any()))
+
+    L.seed_everything(0, verbose=False)
+    module = PartlyNotANumber()
+    callback = VAMOCallback(probes=2, directions=OrthonormalDirections(), control=control, alpha="theory", seed=1)
+    fit = trainer(callbacks=[callback, Watch()], max_epochs=3)
+    fit.fit(module, DataLoader(classification_data(96), batch_size=8))
+    assert fit.global_step == 36
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+    assert corrected[24:].count(False) == 1
+    assert torch.isfinite(torch.tensor(callback.report.variance_removed))
+
+
 # Batches that are not those of the sweep
 
 

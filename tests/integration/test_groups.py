@@ -42,7 +42,7 @@ def test_the_size_of_a_group(batches, numbers, expected):
 
 def swept(most, difference="forward", module=None, **options):
     L.seed_everything(0, verbose=False)
-    callback = WatchedSweeps(probes=3, difference=difference, seed=1)
+    callback = WatchedSweeps(probes=3, mu=1e-2, difference=difference, seed=1)
     module = module or VAMOEverything(features=6)
     with patch.object(groups, "MOST", most):
         trainer(callbacks=[callback], **options).fit(module, *loaders())
@@ -73,8 +73,8 @@ def test_a_group_goes_to_each_point_once():
 
     with patch.object(Point, "perturb", counted):
         swept(16, max_epochs=1, limit_train_batches=10)
-    assert len(calls) == 3 + 3  # the directions, and each of them at twice the radius
-    assert len({distance for _, distance in calls}) == 2
+    assert len(calls) == 3 + 3 + 3  # the directions, and each of them at twice and at half the radius
+    assert len({distance for _, distance in calls}) == 3
 
 
 def test_what_a_transfer_hook_leaves_on_the_module_is_there_at_each_evaluation():

@@ -255,11 +255,11 @@ def test_snapshots_every_few_steps():
 
 
 def test_figures():
-    callback = VAMOCallback(probes=3, control="recompute", directions=SphereDirections())
+    callback = VAMOCallback(probes=3, mu=1e-2, control="recompute", directions=SphereDirections())
     fit = trainer(callbacks=[callback], max_epochs=2)
     fit.fit(VAMOEverything(), *loaders())
     metrics = {name: value.item() for name, value in fit.callback_metrics.items()}
-    sweeps, rows = 2 * (12 * (1 + 3) + 8), 2 * 12 * (1 + 3)
+    sweeps, rows = 2 * (12 * (1 + 3) + 1 + 8 + 4), 2 * 12 * (1 + 3)
     assert metrics["vamo/forward_evaluations"] == sweeps + rows + 2 * 12
     assert metrics["vamo/row_seconds"] > 0
     assert metrics["vamo/sweep_seconds"] > 0

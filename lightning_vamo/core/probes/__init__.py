@@ -9,16 +9,19 @@ from lightning_vamo.core.probes.difference import (
     scalar,
 )
 from lightning_vamo.core.probes.point import Point
-from lightning_vamo.core.probes.radius import auto_mu, check_mu
+from lightning_vamo.core.probes.radius import Trend, auto_mu, best_radius, check_mu, trend_of
 
 __all__ = [
     "Difference",
     "Point",
+    "Trend",
     "auto_mu",
+    "best_radius",
     "check_difference",
     "check_mu",
     "perturbed_losses",
     "probe_differences",
     "probe_losses",
     "scalar",
+    "trend_of",
 ]

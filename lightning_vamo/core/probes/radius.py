@@ -1,6 +1,7 @@
 """The smoothing radius: how far a probe steps away from the snapshot."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -26,10 +27,23 @@ def check_mu(mu: float | Literal["auto"]) -> None:
         raise InvalidArgumentError(f"`mu` must be a positive, finite number or 'auto', got {mu!r}.")
 
 
+Trend = Literal["rounding", "curvature"]
+"""Which error of a finite difference is the larger one at a radius: it says on which side a better radius lies."""
+
+FACTOR = 4.0
+"""Between two radii that a search tries."""
+
+LADDER = (0, -1, -2, -3, -4, -5, -6, 1, 2)
+"""The radii that a search tries, as powers of ``FACTOR`` from its guess: guesses are more often too large than too small."""
+
+SMALL = 0.9
+"""An error below this share of the probe differences leaves something of them."""
+
+GOOD_SNR = 20.0
+"""From here on the error, a four-hundredth of the variance, is not worth a change of the radius."""
+
 # Balance of rounding against truncation, as powers of the machine epsilon: see `auto_mu`.
 _EXPONENTS = {"forward": 2 / 5, "central": 1 / 3}
-
-
 _STEEP_EXPONENTS = {"forward": 1 / 2, "central": 1 / 3}
 
 
@@ -38,6 +52,7 @@ def auto_mu(
     difference: Difference = "forward",
     dtype: torch.dtype | None = None,
     steep: bool = False,
+    robust: bool = False,
 ) -> float:
     r"""Smoothing radius that fits the parameters' scale and the arithmetic.
 
@@ -59,6 +74,7 @@ def auto_mu(
         difference: ``"forward"`` or ``"central"``.
         dtype: Type that sets the machine epsilon; by default the coarsest of the parameters'.
         steep: Whether the directions are such that the loss changes along them more than along random ones.
+        robust: Whether to leave the largest tensor out of the norm: an embedding may hold nearly all of it.
 
     Returns:
         The radius, in units of parameter norm.
@@ -73,8 +89,72 @@ def auto_mu(
     check_difference(difference)
     if not parameters:
         raise InvalidArgumentError("`parameters` is empty: pass at least one tensor.")
-    held = sum(float(torch.linalg.vector_norm(local(p), dtype=torch.float64)) ** 2 for p in parameters)
-    squares = float(shard_group(parameters).total(torch.tensor(held, dtype=torch.float64, device="cpu")))
+    held = [float(torch.linalg.vector_norm(local(p), dtype=torch.float64)) ** 2 for p in parameters]
+    norms = shard_group(parameters).total(torch.tensor(held, dtype=torch.float64, device="cpu"))
+    squares = max(0.0, float(norms.sum() - (norms.max() if robust else 0.0)))
     epsilon = max(torch.finfo(p.dtype).eps for p in parameters) if dtype is None else torch.finfo(dtype).eps
     exponent = (_STEEP_EXPONENTS if steep else _EXPONENTS)[difference]
     return float(epsilon**exponent * (1 + squares**0.5))
+
+
+def best_radius(errors: Callable[[float], tuple[float, float]], start: float) -> float:
+    r"""Find the radius at which probe differences have the least error, on a ladder of radii around a guess.
+
+    Rounding makes an error that falls as :math:`1/\mu`, curvature one that grows with :math:`\mu`. Where either is as large as
+    the differences themselves, they say nothing. Far out a loss may be nearly linear again, with slopes that are not those at
+    the point: there the error is small for the differences' size, but not small. So of the radii whose error is smaller than
+    the differences the one with the least error is taken.
+
+    Args:
+        errors: The error at a radius, and the error relative to the differences; NaN where they are not known.
+        start: The guess. Radii from 1/4096 of it up to 16 times it are tried, a factor of 4 apart.
+
+    Returns:
+        The best radius; where none has an error smaller than the differences, the one whose relative error is least.
+
+    Example:
+        >>> def errors(mu):
+        ...     error = 1e-7 / mu + 10 * mu
+        ...     return error, error / 0.5
+        >>> round(best_radius(errors, start=0.1), 6)
+        9.8e-05
+    """
+    ladder = [start * FACTOR**step for step in LADDER]
+    tried = {mu: tuple(math.inf if math.isnan(error) else error for error in errors(mu)) for mu in ladder}
+    good = [mu for mu in ladder if tried[mu][1] < SMALL]
+    return min(good, key=lambda mu: tried[mu][0]) if good else min(ladder, key=lambda mu: tried[mu][1])
+
+
+def trend_of(up: float, down: float) -> Trend | None:
+    r"""Tell rounding from curvature by how a probe difference changes with its radius.
+
+    Twice the radius halves an error of rounding and doubles one of curvature. So of the changes from :math:`\mu/2` to
+    :math:`\mu` and from :math:`\mu` to :math:`2\mu`, the first is twice the second where losses are rounded, and half of it
+    where the loss is curved.
+
+    Args:
+        up: Root mean square of :math:`\delta(2\mu) - \delta(\mu)`.
+        down: Root mean square of :math:`\delta(\mu) - \delta(\mu/2)`.
+
+    Returns:
+        The larger error; None if neither stands out.
+    """
+    if not (math.isfinite(up) and math.isfinite(down)) or up == down == 0:
+        return None
+    return "rounding" if down > 1.5 * up else "curvature" if down < 0.75 * up else None
+
+
+def followed(mu: float, snr: float | None, trend: Trend | None) -> float:
+    """The radius for the next snapshot: a factor of 2 on the side where the error is smaller, unless it is small already.
+
+    Args:
+        mu: The last radius.
+        snr: How far probe differences stood out of their error; None if that is not known.
+        trend: Which error is the larger one; None if neither stands out.
+
+    Returns:
+        The next radius.
+    """
+    if snr is None or snr >= GOOD_SNR or trend is None:
+        return mu
+    return 2 * mu if trend == "rounding" else mu / 2

@@ -120,7 +120,7 @@ class Resumption:
 
     def _take_up_learning(self, trainer: Trainer, run: Run, state: RankState) -> None:
         settings, learning, saved = run.method.settings, run.learning, state.learning
-        learning.learned_at = saved["learned_at"]
+        learning.learned_at, learning.mu = saved["learned_at"], saved["mu"]
         if saved["coefficient"] is not None and settings.alpha == "adaptive":
             learning.coefficient = Regression.of(saved["coefficient"])
         elif state.snapshot is not None:

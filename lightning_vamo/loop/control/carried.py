@@ -13,10 +13,11 @@ from lightning_vamo.core.control.correction import Correction
 from lightning_vamo.errors import InvalidArgumentError
 from lightning_vamo.loop.checks import check_whole
 from lightning_vamo.loop.control.base import Here, Snapshot
-from lightning_vamo.loop.control.probed import Drawn, Probed, ProbedControl, draw, measure, radius
+from lightning_vamo.loop.control.probed import Drawn, Probed, ProbedControl, draw, measure
 from lightning_vamo.loop.ledger.advice import Advice
 from lightning_vamo.loop.parameters import same_tensors
 from lightning_vamo.loop.plan.plan import Plan, plan_of
+from lightning_vamo.loop.sweep.agree import check_batches
 
 
 class Carried(Probed):
@@ -139,9 +140,12 @@ def _carried(
     return Carried(here.trainer.current_epoch if epoch is None else epoch, drawn, plan, table, correction, logs)
 
 
-def _swept(here: Here, drawn: Drawn, plan: Plan) -> Carried:
+def _swept(here: Here, drawn: Drawn, plan: Plan) -> Carried | None:
     """Begin with the rows of a sweep; directions that the sweep had to drop are refreshed like others."""
-    swept, logs = measure(here, drawn, plan, radius(here))
+    measured = measure(here, drawn, plan)
+    if measured is None:
+        return None
+    swept, logs = measured
     here.totals.snapshots += 1
     deltas, group = drawn.directions.whiten(swept.deltas), here.trainer.accumulate_grad_batches
     table = CarriedRows(swept.weights, drawn.directions.count, drawn.beta, group, deltas)
@@ -168,6 +172,7 @@ def _turned(here: Here, drawn: Drawn, before: Carried | None) -> Carried:
 
 def _weights(trainer: Trainer, plan: Plan) -> Tensor:
     """Samples of each batch of the plan over all ranks, shape ``(K,)``, which takes a reduction of as many numbers."""
+    check_batches(trainer, plan.length)
     sizes = torch.tensor(plan.sizes(), dtype=torch.float64, device=trainer.strategy.root_device)
     total: Tensor = trainer.strategy.reduce(sizes, reduce_op="sum")
     return total

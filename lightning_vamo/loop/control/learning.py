@@ -21,12 +21,15 @@ class Learning:
         parameters: The parameters whose gradients the learner sees: those of the last snapshot.
         learned_at: The optimizer step at which directions have been learned from enough plain steps, where there was nothing
             to warm up with; None once that is past.
+        mu: The smoothing radius that was measured to be best, for the next snapshot; None before the first one, and where the
+            radius is given.
         coefficient: Changes the effective coefficient from step to step; None where it stays the same.
     """
 
     learner: Learner | None = None
     parameters: Sequence[Tensor] = ()
     learned_at: int | None = None
+    mu: float | None = None
     coefficient: Coefficient | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -35,6 +38,7 @@ class Learning:
         return {
             "learner": None if self.learner is None else self.learner.state_dict(),
             "learned_at": self.learned_at,
+            "mu": self.mu,
             "coefficient": None if regression is None else regression.state_dict(),
         }
 

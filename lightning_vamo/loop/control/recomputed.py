@@ -30,6 +30,8 @@ from lightning_vamo.loop.plan.plan import Plan, has_plan, plan_of
 from lightning_vamo.loop.plan.reread import Swept, second_reading
 from lightning_vamo.loop.sweep.batch import SweptBatch
 from lightning_vamo.loop.sweep.groups import probe
+from lightning_vamo.loop.sweep.radius import RadiusSearch
+from lightning_vamo.loop.sweep.repeat import ChangingLossError, check_repeats
 
 
 @dataclass
@@ -42,6 +44,9 @@ class Center:
         period: Optimizer steps that the snapshot is to last; None if that is not known.
         usable: Which directions the sweep for the mean has not dropped, shape ``(q,)``; None if there was no sweep.
         steps: Optimizer steps since the snapshot.
+        unknown: Whether it is still to be checked that the loss is a function of the parameters, as no sweep has done so.
+        search: Whether a better radius is still to be searched for.
+        spoilt: Whether the loss turned out not to be such a function, so that there are no rows.
     """
 
     control: RecomputedControlVariate
@@ -49,6 +54,9 @@ class Center:
     period: int | None
     usable: Tensor | None = None
     steps: int = 0
+    unknown: bool = False
+    search: bool = False
+    spoilt: bool = False
 
 
 class Recomputed(Probed):
@@ -99,6 +107,9 @@ class Recomputed(Probed):
         """
         trainer, module, parameters = here.trainer, here.module, self.parameters
         batch_idx, difference = trainer.fit_loop.batch_idx, here.settings.difference
+        if self._center.spoilt:
+            self._row = self._nothing()
+            return 0
         with probing(trainer, module, "row"):
             compat.drop_gradients(trainer, module, batch_idx)
             reshard = compat.resharding(module)
@@ -112,16 +123,36 @@ class Recomputed(Probed):
                 point = Point(parameters, self._origin)
                 point.restore()
                 swept = SweptBatch(batch, batch_idx, here.oracle, state, reshard)
-                [row] = probe([swept], point, self.directions, self._center.mu, difference, noise_samples=0)
+                self._look(here, swept, point)
+                [row] = probe([swept], point, self.directions, self._center.mu, difference, samples=False)
             self._others = state.others
-        if row.losses is None:
-            dtype = at_least_float32(parameters[0].dtype)
-            deltas = torch.full((self.count,), math.nan, dtype=dtype, device=module.device)
+        if row.losses is None or self._center.spoilt:
+            deltas = self._nothing()
         else:
             deltas = probe_differences(row.losses, self._center.mu, difference)
         usable = self._center.usable
         self._row = self.directions.whiten(deltas if usable is None else torch.where(usable, deltas, 0.0))
         return row.evaluations
+
+    def _look(self, here: Here, batch: SweptBatch, point: Point) -> None:
+        """Do on the first batch what a sweep would have done on its first one."""
+        center, difference = self._center, here.settings.difference
+        if center.unknown:
+            center.unknown = False
+            try:
+                check_repeats(here.trainer, batch)
+            except ChangingLossError as error:
+                here.advice.on_changing_loss(error, first=here.totals.snapshots <= 1)
+                center.spoilt = True
+        if center.search and not center.spoilt:
+            center.search = False
+            center.mu = RadiusSearch(here.trainer, [batch], point, self.directions, difference).best(center.mu)
+            here.learning.mu = self.logs["mu"] = center.mu
+
+    def _nothing(self) -> Tensor:
+        """A row of a batch that has none."""
+        like = self.parameters[0]
+        return torch.full((self.count,), math.nan, dtype=at_least_float32(like.dtype), device=like.device)
 
     def begin_epoch(self, generator: torch.Generator) -> list[int] | None:
         """See :meth:`Snapshot.begin_epoch`: rows come with their steps."""
@@ -227,15 +258,19 @@ class Recompute(ProbedControl):
         drawn = draw(here, batches, lambda: self.sweeps(steps, twice=batches() is not None))
         if drawn is None:
             return None
-        period, mu, plan = self._period(here), radius(here), batches()
-        sweep, usable, control, logs = None, None, RecomputedControlVariate(drawn.beta), {"mu": mu}
+        period, plan, (mu, search) = self._period(here), batches(), radius(here)
+        center = Center(RecomputedControlVariate(drawn.beta), mu, period, unknown=True, search=search)
+        sweep, logs = None, {"mu": mu}
         if plan is not None:
-            sweep, logs = measure(here, drawn, plan.without_replacement(seeded(drawn.seed)), mu)
+            measured = measure(here, drawn, plan.without_replacement(seeded(drawn.seed)))
+            if measured is None:
+                return None
+            sweep, logs = measured
             mean = drawn.directions.whiten(ControlVariate(sweep.deltas, sweep.weights, drawn.beta).mean)
-            control = RecomputedControlVariate(drawn.beta, mean)
             usable = sweep.deltas.any(dim=0)  # the columns of dropped directions are zero
+            center = Center(RecomputedControlVariate(drawn.beta, mean), sweep.mu, period, usable)
         here.totals.snapshots += 1
-        snapshot = _recomputed(here, drawn, Center(control, mu, period, usable), logs, here.trainer.current_epoch)
+        snapshot = _recomputed(here, drawn, center, logs, here.trainer.current_epoch)
         snapshot.sweep = sweep
         return snapshot
 

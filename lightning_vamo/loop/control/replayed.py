@@ -11,7 +11,7 @@ from lightning_vamo.core.control.correction import Correction
 from lightning_vamo.core.control.table import ControlVariate
 from lightning_vamo.loop.checks import check_whole
 from lightning_vamo.loop.control.base import Here, Snapshot
-from lightning_vamo.loop.control.probed import Drawn, Probed, ProbedControl, draw, measure, radius
+from lightning_vamo.loop.control.probed import Drawn, Probed, ProbedControl, draw, measure
 from lightning_vamo.loop.plan.plan import Plan, plan_of
 from lightning_vamo.loop.sweep.sweep import Sweep
 
@@ -110,7 +110,10 @@ class Replay(ProbedControl):
         drawn = draw(here, batches, lambda: 1 / self.every_n_epochs)
         if drawn is None:
             return None
-        swept, logs = measure(here, drawn, batches(), radius(here))
+        measured = measure(here, drawn, batches())
+        if measured is None:
+            return None
+        swept, logs = measured
         here.totals.snapshots += 1
         correction = table_correction(here, drawn, swept)
         return Replayed(here.trainer.current_epoch, drawn, batches(), swept, correction, logs)

@@ -1,10 +1,22 @@
 """What a user should know of a sweep that went less than well: each warning once per fit."""
 
+from typing import Literal
+
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_vamo.errors import UnsupportedError
+
 LOWEST_SNR = 2.0
 """Below it more than a quarter, ``1 / snr ** 2``, of what the table varies by is error, which the corrections would add."""
+
+
+def _against_rounding(*, central: bool, mixed: bool, tf32: bool) -> str:
+    """What helps where losses are rounded."""
+    if mixed:
+        return "set `sweep_precision='32-true'`, which leaves the training in mixed precision, or a larger `mu`"
+    ways = ["set a larger `mu`", *([] if central else ["`difference='central'`"]), "or Trainer(precision='64-true')"]
+    return ", ".join(ways) + (", or torch.set_float32_matmul_precision('highest')" if tf32 else "")
 
 
 class Advice:
@@ -33,27 +45,70 @@ class Advice:
                 f" until the next snapshot: set a smaller `mu` than {mu:.3g}.",
             )
 
-    def on_snr(self, snr: float | None, mu: float, *, mixed: bool, tf32: bool) -> None:
+    def on_not_finite(self, count: int, batches: int) -> None:
+        """Warn of batches whose loss is not finite, which have no row.
+
+        Args:
+            count: How many there are.
+            batches: How many were swept.
+        """
+        if count:
+            self._once(
+                "not finite",
+                f"The loss of {count} of {batches} training batches is not finite at the snapshot: their steps are not"
+                " corrected. Check the data, or leave such batches out.",
+            )
+
+    def on_snr(
+        self,
+        snr: float | None,
+        trend: Literal["rounding", "curvature"] | None,
+        mu: float,
+        *,
+        central: bool,
+        mixed: bool,
+        tf32: bool,
+    ) -> None:
         """Warn of probe differences that are hardly more than their own error.
 
         Args:
             snr: How far they stand out of it; None if that cannot be told.
+            trend: Which error is the larger one; None if neither stands out.
             mu: The smoothing radius.
+            central: Whether the differences are central ones.
             mixed: Whether the losses were evaluated under autocast.
             tf32: Whether matrix products were rounded to TF32.
         """
         if snr is None or snr >= LOWEST_SNR:
             return
-        if mixed:
-            remedy = "set `sweep_precision='32-true'`, which leaves the training in mixed precision, or a larger `mu`"
+        if trend == "curvature":
+            cause, remedy = "curved", "set a smaller `mu`" + ("" if central else ", or `difference='central'`")
         else:
-            remedy = "set a larger `mu`, `difference='central'`, or Trainer(precision='64-true')"
-            remedy += ", or torch.set_float32_matmul_precision('highest')" if tf32 else ""
+            cause, remedy = "rounded", _against_rounding(central=central, mixed=mixed, tf32=tf32)
         self._once(
             "noisy",
-            f"The probe differences hardly stand out of their own error, vamo/probe_snr = {snr:.2g}, so the corrections add"
-            f" noise: with `mu` at {mu:.3g} the losses differ by little more than their rounding. To improve it, {remedy}.",
+            f"The probe differences hardly stand out of their own error: vamo/probe_snr = {snr:.2g} with `mu` at {mu:.3g},"
+            f" where the losses are too {cause} for that radius. Corrections along such rows are scaled down. To improve the"
+            f" rows, {remedy}.",
         )
+
+    def on_changing_loss(self, error: Exception, *, first: bool) -> None:
+        """Refuse, or warn of, a loss that is not a function of the parameters.
+
+        Args:
+            error: What was found.
+            first: Whether it is the run's first snapshot, so that no step depends on an earlier one.
+
+        Raises:
+            UnsupportedError: If it is.
+        """
+        ways = (
+            "Define `probe_loss(batch, batch_idx)` on the module as a function of the weights and the batch alone, set"
+            " control='carry', which evaluates no loss beside the step's, or train with probes=0."
+        )
+        if first:
+            raise UnsupportedError(f"{error} {ways}") from error
+        self._once("changing loss", f"{error} The steps are not corrected until the next snapshot. {ways}")
 
     def on_reloaded_rows(self) -> None:
         """Warn of carried rows that are lost with the loader whose batches they belong to."""

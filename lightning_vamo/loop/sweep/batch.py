@@ -45,16 +45,39 @@ class SweptBatch:
         """Memory that the batch's tensors take; 0 where none are found."""
         self.evaluations = 0
         """Forward passes of it so far."""
+        self._several = oracle.trainer.world_size > 1
         self.skipped = batch is None
         """Whether ``training_step`` gave no loss."""
         self.epsilon = 0.0
         """Machine epsilon of the type that the loss came in."""
+        self.none = torch.zeros((), device=oracle.module.device)
+        """Stands for a loss where there is none."""
         self.origin = self.loss()
         """The loss where the parameters are now, at the snapshot."""
 
+    @property
+    def visits(self) -> bool:
+        """Whether the batch is to be evaluated at more points.
+
+        On one of several ranks a batch that gave no loss is evaluated too: forward passes may communicate, and those of the
+        other ranks would wait.
+        """
+        return self._batch is not None and (self._several or not self.skipped)
+
+    @property
+    def rounding(self) -> float:
+        """Machine epsilon of the arithmetic that the loss comes from, or of its type if that is coarser."""
+        dtype = self._oracle.arithmetic
+        return max(self.epsilon, 0.0 if dtype is None else torch.finfo(dtype).eps)
+
+    def visit(self) -> Tensor:
+        """The loss at the current parameters, shape ``()``; zero where there is none."""
+        loss = self.loss()
+        return self.none if loss is None else loss
+
     def loss(self) -> Tensor | None:
         """The loss at the current parameters, shape ``()``; None if the batch is skipped."""
-        if self.skipped:
+        if not self.visits:
             return None
         if self.evaluations > 0:  # else the batch has just been loaded, and the generators are there
             compat.set_rng_states(self._random)
@@ -66,7 +89,7 @@ class SweptBatch:
             value = self._oracle.loss(fresh_copy(self._batch), self.position)
         finally:
             self._reshard()
-        self.skipped = value is None
+        self.skipped |= value is None
         loss = None
         if value is not None:
             loss = scalar(value).clone()  # of what may be a tensor on the module, before that is put back

@@ -1,6 +1,6 @@
 """Groups of the sweep's batches: as many as memory allows are held at once, so that a perturbation is paid once for all."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -11,17 +11,18 @@ from lightning_vamo.core.probes.difference import Difference, perturbed_losses
 from lightning_vamo.core.probes.point import Point
 from lightning_vamo.loop.plan.tensors import size_in_bytes
 from lightning_vamo.loop.sweep.batch import SweptBatch
-from lightning_vamo.loop.sweep.losses import NOISE_SAMPLES, Row
+from lightning_vamo.loop.sweep.losses import NARROW_SAMPLES, WIDE_SAMPLES, Row
 
 # Beyond this a perturbation costs next to nothing per batch.
 MOST = 16
-
 
 # Bytes that a group may take however small the model is.
 ALWAYS = 2**24
 
 
-def groups(batches: Iterator[SweptBatch], parameters: Sequence[Tensor]) -> Iterator[list[SweptBatch]]:
+def groups(
+    batches: Iterator[SweptBatch], parameters: Sequence[Tensor], agree: Callable[[int], int] | None = None
+) -> Iterator[list[SweptBatch]]:
     """Gather batches as they are loaded.
 
     The tensors of a group take no more than half of the memory of the probed parameters, whose gradients have been freed, or
@@ -30,20 +31,26 @@ def groups(batches: Iterator[SweptBatch], parameters: Sequence[Tensor]) -> Itera
     Args:
         batches: Loads the batches.
         parameters: The probed parameters.
+        agree: Gives the least of a number over several ranks, which have to form the same groups: their first batch says how
+            large a group is to be, and a later one that is larger takes more memory. None on a single rank.
 
     Yields:
         The batches in their order, 1 to ``MOST`` at a time.
     """
     limit = max(size_in_bytes(iter(parameters)) / 2, ALWAYS)
     group: list[SweptBatch] = []
-    held = 0
+    largest, size = 0, MOST
     for batch in batches:
         group.append(batch)
-        held += batch.bytes
-        # The next batch is taken to be of this one's size.
-        if len(group) == MOST or batch.bytes == 0 or held + batch.bytes > limit:
+        largest = max(largest, batch.bytes)
+        fitting = 1 if batch.bytes == 0 else max(1, min(MOST, int(limit // largest)))
+        if agree is None:
+            size = fitting
+        elif len(group) == 1:
+            size = agree(fitting)
+        if len(group) >= size:
             yield group
-            group, held = [], 0
+            group = []
     if group:
         yield group
 
@@ -54,7 +61,8 @@ def probe(
     directions: ProbeDirections,
     mu: float,
     difference: Difference,
-    noise_samples: int = NOISE_SAMPLES,
+    *,
+    samples: bool = True,
 ) -> list[Row]:
     """Evaluate a group of batches at the perturbed points.
 
@@ -64,32 +72,36 @@ def probe(
         directions: The probe directions.
         mu: Smoothing radius.
         difference: ``"forward"`` or ``"central"``.
-        noise_samples: How many of the plan's first batches to evaluate at twice the radius too.
+        samples: Whether to evaluate the first batches of the plan at other radii too.
 
     Returns:
         A row per batch.
     """
-    given = {batch: batch.origin for batch in group if batch.origin is not None}
+    visited = [batch for batch in group if batch.visits]
     losses: dict[SweptBatch, Tensor] = {}
     wide: dict[SweptBatch, Tensor] = {}
-    if given:
-        origins = torch.stack(list(given.values())).unsqueeze(-1)
-        perturbed = perturbed_losses(partial(_losses, given), point, directions, mu, difference)
-        losses |= zip(given, torch.cat([origins, perturbed], dim=-1), strict=True)
-    for index in range(min(directions.count, noise_samples)):
-        sample = {b: o for b, o in given.items() if b.position < noise_samples and b.position % directions.count == index}
-        if sample:
-            values = perturbed_losses(partial(_losses, sample), point, directions, 2 * mu, difference, [index])
-            wide |= zip(sample, values, strict=True)
+    narrow: dict[SweptBatch, Tensor] = {}
+    if visited:
+        perturbed = perturbed_losses(partial(_losses, visited), point, directions, mu, difference)
+        origins = torch.stack([_origin(batch) for batch in visited]).unsqueeze(-1)
+        losses |= zip(visited, torch.cat([origins.to(perturbed), perturbed], dim=-1), strict=True)
+    for found, most, radius in ((wide, WIDE_SAMPLES, 2 * mu), (narrow, NARROW_SAMPLES, mu / 2)):
+        for index in range(min(directions.count, most) if samples else 0):
+            sample = [b for b in visited if b.position < most and b.position % directions.count == index]
+            if sample:
+                values = perturbed_losses(partial(_losses, sample), point, directions, radius, difference, [index])
+                found |= zip(sample, values, strict=True)
     return [
-        Row(None, None, batch.evaluations, 0.0)
+        Row(None, evaluations=batch.evaluations)
         if batch.skipped
-        else Row(losses[batch], wide.get(batch), batch.evaluations, batch.epsilon)
+        else Row(losses[batch], wide.get(batch), narrow.get(batch), batch.evaluations, batch.epsilon)
         for batch in group
     ]
 
 
-def _losses(batches: dict[SweptBatch, Tensor]) -> Tensor:
-    """The losses at the current parameters; a batch that is skipped only now counts as zero."""
-    losses = [(batch.loss(), origin) for batch, origin in batches.items()]
-    return torch.stack([torch.zeros_like(origin) if loss is None else loss for loss, origin in losses])
+def _losses(batches: Sequence[SweptBatch]) -> Tensor:
+    return torch.stack([batch.visit() for batch in batches])
+
+
+def _origin(batch: SweptBatch) -> Tensor:
+    return batch.none if batch.origin is None else batch.origin

@@ -1,5 +1,6 @@
 """The one way to evaluate a user's loss."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -8,7 +9,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_vamo.loop import compat
-from lightning_vamo.loop.sweep.precision import outside_precision_context
+from lightning_vamo.loop.checks import check_none
+from lightning_vamo.loop.sweep.precision import arithmetic, outside_precision_context
 
 Answer = Callable[[Any, Callable[[], Any], Any], Any]
 """Answers a call of ``training_step``: it gets the module, the user's step with its arguments, and the batch among them."""
@@ -26,7 +28,8 @@ class Oracle:
     Attributes:
         trainer: As given.
         module: As given.
-        advance: Called before each evaluation, for a progress bar or a clock.
+        advance: Called before each evaluation, for a clock.
+        arithmetic: The type whose machine epsilon losses are rounded with; None where it is the parameters' own.
     """
 
     def __init__(
@@ -40,8 +43,10 @@ class Oracle:
         self.trainer = trainer
         self.module = module
         self.advance: Callable[[], object] = _nothing
+        self._own_loss = type(module).has_own_probe_loss()  # type: ignore[attr-defined]
         self._answering = answering
         self._float32 = float32
+        self.arithmetic = arithmetic(trainer, "32-true" if float32 else None)
         self._position = 0
 
     @contextmanager
@@ -49,6 +54,28 @@ class Oracle:
         """Let calls of ``training_step`` return the loss to probe for the length of the context."""
         with self._answering(self._probe):
             yield self
+
+    @contextmanager
+    def counting(self, show: Callable[[int], None]) -> Iterator[None]:
+        """Count the evaluations in the context.
+
+        Args:
+            show: Called before each of them, with their number.
+
+        Yields:
+            Nothing.
+        """
+        before, count = self.advance, itertools.count(1)
+
+        def advance() -> None:
+            before()
+            show(next(count))
+
+        self.advance = advance
+        try:
+            yield
+        finally:
+            self.advance = before
 
     def loss(self, batch: Any, position: int) -> Any:
         """Evaluate a batch at the parameters as they are; to be called within :meth:`asking`.
@@ -59,10 +86,16 @@ class Oracle:
 
         Returns:
             What ``probe_loss`` returns: a tensor of one element, or None where the batch is to be skipped.
+
+        Raises:
+            UnsupportedError: If ``training_step`` returns None on one of several ranks.
         """
         self.advance()
         self._position = position
-        return compat.run_training_step(self.trainer, batch, position)
+        value = compat.run_training_step(self.trainer, batch, position)
+        if value is None and not self._own_loss:
+            check_none(self.trainer)
+        return value
 
     def _probe(self, module: Any, user_step: Callable[[], Any], batch: Any) -> Any:
         plain = outside_precision_context(module.device, torch.get_default_dtype()) if self._float32 else nullcontext()

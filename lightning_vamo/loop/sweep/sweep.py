@@ -1,8 +1,9 @@
 """The sweep: one forward-only pass over the coming epoch's batches, at the snapshot and at the perturbed points around it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,16 +12,22 @@ from torch import Tensor
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.probes.difference import Difference, probe_differences
 from lightning_vamo.core.probes.point import Point
+from lightning_vamo.core.probes.radius import Trend
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
+from lightning_vamo.loop.guards.module_state import ModuleState
 from lightning_vamo.loop.guards.no_trace import no_trace
 from lightning_vamo.loop.plan.fingerprint import fingerprint
 from lightning_vamo.loop.plan.reread import Swept
+from lightning_vamo.loop.sweep.agree import check_batches, least
 from lightning_vamo.loop.sweep.batch import SweptBatch
 from lightning_vamo.loop.sweep.groups import groups, probe
 from lightning_vamo.loop.sweep.losses import Row, reduced
 from lightning_vamo.loop.sweep.oracle import Oracle
 from lightning_vamo.loop.sweep.progress import progress_bar
+from lightning_vamo.loop.sweep.quality import quality_of
+from lightning_vamo.loop.sweep.radius import RadiusSearch
+from lightning_vamo.loop.sweep.repeat import check_repeats
 
 
 @dataclass(frozen=True)
@@ -31,10 +38,14 @@ class Sweep:
         deltas: Probe differences, shape ``(K, q)``.
         fingerprints: Of this rank's batches, length ``K``; None for a batch that cannot be told from others.
         own: Those of this rank's batches alone, of which ``deltas`` is the mean over the ranks.
-        weights: Samples of each batch over all ranks, shape ``(K,)``; 0 where ``training_step`` gave no loss.
+        weights: Samples of each batch over all ranks, shape ``(K,)``; 0 where a batch has no row: ``training_step`` gave no
+            loss, or one that is not finite.
         snapshot_loss: The training loss at the snapshot, the weighted mean over the batches.
-        directions_dropped: Directions along which a loss was not finite; their columns of ``deltas`` are zero.
-        snr: See :meth:`~lightning_vamo.loop.sweep.losses.Table.snr`.
+        not_finite: How many batches have a loss at the snapshot that is not finite.
+        directions_dropped: Directions along which a probe difference was not finite; their columns of ``deltas`` are zero.
+        mu: Smoothing radius.
+        snr: How far probe differences stand out of their error: see :func:`~lightning_vamo.loop.sweep.quality.quality_of`.
+        trend: Which error is the larger one; None if neither stands out.
         evaluations: Forward passes of a batch that it took, on each rank.
         seconds: Wall-clock time.
     """
@@ -44,8 +55,11 @@ class Sweep:
     own: Tensor
     weights: Tensor
     snapshot_loss: float
+    not_finite: int
     directions_dropped: int
+    mu: float
     snr: float | None
+    trend: Trend | None
     evaluations: int
     seconds: float
 
@@ -57,6 +71,8 @@ def sweep(
     directions: ProbeDirections,
     mu: float,
     difference: Difference,
+    *,
+    search: bool = False,
 ) -> Sweep:
     """Evaluate every batch of the plan at the snapshot and along every direction, leaving no trace.
 
@@ -67,57 +83,93 @@ def sweep(
         directions: The probe directions.
         mu: Smoothing radius.
         difference: ``"forward"`` or ``"central"``.
+        search: Whether to search for a better radius on the first batches, from ``mu`` on.
 
     Returns:
         The table of probe differences, and what it cost.
 
     Raises:
-        NonFiniteLossError: If a loss at the snapshot is NaN or infinite.
-        UnsupportedError: If the loader gives fewer batches than it announced.
+        ChangingLossError: If a batch gives another loss when it is evaluated again.
+        NonFiniteLossError: If no batch has a finite loss at the snapshot.
+        UnsupportedError: If the loader gives fewer batches than it announced, or if ranks have different numbers of batches.
     """
     start = time.perf_counter()
-    trainer, module = oracle.trainer, oracle.module
-    rows: list[Row] = []
+    trainer = oracle.trainer
+    check_batches(trainer, plan.length)
     fingerprints: list[int | None] = []
-    reshard = compat.resharding(module)
-    reshard()  # a validation epoch before this one leaves parameters whole
-    with (
-        compat.without_buffer_sync(trainer),
-        no_trace(trainer, module, parameters) as state,
-        Point(parameters) as point,
-        plan.loaded() as batches,
-        progress_bar(trainer, "VAMO sweep", plan.length) as show,
-    ):
-
-        def load(position: int, batch: Any) -> SweptBatch:
-            batch = compat.before_transfer(trainer, batch)
-            fingerprints.append(fingerprint(batch))
-            return SweptBatch(compat.to_device(trainer, batch), position, oracle, state, reshard)
-
-        swept = (load(position, batch) for position, batch in enumerate(batches))
-        for group in groups(swept, parameters):
-            random = compat.rng_states(module.device)
-            for row in probe(group, point, directions, mu, difference):
-                rows.append(row)
-                show(len(rows))
-            compat.set_rng_states(random)
-            group.clear()  # its memory is for the next one, which is loaded before the name is bound again
+    sides = 2 if difference == "central" else 1
+    with progress_bar(trainer, "VAMO sweep", plan.length * (1 + sides * directions.count)) as show, oracle.counting(show):
+        rows, mu = _rows(oracle, plan, parameters, directions, mu, difference, fingerprints, search=search)
     if len(rows) != plan.length and plan.exact:
         raise UnsupportedError(
             f"The training DataLoader announced {plan.length} batches but gave {len(rows)}: make its `__len__` agree with"
             " what it yields."
         )
-    rows += [Row(None, None, 0, 0.0)] * (plan.length - len(rows))  # ranks have tables of one shape
+    rows += [Row(None)] * (plan.length - len(rows))  # ranks have tables of one shape
     table = reduced(trainer, rows, plan.sizes(), difference)
-    usable = table.usable(directions.count)
+    usable = table.usable(mu, difference)
+    quality = quality_of(table, mu, difference, usable)
     return Sweep(
         deltas=torch.where(usable, probe_differences(table.losses, mu, difference), 0.0),
         fingerprints=fingerprints,
         own=torch.where(usable, probe_differences(table.own, mu, difference), 0.0),
         weights=table.weights,
         snapshot_loss=table.snapshot_loss,
+        not_finite=table.not_finite,
         directions_dropped=int((~usable).sum()),
-        snr=table.snr(mu, difference, usable),
+        mu=mu,
+        snr=quality.snr,
+        trend=quality.trend,
         evaluations=sum(row.evaluations for row in rows),
         seconds=time.perf_counter() - start,
     )
+
+
+def _rows(
+    oracle: Oracle,
+    plan: Swept,
+    parameters: Sequence[Tensor],
+    directions: ProbeDirections,
+    mu: float,
+    difference: Difference,
+    fingerprints: list[int | None],
+    *,
+    search: bool,
+) -> tuple[list[Row], float]:
+    """The row of each batch that the plan gives, and the radius."""
+    trainer, module = oracle.trainer, oracle.module
+    rows: list[Row] = []
+    reshard = compat.resharding(module)
+    reshard()  # a validation epoch before this one leaves parameters whole
+    with (
+        compat.without_buffer_sync(trainer),
+        no_trace(trainer, module, parameters) as state,
+        Point(parameters) as point,
+        plan.loaded() as loaded,
+    ):
+        batches = _swept(oracle, loaded, state, reshard, fingerprints)
+        agree = partial(least, trainer) if trainer.world_size > 1 else None
+        for group in groups(batches, parameters, agree):
+            random = compat.rng_states(module.device)
+            if not rows:
+                check_repeats(trainer, group[0])
+                if search:
+                    mu = RadiusSearch(trainer, group, point, directions, difference).best(mu)
+            rows += probe(group, point, directions, mu, difference)
+            compat.set_rng_states(random)
+            group.clear()  # its memory is for the next one, which is loaded before the name is bound again
+    return rows, mu
+
+
+def _swept(
+    oracle: Oracle,
+    loaded: Iterator[Any],
+    state: ModuleState,
+    reshard: Callable[[], None],
+    fingerprints: list[int | None],
+) -> Iterator[SweptBatch]:
+    """The batches on the module's device, each evaluated at the snapshot when it comes."""
+    for position, batch in enumerate(loaded):
+        prepared = compat.before_transfer(oracle.trainer, batch)
+        fingerprints.append(fingerprint(prepared))
+        yield SweptBatch(compat.to_device(oracle.trainer, prepared), position, oracle, state, reshard)

@@ -1,0 +1,76 @@
+"""How good the probe differences of a sweep are: how far they stand out of their error, and which error that is."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.probes.difference import Difference, probe_differences
+from lightning_vamo.core.probes.radius import Trend, trend_of
+from lightning_vamo.loop.sweep.losses import Table
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good probe differences are.
+
+    Attributes:
+        snr: How far they stand out of their own error: see :func:`quality_of`.
+        trend: Which error is the larger one; None if neither stands out.
+    """
+
+    snr: float | None
+    trend: Trend | None
+
+
+def quality_of(table: Table, mu: float, difference: Difference, usable: Tensor) -> Quality:
+    r"""Compare probe differences with their own error.
+
+    .. math:: \text{snr} = \sqrt{\operatorname{mean}_{k,j} (\delta_{k,j} - \bar\delta_j)^2
+        \Big/ \operatorname{mean}_i \bigl(\delta_i(2\mu) - \delta_i(\mu)\bigr)^2}
+
+    The rounding of the losses, and the curvature that a finite difference takes for slope, change with :math:`\mu`; the
+    slope does not. So the difference of two radii shows the error at the smaller one, to within a factor of two. It is
+    taken to be no less than what the rounding of the losses to their type makes of it: where the radius is so short that
+    losses change by a rounding step or not at all, a few batches may show no difference.
+
+    Args:
+        table: The losses.
+        mu: Smoothing radius.
+        difference: ``"forward"`` or ``"central"``.
+        usable: Which directions to look at, shape ``(q,)``.
+
+    Returns:
+        The ratio, about 1 where there is nothing but error and 0 where no loss changed at all; None where nothing can be told:
+        fewer than two rows, no direction, or rows that are all the same. And which error is the larger one.
+    """
+    given = table.weights > 0
+    if int(given.sum()) < 2 or not bool(usable.any()):
+        return Quality(None, None)
+    deltas = probe_differences(table.losses, mu, difference).double()
+    used = deltas[given][:, usable]
+    signal = (used - used.mean(dim=0)).square().mean()
+    if signal == 0:
+        return Quality(None if used.any() else 0.0, None if used.any() else "rounding")
+    up = _changes(table, table.wide, 2 * mu, deltas, difference, usable)
+    down = _changes(table, table.narrow, mu / 2, deltas, difference, usable)
+    if len(up) == 0:
+        return Quality(None, None)
+    # Two losses, each rounded to a multiple of about epsilon times itself.
+    span = mu if difference == "forward" else 2 * mu
+    rounding = (table.epsilon / span) ** 2 / 6 * table.losses[given, 0].double().square().mean()
+    error = up.square().mean()
+    snr = float((signal / torch.maximum(error, rounding)).sqrt())
+    if rounding > error:
+        return Quality(snr, "rounding")
+    narrow = up[: len(down)].square().mean().sqrt() if len(down) else error
+    return Quality(snr, trend_of(float(narrow), float(down.square().mean().sqrt())) if len(down) else None)
+
+
+def _changes(table: Table, losses: Tensor, radius: float, deltas: Tensor, difference: Difference, usable: Tensor) -> Tensor:
+    """By how much probe differences of the first batches change with the radius: of those that are finite, float64."""
+    rows = torch.arange(len(losses), device=deltas.device)
+    directions = rows % deltas.shape[1]
+    other = probe_differences(torch.cat([table.losses[rows, :1], losses], dim=1), radius, difference)[:, 0].double()
+    changes = (other - deltas[rows, directions])[(table.weights[rows] > 0) & usable[directions]]
+    return changes[changes.isfinite()]

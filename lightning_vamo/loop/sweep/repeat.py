@@ -1,0 +1,42 @@
+"""The check that a loss is a function of the parameters: the same batch at the same point gives the same number."""
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_vamo.errors import UnsupportedError
+from lightning_vamo.loop.sweep.agree import total
+from lightning_vamo.loop.sweep.batch import SweptBatch
+
+ROUNDINGS = 16
+"""By how many roundings two evaluations may differ: kernels that add in any order are a few apart."""
+
+
+class ChangingLossError(UnsupportedError):
+    """A batch gave another loss when it was evaluated again, at the same parameters and with the same random numbers."""
+
+
+def check_repeats(trainer: Trainer, batch: SweptBatch) -> None:
+    """Evaluate a batch a second time where the parameters are, and compare.
+
+    Args:
+        trainer: The trainer; every rank has to call this, for the same batch of the plan.
+        batch: The batch, which has been evaluated there once.
+
+    Raises:
+        ChangingLossError: On all ranks, if the losses of one rank differ by more than the arithmetic explains.
+    """
+    again = batch.loss()
+    differs = batch.origin is not None and again is not None and _differ(batch.origin, again, ROUNDINGS * batch.rounding)
+    if float(total(trainer, torch.tensor(float(differs), dtype=torch.float64, device="cpu"))) == 0:
+        return
+    first, second = ("none" if loss is None else f"{float(loss):.6g}" for loss in (batch.origin, again))
+    raise ChangingLossError(
+        f"A training batch has the loss {first}, and {second} when it is evaluated again with the same weights and random"
+        " numbers: `training_step` depends on something that changes from call to call and cannot be put back."
+    )
+
+
+def _differ(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    """Whether two losses differ by more than a share of themselves; NaN, or infinity, both times is the same."""
+    return not torch.allclose(first, second, rtol=tolerance, atol=0.0, equal_nan=True)

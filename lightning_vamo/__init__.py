@@ -4,6 +4,7 @@ References:
     Chen & Ma, "VAMO: Efficient Zeroth-Order Variance Reduction for SGD with Faster Convergence", arXiv:2505.13954.
 """
 
+from lightning_vamo.callbacks.mezo import MeZOCallback
 from lightning_vamo.callbacks.vamo import VAMOCallback
 from lightning_vamo.core.gradient.estimate import estimate_gradient
 from lightning_vamo.errors import InvalidArgumentError, NonFiniteLossError, UnsupportedError, VAMOError
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Carry",
     "InvalidArgumentError",
+    "MeZOCallback",
     "NonFiniteLossError",
     "ProbeFigures",
     "ProbeFinding",

@@ -125,8 +125,9 @@ class MethodCallback(DrivingCallback):
         return self._method.control
 
     @property
-    def _takes_snapshots(self) -> bool:
-        return not isinstance(self._method.control, Nothing)
+    def _keeps_place(self) -> bool:
+        """Whether a checkpoint has to hold more than plain Lightning's for the run to go on as it would have."""
+        return self._method.gradient.keeps_place or not isinstance(self._method.control, Nothing)
 
     # ---- attach to a Trainer, and detach
 
@@ -147,7 +148,7 @@ class MethodCallback(DrivingCallback):
         self._run = Run(self._method, self.driver)
         self._resumption = None
         self._attached.enter_context(checks.one_optimizer(trainer.strategy, name))
-        if control.records != "never":
+        if control.records != "never" or self._method.gradient.keeps_place:
             required = control.records == "always"
             self._attached.enter_context(recording(trainer, self._replay, required=required))
         if control.watches:
@@ -160,13 +161,16 @@ class MethodCallback(DrivingCallback):
         checks.check_optimizer(trainer.optimizers, self._method.name)
         most = settings.most(trainer.current_epoch)
         if most:
-            checks.check_probes_fit(trainer.optimizers, settings.directions, most, settings.alpha)
+            # Of a gradient from probes the noise is as large as the correction, whatever the coefficient.
+            alpha = settings.alpha if self._method.gradient.uses_backward else "theory"
+            checks.check_probes_fit(trainer.optimizers, settings.directions, most, alpha)
         if settings.sweep_precision is not None:
             check_float32(trainer, trainable_parameters(trainer.optimizers))
         if self.seed is not None:
             run.seeds.seed = self.seed
         elif run.seeds.seed is None:  # else it is a checkpoint's
             run.seeds.seed = trainer.strategy.broadcast(torch.initial_seed())
+        self._method.gradient.begin(trainer, pl_module, self._method.name)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -236,7 +240,7 @@ class MethodCallback(DrivingCallback):
         """Totals, the seed, and where each rank stands, as plain types and tensors; to be called on all ranks together."""
         run, ranks = self._run, []
         # Before and after the training, and where nothing is ever probed, a checkpoint is plain Lightning's.
-        if self._trainer is not None and self._takes_snapshots:
+        if self._trainer is not None and self._keeps_place:
             ranks = saved(self._trainer, run)
         pending, _ = run.ledger.pending_rows()
         choice = None if run.choice is None else run.choice.state_dict(pending)
@@ -246,7 +250,7 @@ class MethodCallback(DrivingCallback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Prepare to go on where the run was, before Lightning's loops read the checkpoint."""
         state = checkpoint.get("callbacks", {}).get(self.state_key, {})
-        if trainer.state.fn == "fit" and state.get("ranks") and self._takes_snapshots:
+        if trainer.state.fn == "fit" and state.get("ranks") and self._keeps_place:
             self._resumption = Resumption(trainer, state["ranks"], checkpoint, self._method.name)
 
     @override

@@ -113,6 +113,7 @@ class Resumption:
         if state.snapshot is not None:
             _check_snapshot(trainer, run, state, within=self._within)
         run.cursor, run.sums, run.clock, run.plan = cursor, sums, clock, plan if self._within else None
+        run.method.gradient.load_state_dict(state.gradient)
         self._take_up_learning(trainer, run, state)
         if state.snapshot is not None:
             here = run.here(trainer, trainer.lightning_module)

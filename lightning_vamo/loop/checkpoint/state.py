@@ -46,6 +46,7 @@ class RankState:
         logs: What the epoch has logged.
         metrics: What the module's metrics have gathered.
         gradients: Gradients that are accumulating.
+        gradient: What the gradient of the next step needs of the steps before.
     """
 
     position: int | None
@@ -61,6 +62,7 @@ class RankState:
     logs: dict[str, Any]
     metrics: dict[str, Any]
     gradients: list[Tensor | None]
+    gradient: dict[str, Any]
 
 
 def saved(trainer: Trainer, run: Run) -> list[dict[str, Any]]:
@@ -116,6 +118,7 @@ def _state(trainer: Trainer, run: Run) -> RankState:
         logs=compat.log_state(trainer, within),
         metrics=compat.metric_states(module) if within else {},
         gradients=[None if p.grad is None else local(p.grad) for p in parameters],
+        gradient=run.method.gradient.state_dict(),
     )
     # Copies in host memory: the live tensors go on changing.
     copied = apply_to_collection(dict(vars(state)), Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.core.probes.along import Along
 from lightning_vamo.loop.control.learning import Learning
 from lightning_vamo.loop.control.probe_count import ProbeChoice
 from lightning_vamo.loop.control.settings import ProbeSettings
@@ -79,6 +80,11 @@ class Snapshot(ABC):
     logs: dict[str, float]
     plan: Plan | None
     factors: Tensor | float
+
+    @property
+    def shared(self) -> Along | None:
+        """Its directions and their smoothing radius, for gradients that are estimated along them; None if it has none."""
+        return None
 
     @property
     @abstractmethod

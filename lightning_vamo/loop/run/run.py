@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_vamo.core.probes.along import Along
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.control.base import Control, Here, Snapshot
 from lightning_vamo.loop.control.learning import Learning
@@ -190,6 +191,7 @@ class Run:
         figures |= {} if self.choice is None else self.choice.figures
         figures |= self._removed()
         figures["probes"] = 0 if snapshot is None else snapshot.count
+        figures |= self.method.gradient.end_epoch()
         figures["forward_evaluations"] = totals.forward_evaluations
         figures["backward_evaluations"] = totals.backward_evaluations
         row_seconds = self.ledger.end_rows()
@@ -229,6 +231,11 @@ class Run:
             self.sums.forget_factors()
 
     # ---- steps
+
+    @property
+    def shared(self) -> Along | None:
+        """The snapshot's directions, for gradients that are estimated along them; None if there are none."""
+        return None if self.snapshot is None else self.snapshot.shared
 
     def before_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         """Prepare the row of the batch that is trained on next, where rows come with their steps."""

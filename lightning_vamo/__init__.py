@@ -11,11 +11,11 @@ from lightning_vamo.errors import InvalidArgumentError, NonFiniteLossError, Unsu
 from lightning_vamo.finder.find import find_probes
 from lightning_vamo.finder.finding import ProbeFigures, ProbeFinding
 from lightning_vamo.loop.control.carried import Carry
-from lightning_vamo.loop.control.recomputed import Recompute
+from lightning_vamo.loop.control.recompute import Recompute
 from lightning_vamo.loop.control.replayed import Replay
 from lightning_vamo.loop.observer import RunObserver
 from lightning_vamo.mixin import VAMOMixin, with_vamo
-from lightning_vamo.report import VAMOReport
+from lightning_vamo.report import MethodReport
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,7 @@ __all__ = [
     "Carry",
     "InvalidArgumentError",
     "MeZOCallback",
+    "MethodReport",
     "NonFiniteLossError",
     "ProbeFigures",
     "ProbeFinding",
@@ -33,7 +34,6 @@ __all__ = [
     "VAMOCallback",
     "VAMOError",
     "VAMOMixin",
-    "VAMOReport",
     "__version__",
     "estimate_gradient",
     "find_probes",

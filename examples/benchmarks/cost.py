@@ -6,7 +6,7 @@ python examples/benchmarks/cost.py --device cuda --batch-size 4096 --json cost.j
 
 Everything is a ratio of things measured side by side in this run. The machine may be busy and its clock may drift, so
 every short run of VAMO stands between two of plain training, in an order that changes from round to round. The tables give
-the median over the rounds, and the quartiles. They are Markdown, as in docs/cost.md, which says more.
+the median over the rounds, and the quartiles. They are Markdown, as in docs/explanation/cost.md, which says more.
 """
 
 import argparse

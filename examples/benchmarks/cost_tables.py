@@ -1,4 +1,4 @@
-"""The figures of a cost benchmark, and the Markdown tables that docs/cost.md shows."""
+"""The figures of a cost benchmark, and the Markdown tables that docs/explanation/cost.md shows."""
 
 import re
 from collections.abc import Callable, Iterable

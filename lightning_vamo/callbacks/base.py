@@ -4,7 +4,7 @@ import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -28,7 +28,7 @@ from lightning_vamo.loop.run.run import Method, Run
 from lightning_vamo.loop.step.driver import DrivingCallback, ManualSteps
 from lightning_vamo.loop.sweep.precision import check_float32
 from lightning_vamo.mixin import VAMOMixin
-from lightning_vamo.report import VAMOReport
+from lightning_vamo.report import MethodReport
 
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
@@ -91,6 +91,9 @@ class MethodCallback(DrivingCallback):
     prefix: ClassVar[str] = "vamo"
     """What the names of logged figures begin with, before a slash."""
 
+    title: ClassVar[str] = ""
+    """What reports call the method; by default the callback's name without its ending."""
+
     @abstractmethod  # a method's callback has arguments of its own
     def __init__(
         self,
@@ -110,9 +113,11 @@ class MethodCallback(DrivingCallback):
         self._resumption: Resumption | None = None
 
     @property
-    def report(self) -> VAMOReport:
+    def report(self) -> MethodReport:
         """What the method has cost and removed so far; printed, it reads as a few lines of text."""
-        return self._run.ledger.report(self._run.sums.moments)
+        report = self._run.ledger.report(self._run.sums.moments)
+        title = self.title or type(self).__name__.removesuffix("Callback")
+        return replace(report, method=title, made_of=self._method.control.made_of)
 
     @property
     def settings(self) -> ProbeSettings:

@@ -75,6 +75,8 @@ class VAMOCallback(MethodCallback):
         >>> trainer = L.Trainer(max_epochs=10, callbacks=[VAMOCallback(probes=4)], logger=False)
     """
 
+    title = "VAMO"
+
     @old_names(OLD_NAMES)
     def __init__(
         self,

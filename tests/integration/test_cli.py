@@ -35,6 +35,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
 
+# A sweep of 4 batches evaluates, beside those of its table, a batch a second time, and each at twice and at half the radius.
+
 
 def command(tmp_path, subcommand="fit", trainer=None, cli=VAMOCLI, arguments=(), **sections):
     config = {"seed_everything": 1, "model": MODEL, "data": {"class_path": "tests.support.modules.Data"}, **sections}
@@ -77,12 +79,12 @@ def test_the_section_and_the_command_line_set_the_callbacks_arguments(tmp_path):
     assert isinstance(callback.settings.directions, RademacherDirections)
     assert callback.settings.directions.storage == "seeded"
     assert (callback.settings.mu, callback.settings.alpha, callback.settings.difference) == (0.01, 0.001, "central")
-    assert callback.report.forward_evaluations == 4 * (1 + 2 * 2) + 2 * 4 + 4
+    assert callback.report.forward_evaluations == 4 * (1 + 2 * 2) + (1 + 2 * (4 + 4)) + 4
 
 
 def test_a_schedule_of_ones_own(tmp_path):
-    callback = callback_of(command(tmp_path, vamo={"probes": {"class_path": "tests.integration.test_cli.Own"}}))
-    assert callback.report.forward_evaluations == 4 * (1 + 3) + 4 + 4 + 4
+    callback = callback_of(command(tmp_path, vamo={"probes": {"class_path": "tests.integration.test_cli.Own"}, "mu": 0.01}))
+    assert callback.report.forward_evaluations == 4 * (1 + 3) + (1 + 4 + 4) + 4 + 4
 
 
 class Own:
@@ -118,7 +120,8 @@ def test_help_lists_what_there_is_and_no_internals(capsys):
     text = re.sub(r"\s", "", capsys.readouterr().out)
     for name in ("schedules.EfficientProbes", "schedules.LinearProbes", "lightning_vamo.Carry", "directions.SphereDirections"):
         assert name in text
-    for name in ("DrivingCallback", "MethodCallback", "AtTheFirstBatch", "Measurement"):
+    # `method` is of the type MethodCallback, which has a name there; as a choice it would stand with its module.
+    for name in ("DrivingCallback", "base.MethodCallback", "AtTheFirstBatch", "Measurement"):
         assert name not in text
 
 
@@ -137,10 +140,36 @@ def write(folder, configuration):
 
 
 def test_a_callback_in_the_configuration(tmp_path):
-    callbacks = [{"class_path": "lightning_vamo.VAMOCallback", "init_args": {"probes": 2}}]
-    assert callback_of(command(tmp_path, trainer={"callbacks": callbacks})).report.forward_evaluations == 4 * 3 + 4 + 4 + 4
-    with pytest.raises(UnsupportedError, match=r"both a section `vamo` and a VAMOCallback.*keep one"):
+    callbacks = [{"class_path": "lightning_vamo.VAMOCallback", "init_args": {"probes": 2, "mu": 0.01}}]
+    assert (
+        callback_of(command(tmp_path, trainer={"callbacks": callbacks})).report.forward_evaluations
+        == 4 * 3 + (1 + 4 + 4) + 4 + 4
+    )
+    with pytest.raises(UnsupportedError, match=r"both a VAMOCallback in `trainer.callbacks` and a section `vamo`.*keep one"):
         command(tmp_path, trainer={"callbacks": callbacks}, vamo={"probes": 3})
+
+
+METHOD = {"class_path": "VAMOCallback", "init_args": {"probes": 2, "directions": {"class_path": "SphereDirections"}}}
+
+
+def test_the_method_is_named_by_a_class(tmp_path, capsys):
+    cli = command(tmp_path, method=METHOD, arguments=["--method.alpha=theory"])
+    callback = callback_of(cli)
+    assert callback.settings.schedule.n == 2
+    assert callback.settings.alpha == "theory"
+    assert str(callback.report) in capsys.readouterr().out
+    [saved] = (tmp_path / "lightning_logs").rglob("config.yaml")
+    again = VAMOCLI(args=["fit", "--config", str(saved)])
+    assert vars(callback_of(again).settings.schedule) == vars(callback.settings.schedule)
+    assert torch.equal(again.model.net[0].weight, cli.model.net[0].weight)
+
+
+def test_one_method_is_enough(tmp_path):
+    with pytest.raises(UnsupportedError, match=r"both a key `method` and a section `vamo`.*keep one"):
+        command(tmp_path, method=METHOD, vamo={"probes": 3})
+    callbacks = [{"class_path": "lightning_vamo.VAMOCallback"}]
+    with pytest.raises(UnsupportedError, match=r"both a VAMOCallback in `trainer.callbacks` and a key `method`.*keep one"):
+        command(tmp_path, method=METHOD, trainer={"callbacks": callbacks})
 
 
 def test_wrong_arguments_are_refused_by_name(tmp_path, capsys):

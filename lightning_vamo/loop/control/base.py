@@ -23,6 +23,7 @@ from lightning_vamo.loop.parameters import trainable_parameters
 from lightning_vamo.loop.plan.fingerprint import BatchWatch
 from lightning_vamo.loop.plan.plan import Plan
 from lightning_vamo.loop.sweep.oracle import Oracle
+from lightning_vamo.report import MadeOf
 
 
 @dataclass
@@ -203,6 +204,9 @@ class Control(ABC):
 
     records: ClassVar[Literal["always", "where possible", "never"]]
     """Whether training loaders have to tell their batches before an epoch trains on them."""
+
+    made_of: ClassVar[MadeOf | None] = "probes"
+    """What the control variate is made of; None if there is none."""
 
     watches: ClassVar[bool] = False
     """Whether a row holds only for the very batch that it was measured on."""

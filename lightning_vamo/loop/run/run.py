@@ -190,7 +190,8 @@ class Run:
         figures |= self._mean_factor(trainer)
         figures |= {} if self.choice is None else self.choice.figures
         figures |= self._removed()
-        figures["probes"] = 0 if snapshot is None else snapshot.count
+        if self.method.control.made_of != "gradients":
+            figures["probes"] = 0 if snapshot is None else snapshot.count
         figures |= self.method.gradient.end_epoch()
         figures["forward_evaluations"] = totals.forward_evaluations
         figures["backward_evaluations"] = totals.backward_evaluations
@@ -258,6 +259,7 @@ class Run:
         """Correct the gradient, once all batches of the step are in it."""
         self.ledger.totals.forward_evaluations += evaluated.forwards
         self.ledger.totals.backward_evaluations += evaluated.backwards
+        self.ledger.totals.batches += not evaluated.skipped
         snapshot, learner = self.snapshot, self.learning.learner
         if first:
             self.cursor.rows = []

@@ -5,6 +5,7 @@ References:
 """
 
 from lightning_vamo.callbacks.mezo import MeZOCallback
+from lightning_vamo.callbacks.s2p import S2PCallback
 from lightning_vamo.callbacks.vamo import VAMOCallback
 from lightning_vamo.core.gradient.estimate import estimate_gradient
 from lightning_vamo.errors import InvalidArgumentError, NonFiniteLossError, UnsupportedError, VAMOError
@@ -30,6 +31,7 @@ __all__ = [
     "Recompute",
     "Replay",
     "RunObserver",
+    "S2PCallback",
     "UnsupportedError",
     "VAMOCallback",
     "VAMOError",

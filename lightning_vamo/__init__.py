@@ -7,6 +7,7 @@ References:
 from lightning_vamo.callbacks.mezo import MeZOCallback
 from lightning_vamo.callbacks.s2p import S2PCallback
 from lightning_vamo.callbacks.vamo import VAMOCallback
+from lightning_vamo.callbacks.zosvrg import ZOSVRGCallback
 from lightning_vamo.core.gradient.estimate import estimate_gradient
 from lightning_vamo.errors import InvalidArgumentError, NonFiniteLossError, UnsupportedError, VAMOError
 from lightning_vamo.finder.find import find_probes
@@ -36,6 +37,7 @@ __all__ = [
     "VAMOCallback",
     "VAMOError",
     "VAMOMixin",
+    "ZOSVRGCallback",
     "__version__",
     "estimate_gradient",
     "find_probes",

@@ -36,8 +36,8 @@ class S2PCallback(MethodCallback):
     gradient accumulation the losses of the batches are added up before they are compared. A module's ``probe_loss``, if it has
     one, is what is minimised, and needs no gradient.
 
-    Logged at the end of each epoch under ``s2p/``: ``probes``, which is 1; ``moved``, the share of steps that moved the weights;
-    ``length``, how far they moved on average, relative to :math:`\alpha s`; and ``forward_evaluations`` and
+    Logged at the end of each epoch under ``s2p/``: ``probes``, which is 1; ``moved``, the share of steps that moved the
+    weights; ``length``, how far they moved on average, relative to :math:`\alpha s`; and ``forward_evaluations`` and
     ``backward_evaluations`` so far.
 
     Args:

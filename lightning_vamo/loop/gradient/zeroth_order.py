@@ -12,6 +12,7 @@ from lightning_vamo.core.directions import Directions, ProbeDirections
 from lightning_vamo.core.gradient.excursion import Excursion
 from lightning_vamo.core.gradient.moved import check_movable
 from lightning_vamo.core.gradient.update import descend, write_gradient
+from lightning_vamo.core.probes.along import Along
 from lightning_vamo.core.probes.clipping import check_clip, clipped
 from lightning_vamo.core.probes.difference import Difference, check_difference
 from lightning_vamo.core.probes.radius import auto_mu, check_mu
@@ -141,13 +142,13 @@ class ZerothOrder(Gradient):
             compat.zero_grad(trainer, step.module, trainer.fit_loop.batch_idx)
             state.slopes = None
         compat.resharding(step.module)()
-        parameters = self._moving.parameters(trainer, step.module)
-        directions, radius = self._directions(step, parameters)
+        along = step.shared or self._along(step)
+        parameters, directions = along.parameters, along.directions
         own = self._own(trainer)
         excursion = Excursion(parameters, directions)
         try:
             with Evaluations(step, parameters, self._others, settings.evaluations) as evaluate:
-                slopes = self._slopes(evaluate, excursion, own, radius, directions.dimension**0.5)
+                slopes = self._slopes(evaluate, excursion, own, along.mu, directions.dimension**0.5)
             if slopes is not None:
                 slopes = slopes / trainer.accumulate_grad_batches
                 state.slopes = slopes if state.slopes is None else state.slopes + slopes
@@ -164,11 +165,10 @@ class ZerothOrder(Gradient):
         first = trainer.global_rank * self.settings.probes if self.settings.share == "probes" else 0
         return range(first, first + self.settings.probes)
 
-    def _directions(self, step: Step, parameters: Sequence[Tensor]) -> tuple[ProbeDirections, float]:
+    def _along(self, step: Step) -> Along:
         """The directions of an optimizer step, the same for all its batches, and the radius along them."""
-        if step.shared is not None:
-            return step.shared.directions, step.shared.mu
         trainer, settings, state = step.trainer, self.settings, self._state
+        parameters = self._moving.parameters(trainer, step.module)
         if self._family is None or state.epoch != trainer.current_epoch:
             resumed = state.epoch == trainer.current_epoch
             self._family = settings.directions.seeded().at(parameters, state.masks if resumed else None)
@@ -179,7 +179,7 @@ class ZerothOrder(Gradient):
         directions = self._family.draw(parameters, count, seeded(seed))
         radius = directions.dimension**0.5 * settings.mu if settings.mu != "auto" else state.radius
         assert radius is not None
-        return directions, radius
+        return Along(parameters, directions, radius)
 
     def _radius(self, trainer: Trainer, parameters: Sequence[Tensor]) -> float | None:
         if self.settings.mu != "auto":

@@ -152,7 +152,8 @@ class Run:
             self._take_snapshot(trainer, module)
             clock.due = False
         if self.watch.check(self._fingerprint(batch_idx)):
-            left_out = trainer.world_size == 1 or compat.averages_gradients(trainer)
+            averages = self.method.gradient.uses_backward and compat.averages_gradients(trainer)
+            left_out = trainer.world_size == 1 or averages
             self.sums.unused += left_out
             self.advice.on_other_batch(left_out)
         if self.choice is not None:

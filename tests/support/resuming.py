@@ -84,7 +84,7 @@ class VAMOModule(VAMOMixin, Module):
         return super().probe_loss(batch, batch_idx)
 
 
-TIMES = ("vamo/sweep_seconds", "vamo/row_seconds")
+TIMES = ("sweep_seconds", "row_seconds")
 
 
 class Rows(Logger):
@@ -98,7 +98,7 @@ class Rows(Logger):
         pass
 
     def log_metrics(self, metrics, step=None):
-        self.rows.append((step, {name: value for name, value in metrics.items() if name not in TIMES}))
+        self.rows.append((step, {name: value for name, value in metrics.items() if not name.endswith(TIMES)}))
 
 
 class Watch(L.Callback):
@@ -203,8 +203,7 @@ class Ranks(L.Callback):
 
     def on_train_end(self, fit, module):
         state = {"state": dict(module.state_dict()), "batches": self.watch.batches, "metrics": dict(fit.callback_metrics)}
-        for name in TIMES:
-            state["metrics"].pop(name, None)
+        state["metrics"] = {name: value for name, value in state["metrics"].items() if not name.endswith(TIMES)}
         torch.save(state, self.folder / f"{fit.global_rank}.pt")
 
 

@@ -6,6 +6,7 @@ References:
 
 from lightning_vamo.callbacks.mezo import MeZOCallback
 from lightning_vamo.callbacks.s2p import S2PCallback
+from lightning_vamo.callbacks.svrg import SVRGCallback
 from lightning_vamo.callbacks.vamo import VAMOCallback
 from lightning_vamo.callbacks.zosvrg import ZOSVRGCallback
 from lightning_vamo.core.gradient.estimate import estimate_gradient
@@ -33,6 +34,7 @@ __all__ = [
     "Replay",
     "RunObserver",
     "S2PCallback",
+    "SVRGCallback",
     "UnsupportedError",
     "VAMOCallback",
     "VAMOError",

@@ -9,8 +9,10 @@ from torch import Tensor
 from lightning_vamo.core.directions.base import ProbeDirections
 from lightning_vamo.core.directions.family import Directions
 from lightning_vamo.core.directions.random.streams import CHUNK, pieces
+from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import is_sharded
+from lightning_vamo.core.small import Small, small, tensor_of
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 
 
@@ -123,7 +125,9 @@ class _Masked(ProbeDirections):
                 rest = rest[needed:]
                 yield part
 
-    def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
+    def move(
+        self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float, *, near: bool = False
+    ) -> None:
         """See :meth:`ProbeDirections.move`."""
         stream = self.parts(index)
         for target, origin, sizes in zip(targets, origins, self.sizes(), strict=True):
@@ -138,19 +142,19 @@ class _Masked(ProbeDirections):
         """See :meth:`ProbeDirections.project`."""
         return self._inner.project(self._kept(vectors))
 
-    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
-        """See :meth:`ProbeDirections.subtract_`."""
+    def remove_(self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None) -> Small:
+        """See :meth:`ProbeDirections.remove_`."""
         kept = self._kept(vectors)
-        square, product, step = self._inner.subtract_(kept, coefficients)
-        for vector, small, mask in zip(vectors, kept, self.masks, strict=True):
-            if vector is not None and small is not None:
+        square, product, step = tensor_of(self._inner.remove_(kept, coefficients))
+        for vector, inner, mask in zip(vectors, kept, self.masks, strict=True):
+            if vector is not None and inner is not None:
                 flat, flags = vector.detach().reshape(-1), _whole(mask, vector.numel())
                 rest = torch.linalg.vector_norm(flat[~flags], dtype=torch.float64)
                 square = square + rest.to(square.device) ** 2
-                flat[flags] = small
+                flat[flags] = inner
                 if flat.data_ptr() != vector.data_ptr():
                     vector.detach().copy_(flat.view_as(vector))
-        return torch.stack((square, product, step))
+        return small(torch.stack((square, product, step)))
 
     def whiten(self, slopes: Tensor) -> Tensor:
         """See :meth:`ProbeDirections.whiten`."""

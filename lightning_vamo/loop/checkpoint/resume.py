@@ -9,8 +9,6 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_vamo.core.control.coefficients import Regression
-from lightning_vamo.core.control.mixing import coefficient_of
 from lightning_vamo.core.sharding import local
 from lightning_vamo.errors import InvalidArgumentError
 from lightning_vamo.loop import compat
@@ -47,8 +45,8 @@ class Resumption:
         self._state = states[trainer.global_rank] if len(states) == trainer.world_size else None
         if self._state is not None and self._state.snapshot is not None and first.snapshot is not None:
             own, shared = self._state.snapshot["rows"], first.snapshot["rows"]
-            if "origin" in own and own["origin"] is None:  # saved once, as it is the same on every rank
-                own["origin"] = shared["origin"]
+            # What is the same on every rank, and large, is saved once.
+            own |= {name: shared[name] for name, value in own.items() if value is None}
         self._name = name
         self._within = within
         self._in_validation = within and first.validating
@@ -122,10 +120,8 @@ class Resumption:
     def _take_up_learning(self, trainer: Trainer, run: Run, state: RankState) -> None:
         settings, learning, saved = run.method.settings, run.learning, state.learning
         learning.learned_at, learning.mu = saved["learned_at"], saved["mu"]
-        if saved["coefficient"] is not None and settings.alpha == "adaptive":
-            learning.coefficient = Regression.of(saved["coefficient"])
-        elif state.snapshot is not None:
-            learning.coefficient = coefficient_of(settings.alpha, state.snapshot["probes"], None)
+        control = run.method.control
+        learning.coefficient = control.coefficient_again(settings, saved["coefficient"], state.snapshot)
         if saved["learner"] is not None and settings.directions.learns:
             parameters = trainable_parameters(trainer.optimizers)
             # Between snapshots settings may change; what was learned for others is then learned anew.
@@ -167,10 +163,11 @@ def _check_snapshot(trainer: Trainer, run: Run, state: RankState, *, within: boo
     if state.plan is not None:
         _check_fits("the number of batches per epoch", state.plan["length"], trainer.num_training_batches)
     dimension = sum(parameter.numel() for parameter in trainable_parameters(trainer.optimizers))
-    _check_fits("the family of directions", snapshot["directions"], type(settings.directions).__name__)
     _check_fits("the number of trainable parameters", snapshot["dimension"], dimension)
-    schedule = settings.schedule if run.choice is None else run.choice.schedule
-    _check_fits("the number of probes", snapshot["probes"], schedule.probes_at(snapshot["epoch"]))
+    if control.made_of == "probes":
+        _check_fits("the family of directions", snapshot["directions"], type(settings.directions).__name__)
+        schedule = settings.schedule if run.choice is None else run.choice.schedule
+        _check_fits("the number of probes", snapshot["probes"], schedule.probes_at(snapshot["epoch"]))
     if within and "group" in snapshot["rows"]:
         _check_fits("the number of accumulated batches", snapshot["rows"]["group"], trainer.accumulate_grad_batches)
 
@@ -178,7 +175,7 @@ def _check_snapshot(trainer: Trainer, run: Run, state: RankState, *, within: boo
 def _check_fits(name: str, then: object, now: object) -> None:
     if then != now:
         raise InvalidArgumentError(
-            f"The checkpoint's table of probe differences does not fit: {name} was {then}, and in the present run it is {now}."
+            f"The checkpoint's control variate does not fit: {name} was {then}, and in the present run it is {now}."
             " Resume with the settings that it was saved with, or from a checkpoint at which a new snapshot is due: an epoch's"
             " end, unless `control` keeps the table beyond it."
         )

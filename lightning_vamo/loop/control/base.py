@@ -11,7 +11,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
+from lightning_vamo.core.control.coefficients import Coefficient, Regression
+from lightning_vamo.core.control.mixing import coefficient_of
 from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.probes.along import Along
 from lightning_vamo.loop.control.learning import Learning
 from lightning_vamo.loop.control.probe_count import ProbeChoice
@@ -82,6 +85,9 @@ class Snapshot(ABC):
     plan: Plan | None
     factors: Tensor | float
 
+    withholds: ClassVar[bool] = False
+    """Whether :meth:`withheld` can keep a rank's part of a row out without the other ranks having to know."""
+
     @property
     def shared(self) -> Along | None:
         """Its directions and their smoothing radius, for gradients that are estimated along them; None if it has none."""
@@ -99,7 +105,7 @@ class Snapshot(ABC):
         accumulated: int,
         scale: Callable[[Tensor], Tensor] | None,
         progress: float,
-        slopes: Tensor | None,
+        slopes: Slopes | None,
     ) -> Tensor | None:
         """Correct the gradients in ``.grad``: see :meth:`~lightning_vamo.core.control.correction.Correction.apply`."""
 
@@ -109,8 +115,8 @@ class Snapshot(ABC):
         """Keep this rank's part of a row out: see :meth:`~lightning_vamo.core.control.correction.Correction.withheld`."""
         return nullcontext()
 
-    def known_slopes(self, learner: Learner | None) -> Tensor | None:
-        """Coordinates of the gradient that a learner has just seen, as :meth:`correct` takes them, if it knows them."""
+    def known_slopes(self, learner: Learner | None) -> Slopes | None:
+        """Slopes of the gradient that a learner has just seen, as :meth:`correct` takes them, if it knows them."""
         return None
 
     @abstractmethod
@@ -253,6 +259,23 @@ class Control(ABC):
         Returns:
             The snapshot; None if the steps to come are plain, since there are to be no probes or no directions yet.
         """
+
+    def coefficient_again(
+        self, settings: ProbeSettings, state: dict[str, Any] | None, snapshot: dict[str, Any] | None
+    ) -> Coefficient | None:
+        """Take up what changes the coefficient from step to step.
+
+        Args:
+            settings: How the method probes.
+            state: What the coefficient's ``state_dict`` gave; None if there was none.
+            snapshot: The state of the snapshot; None between snapshots.
+
+        Returns:
+            The coefficient; None where there is none to take up.
+        """
+        if state is not None and settings.alpha == "adaptive":
+            return Regression.of(state)
+        return None if snapshot is None else coefficient_of(settings.alpha, snapshot["probes"], None)
 
     @abstractmethod
     def restore(self, here: Here, state: dict[str, Any], plan: Plan | None) -> Snapshot:

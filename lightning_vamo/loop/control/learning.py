@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_vamo.core.control.anchored import GradientRegression
 from lightning_vamo.core.control.coefficients import Coefficient, Regression
 from lightning_vamo.core.directions import Directions
 from lightning_vamo.core.directions.learner import Learner
@@ -34,7 +35,7 @@ class Learning:
 
     def state_dict(self) -> dict[str, Any]:
         """What has been learned, as plain types and tensors."""
-        regression = self.coefficient if isinstance(self.coefficient, Regression) else None
+        regression = self.coefficient if isinstance(self.coefficient, (Regression, GradientRegression)) else None
         return {
             "learner": None if self.learner is None else self.learner.state_dict(),
             "learned_at": self.learned_at,

@@ -28,14 +28,16 @@ class Totals:
     moment_before: float = 0.0
     moment_removed: float = 0.0
 
-    def add_sweep(self, evaluations: int, seconds: float) -> None:
+    def add_sweep(self, evaluations: int, seconds: float, backwards: int = 0) -> None:
         """Count a sweep.
 
         Args:
             evaluations: Forward passes of a batch.
             seconds: Wall-clock time.
+            backwards: Backward passes of a batch.
         """
         self.forward_evaluations += evaluations
+        self.backward_evaluations += backwards
         self.sweep_seconds += seconds
 
     def add_warmup(self, batches: int, seconds: float) -> None:

@@ -138,8 +138,15 @@ class Run:
         """
         if compat.skips_backward(trainer):
             return
-        clock, every = self.clock, self.method.control.every_n_train_steps
-        if self.snapshot is not None and not self.snapshot.fits(trainer.accumulate_grad_batches):
+        clock, every, snapshot = self.clock, self.method.control.every_n_train_steps, self.snapshot
+        if batch_idx - self.cursor.first >= trainer.num_training_batches:
+            # No row can be this batch's: after a BatchSizeFinder, Lightning counts an epoch's batches on from the last one's.
+            self.snapshot, clock.due, self.watch.differs = None, True, False
+            return
+        # A tuner that runs at the epoch's start may have made the loader anew, after the epoch has begun.
+        if snapshot is not None and not (
+            snapshot.fits(trainer.accumulate_grad_batches) and snapshot.belongs_to(compat.train_loader(trainer))
+        ):
             self.snapshot, clock.due = None, True
         if batch_idx % trainer.accumulate_grad_batches == 0:
             learned_at = self.learning.learned_at
@@ -152,10 +159,9 @@ class Run:
             self._take_snapshot(trainer, module)
             clock.due = False
         if self.watch.check(self._fingerprint(batch_idx)):
-            averages = self.method.gradient.uses_backward and compat.averages_gradients(trainer)
-            left_out = trainer.world_size == 1 or averages
+            left_out = trainer.world_size == 1 or (self._withholds and compat.averages_gradients(trainer))
             self.sums.unused += left_out
-            self.advice.on_other_batch(left_out)
+            self.advice.on_other_batch(left_out, self.method.control.made_of)
         if self.choice is not None:
             self.choice.clock.batch_starts()
 
@@ -246,9 +252,13 @@ class Run:
             with self.ledger.timing_row(module.device):
                 self.ledger.totals.forward_evaluations += snapshot.before_step(self.here(trainer, module), batch)
 
+    @property
+    def _withholds(self) -> bool:
+        return self.method.gradient.uses_backward and self.snapshot is not None and self.snapshot.withholds
+
     def around_backward(self, trainer: Trainer) -> AbstractContextManager[None]:
         """Where several ranks have to correct alike, keep this rank's part of the row out if it is another batch's."""
-        if self.snapshot is None or not self.watch.differs or not compat.averages_gradients(trainer):
+        if self.snapshot is None or not self.watch.differs or not compat.averages_gradients(trainer) or not self._withholds:
             return nullcontext()
         self.cursor.withheld = True
         row = self.snapshot.key(self.cursor.row(trainer.fit_loop.batch_idx))

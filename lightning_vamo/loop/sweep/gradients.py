@@ -44,6 +44,8 @@ def differentiate(
     batches: Iterable[tuple[int, Any]],
     parameters: Sequence[Tensor],
     see: Callable[[int, list[Tensor | None], float], None],
+    *,
+    transferred: bool = False,
 ) -> None:
     """Compute the gradients of batches, leaving no trace.
 
@@ -54,6 +56,7 @@ def differentiate(
         parameters: The parameters that have gradients.
         see: Called for each that gives a loss, with its position, the gradients, which are not kept, and the time at which the
             batch was asked for.
+        transferred: Whether the batches are on the module's device already, after the hooks around the transfer.
 
     Raises:
         UnsupportedError: If a loss is one that cannot be trained on.
@@ -63,7 +66,7 @@ def differentiate(
     with _gradients_set_aside(parameters), no_trace(trainer, module, parameters) as state:
         start = time.perf_counter()
         for position, loaded in batches:
-            batch = compat.to_device(trainer, compat.before_transfer(trainer, loaded))
+            batch = loaded if transferred else compat.to_device(trainer, compat.before_transfer(trainer, loaded))
             if batch is not None and _backward(trainer, module, batch, position):
                 see(position, gradients_of(trainer, parameters), start)
             for parameter in parameters:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lightning_vamo.core.directions import CoordinateDirections, GaussianDirections, MaskedDirections
 from lightning_vamo.core.directions.learned.subspace import GradientSubspaceDirections
 from lightning_vamo.core.gradient import excursion as module
+from lightning_vamo.core.gradient import moved
 from lightning_vamo.core.gradient.excursion import Excursion
 from lightning_vamo.core.gradient.moved import Moved
 from lightning_vamo.core.gradient.remainder import Remainder
@@ -20,6 +21,12 @@ from tests.support.problems import seeded
 WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 MOVING = [*ALL, CoordinateDirections(2), *(MaskedDirections(family, 0.5) for family in ALL)]
+
+
+@pytest.fixture(autouse=True)
+def no_copies(monkeypatch):
+    """Small pieces are copied; here they stand for large ones."""
+    monkeypatch.setattr(moved, "SMALL", 0)
 
 
 def bits(tensor):
@@ -42,19 +49,34 @@ def weights(dtype, scale, seed=0, size=5000):
 def test_a_piece_comes_back_to_the_bit(dtype, scale, special):
     x = weights(dtype, scale)[0 if special else 9 :]
     before, part = x.clone(), torch.randn(len(x), generator=seeded(1)).to(torch.promote_types(dtype, torch.float32))
-    moved = Moved(x, part, 1e-3)
+    away = Moved(x, part, 1e-3)
     plus = x.clone()
-    moved.turn(x, part)
+    away.turn(x, part)
     minus = x.clone()
-    moved.turn(x, part)
-    moved.turn(x, part)
+    away.turn(x, part)
+    away.turn(x, part)
     assert same_bits([x], [minus])
-    moved.back(x, part)
+    away.back(x, part)
     assert same_bits([x], [before])
     if not special and 0 < scale < 1:
         step = (plus.double() - minus.double()) / 2
         error = (step - 1e-3 * part.double()).abs().max()
         assert float(error) <= 2 * torch.finfo(dtype).eps * (float(before.double().abs().max()) + 0.01)
+
+
+@each("dtype", TYPES)
+def test_a_small_piece_is_copied(dtype, monkeypatch):
+    monkeypatch.setattr(moved, "SMALL", 50)
+    small, large = weights(dtype, 0.1, size=59)[9:], weights(dtype, 0.1, size=60)[9:]
+    for piece in (small, large):
+        before, part = piece.clone(), torch.randn(len(piece), generator=seeded(1)).to(torch.promote_types(dtype, torch.float32))
+        away = Moved(piece, part, 0.1)
+        assert (away.bytes == piece.nbytes) == (piece is small)
+        assert torch.allclose(piece.double(), before.double() + 0.1 * part.double(), atol=torch.finfo(dtype).eps)
+        away.turn(piece, part)
+        assert torch.allclose(piece.double(), before.double() - 0.1 * part.double(), atol=torch.finfo(dtype).eps)
+        away.back(piece, part)
+        assert same_bits([piece], [before])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -70,17 +92,17 @@ def test_any_bits_come_back_from_any_step(dtype, seed, size, distance):
     before, part = x.clone(), torch.randn(400, generator=seeded(seed + 1)).to(torch.promote_types(dtype, torch.float32))
     for start in (0, 100):  # the second is of ordinary numbers alone
         piece, numbers = x[:100] if start else x, part[:100] if start else part
-        moved = Moved(piece, numbers, 10**distance)
-        moved.turn(piece, numbers)
-        moved.back(piece, numbers)
+        away = Moved(piece, numbers, 10**distance)
+        away.turn(piece, numbers)
+        away.back(piece, numbers)
         assert same_bits([x], [before])
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 0.02), (torch.bfloat16, 0.03), (torch.float16, 0.03)])
 def test_what_it_takes_to_come_back_is_little(dtype, most):
     x = torch.randn(2**17, generator=seeded(0)).mul_(0.03).to(dtype)
-    moved = Moved(x, torch.randn(2**17, generator=seeded(1)), 1e-3)
-    assert 0 < moved.bytes < most * x.nbytes
+    away = Moved(x, torch.randn(2**17, generator=seeded(1)), 1e-3)
+    assert 0 < away.bytes < most * x.nbytes
 
 
 def test_zeros_take_a_small_part_of_a_copy_and_nothing_takes_more_than_one():

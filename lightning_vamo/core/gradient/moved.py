@@ -6,6 +6,7 @@ need no rounding. Then the piece may go to and fro by plain additions. What the 
 :class:`~lightning_vamo.core.gradient.remainder.Remainder`: the piece is moved outward, away from zero, by :math:`|s|`, and
 back.
 Weights of 16 bits are too coarse for that. Their steps are of 32 bits, and each way has a remainder of its own.
+A small piece is copied instead, which takes less time than all this.
 """
 
 import math
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from lightning_vamo.core.gradient.remainder import MANTISSA, Remainder
 from lightning_vamo.errors import InvalidArgumentError
+
+SMALL = 2**12
+"""Pieces of so many numbers, or fewer, are copied: there are few of them in a model that is not small itself."""
 
 _FEWEST = 64
 """A grid on which the longest step has fewer places than this is too coarse for the steps."""
@@ -44,6 +48,11 @@ class Moved:
 
     def __init__(self, piece: Tensor, part: Tensor, distance: float) -> None:
         self._distance = distance
+        self._grid = None
+        self._copy = piece.clone() if len(piece) <= SMALL else None
+        if self._copy is not None:
+            self._place(piece, part, self._copy)
+            return
         self._grid = _grid(piece, part, distance)
         if self._grid is None:
             self._remainder = Remainder(piece, self._step(piece, part, distance))
@@ -56,7 +65,10 @@ class Moved:
     @property
     def bytes(self) -> int:
         """How much memory the way back takes."""
-        return self._remainder.bytes
+        return self._remainder.bytes if self._copy is None else self._copy.nbytes
+
+    def _place(self, piece: Tensor, part: Tensor, origin: Tensor) -> None:
+        torch.add(origin, self._step(piece, part, self._distance), out=piece)
 
     def _step(self, piece: Tensor, part: Tensor, distance: float) -> Tensor:
         if self._grid is None:
@@ -74,6 +86,9 @@ class Moved:
             part: As before.
         """
         there, self._distance = self._distance, -self._distance
+        if self._copy is not None:
+            self._place(piece, part, self._copy)
+            return
         step = self._step(piece, part, there)
         if self._grid is None:
             self._remainder.undo(piece, step)
@@ -88,6 +103,9 @@ class Moved:
             piece: The numbers.
             part: As before.
         """
+        if self._copy is not None:
+            piece.copy_(self._copy)
+            return
         step = self._step(piece, part, self._distance)
         if self._grid is not None:
             piece.sub_(step)

@@ -98,7 +98,7 @@ class Rows(Logger):
         pass
 
     def log_metrics(self, metrics, step=None):
-        self.rows.append((step, {name: value for name, value in metrics.items() if name not in TIMES}))
+        self.rows.append((step, {name: value for name, value in metrics.items() if not name.endswith("_seconds")}))
 
 
 class Watch(L.Callback):
@@ -149,7 +149,8 @@ def run(folder, configuration, kill=None, ckpt=None, seed=1, how=None):
     second = options.pop("second", None)
     loader = {"shuffle": True, "batch_size": BATCH, **options.pop("loader", {})}
     saver = Saver(folder, **options.pop("saver", {"every_n_train_steps": 3}))
-    callback = VAMOCallback(**{"probes": 2, "seed": 4, **options.pop("vamo", {})})
+    make = options.pop("make", lambda: VAMOCallback(**{"probes": 2, "seed": 4, **options.pop("vamo", {})}))
+    callback = make()
     L.seed_everything(seed, verbose=False)
     torch.manual_seed(seed)
     if "generator" in loader:

@@ -83,6 +83,8 @@ class MethodCallback(DrivingCallback):
         settings: How to probe, for methods that do.
         seed: Seed of all random numbers of the method; by default it follows from the global seed. The global generators are
             never touched.
+        plain: Whether the arguments say that nothing is to be added to plain training: then the callback does nothing at all,
+            and Lightning trains by itself.
 
     Raises:
         InvalidArgumentError: If ``seed`` is not a whole number.
@@ -101,11 +103,14 @@ class MethodCallback(DrivingCallback):
         control: Control | None = None,
         settings: ProbeSettings | None = None,
         seed: int | None = None,
+        *,
+        plain: bool = False,
     ) -> None:
         super().__init__()
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise InvalidArgumentError(f"`seed` must be a whole number or None, got {seed!r}.")
         self.seed = seed
+        self._plain = plain
         self._method = Method(type(self).__name__, gradient or FirstOrder(), control or Nothing(), settings or PLAIN)
         self._run = Run(self._method, self.driver)
         self._attached = ExitStack()
@@ -138,7 +143,7 @@ class MethodCallback(DrivingCallback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what the method cannot train, and let the training loaders record their batches."""
-        if stage != "fit":
+        if stage != "fit" or self._plain:
             return
         name, control = self._method.name, self._method.control
         callbacks = [callback for callback in trainer.callbacks if isinstance(callback, DrivingCallback)]  # type: ignore[attr-defined]
@@ -161,6 +166,8 @@ class MethodCallback(DrivingCallback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse optimizers, and numbers of probes, that do not fit."""
+        if self._plain:
+            return
         settings, run = self._method.settings, self._run
         checks.check_optimizer(trainer.optimizers, self._method.name)
         most = settings.most(trainer.current_epoch)
@@ -176,6 +183,8 @@ class MethodCallback(DrivingCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the training steps. Not earlier: the LR finder trains, plainly, before this hook."""
+        if self._plain:
+            return
         self._trainer = trainer
         run = self._run
         # From a checkpoint without a plan, such as plain Lightning's, the plan begins with the batch that comes next.
@@ -183,7 +192,9 @@ class MethodCallback(DrivingCallback):
         if self._resumption is not None:
             self._attached.enter_context(self._resumption.taken_up(trainer, run))
         steps = ManualSteps(self.driver, self._method.gradient, run, self._method.name)
-        self._attached.enter_context(compat.manual_steps(trainer, pl_module, functools.partial(steps.one, trainer, pl_module)))
+        self._attached.enter_context(
+            compat.manual_steps(trainer, self, pl_module, functools.partial(steps.one, trainer, pl_module))
+        )
         run.ledger.begin_epoch()
 
     @override
@@ -196,6 +207,8 @@ class MethodCallback(DrivingCallback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give everything back as it was, but for what a checkpoint that is saved next needs."""
+        if self._plain:
+            return
         with suppress(UnsupportedError):  # then no checkpoint can hold the epoch, and says so
             self._run.plan = plan_within(trainer, self._run)
         self._detach()
@@ -217,6 +230,8 @@ class MethodCallback(DrivingCallback):
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether this epoch takes a snapshot, or goes on with the batches of the last one."""
+        if self._plain:
+            return
         self._run.begin_epoch(trainer)
 
     @override
@@ -225,12 +240,16 @@ class MethodCallback(DrivingCallback):
 
         The epoch's first batch has been drawn by now, so the plan exists, and every hook of the epoch's start has run.
         """
+        if self._plain:
+            return
         self._resumption = None
         self._run.before_batch(trainer, pl_module, batch_idx)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch's figures."""
+        if self._plain:
+            return
         figures = self._run.end_epoch(trainer)
         pl_module.log_dict({f"{self.prefix}/{name}": float(value) for name, value in figures.items()}, sync_dist=True)
 
@@ -239,6 +258,8 @@ class MethodCallback(DrivingCallback):
     @override
     def state_dict(self) -> dict[str, Any]:
         """Totals, the seed, and where each rank stands, as plain types and tensors; to be called on all ranks together."""
+        if self._plain:
+            return {}
         run, ranks = self._run, []
         # Before and after the training, and where nothing is ever probed, a checkpoint is plain Lightning's.
         if self._trainer is not None and self._takes_snapshots:
@@ -251,12 +272,15 @@ class MethodCallback(DrivingCallback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Prepare to go on where the run was, before Lightning's loops read the checkpoint."""
         state = checkpoint.get("callbacks", {}).get(self.state_key, {})
-        if trainer.state.fn == "fit" and state.get("ranks") and self._takes_snapshots:
+        training = self._trainer is not None  # a tuner within the training puts back what it has just saved
+        if trainer.state.fn == "fit" and state.get("ranks") and self._takes_snapshots and not training:
             self._resumption = Resumption(trainer, state["ranks"], checkpoint, self._method.name)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting, and drawing directions, from a checkpoint."""
+        if self._plain or self._trainer is not None:
+            return
         state, run = read(CallbackState, state_dict, self._method.name), self._run
         run.ledger.totals = read(Totals, state.totals, self._method.name)
         run.seeds.seed = state.seed

@@ -92,4 +92,5 @@ class VAMOCallback(MethodCallback):
         family = GradientSubspaceDirections() if directions is None else directions
         settings = ProbeSettings(as_schedule(probes), family, mu, alpha, difference, sweep_precision)
         chosen = as_control(control)
-        super().__init__(FirstOrder(), Nothing() if settings.never_probes else chosen, settings, seed)
+        plain = settings.never_probes
+        super().__init__(FirstOrder(), Nothing() if plain else chosen, settings, seed, plain=plain)

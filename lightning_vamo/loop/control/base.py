@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_vamo.core.control.coefficients import Coefficient, Regression
 from lightning_vamo.core.control.mixing import coefficient_of
 from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.loop.control.learning import Learning
 from lightning_vamo.loop.control.probe_count import ProbeChoice
 from lightning_vamo.loop.control.settings import ProbeSettings
@@ -99,7 +100,7 @@ class Snapshot(ABC):
         accumulated: int,
         scale: Callable[[Tensor], Tensor] | None,
         progress: float,
-        slopes: Tensor | None,
+        slopes: Slopes | None,
     ) -> Tensor | None:
         """Correct the gradients in ``.grad``: see :meth:`~lightning_vamo.core.control.correction.Correction.apply`."""
 
@@ -109,8 +110,8 @@ class Snapshot(ABC):
         """Keep this rank's part of a row out: see :meth:`~lightning_vamo.core.control.correction.Correction.withheld`."""
         return nullcontext()
 
-    def known_slopes(self, learner: Learner | None) -> Tensor | None:
-        """Coordinates of the gradient that a learner has just seen, as :meth:`correct` takes them, if it knows them."""
+    def known_slopes(self, learner: Learner | None) -> Slopes | None:
+        """Slopes of the gradient that a learner has just seen, as :meth:`correct` takes them, if it knows them."""
         return None
 
     @abstractmethod

@@ -123,7 +123,7 @@ def test_streams_that_cannot_be_read_twice_and_endless_ones_are_refused():
     with pytest.raises(UnsupportedError, match=r"SVRG takes the gradient of all the data.*has no length.*limit_train_batches"):
         fitted(SVRGCallback(), DataLoader(Stream(), 8))
     for gradients in ("cache", "carry"):
-        with pytest.raises(UnsupportedError, match="an IterableDataset.*set gradients='recompute', or train with alpha=0"):
+        with pytest.raises(UnsupportedError, match=r"an IterableDataset.*set gradients='recompute', or train with alpha=0"):
             fitted(SVRGCallback(gradients=gradients), DataLoader(Sized(), 8))
 
 

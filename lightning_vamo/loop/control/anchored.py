@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_vamo.core.control.anchored import Falling, Fixed, GradientCorrection, GradientRegression
 from lightning_vamo.core.control.coefficients import Coefficient
+from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.sharding import is_sharded
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat
@@ -82,7 +83,7 @@ class Anchored(Snapshot):
         accumulated: int,
         scale: Callable[[Tensor], Tensor] | None,
         progress: float,
-        slopes: Tensor | None,
+        slopes: Slopes | None,
     ) -> Tensor | None:
         """See :meth:`Snapshot.correct`."""
         row = self.row(rows, accumulated, scale) if rows else None

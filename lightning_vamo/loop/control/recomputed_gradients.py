@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from lightning_vamo.core.control.anchored import GradientCorrection
+from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.probes.point import Point
 from lightning_vamo.core.sharding import local
 from lightning_vamo.errors import NonFiniteLossError, UnsupportedError
@@ -108,7 +109,7 @@ class RecomputedGradients(Anchored):
         accumulated: int,
         scale: Callable[[Tensor], Tensor] | None,
         progress: float,
-        slopes: Tensor | None,
+        slopes: Slopes | None,
     ) -> Tensor | None:
         """See :meth:`Snapshot.correct`."""
         moments = super().correct(rows, accumulated, scale, progress, slopes)

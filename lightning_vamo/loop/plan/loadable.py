@@ -6,7 +6,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_vamo.errors import UnsupportedError
 
-
 INSTEAD = "set control='recompute', or train with probes=0"
 """What to do, with VAMO, where batches cannot be told."""
 
@@ -31,8 +30,7 @@ def check_loader(loader: object, instead: str = INSTEAD) -> DataLoader[Any]:
     )
     if not isinstance(loader, DataLoader):
         raise UnsupportedError(
-            f"The training data is a {type(loader).__name__}. {advice}: pass a torch.utils.data.DataLoader,"
-            f" {instead}."
+            f"The training data is a {type(loader).__name__}. {advice}: pass a torch.utils.data.DataLoader, {instead}."
         )
     if isinstance(loader.dataset, IterableDataset):
         raise UnsupportedError(

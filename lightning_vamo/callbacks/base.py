@@ -160,7 +160,7 @@ class MethodCallback(DrivingCallback):
         self._attached.enter_context(checks.one_optimizer(trainer.strategy, name))
         if control.records != "never" or self._method.gradient.keeps_place:
             required = control.records == "always"
-            self._attached.enter_context(recording(trainer, self._replay, required=required))
+            self._attached.enter_context(recording(trainer, self._replay, required=required, instead=control.instead))
         if control.watches:
             self._attached.enter_context(self._run.watch.watching(trainer))
 

@@ -26,12 +26,12 @@ class Heavy(VAMOModule):
 
 
 CONFIGURATIONS = {
-    "in place": {"module": Unaided, "method": lambda: MeZOCallback(2, seed=4)},
-    "a seed of its own": {"module": Unaided, "method": MeZOCallback, "loader": {"num_workers": 2}},
-    "momentum": {"module": Heavy, "method": lambda: MeZOCallback(seed=4)},
+    "in place": {"module": Unaided, "make": lambda: MeZOCallback(2, seed=4)},
+    "a seed of its own": {"module": Unaided, "make": MeZOCallback, "loader": {"num_workers": 2}},
+    "momentum": {"module": Heavy, "make": lambda: MeZOCallback(seed=4)},
     "while derivatives add up": {
         "module": Unaided,
-        "method": lambda: MeZOCallback(directions=MaskedDirections(GaussianDirections()), mu="auto", clip=0.5, seed=4),
+        "make": lambda: MeZOCallback(directions=MaskedDirections(GaussianDirections()), mu="auto", clip=0.5, seed=4),
         "accumulate_grad_batches": 2,
         "val_check_interval": 3,
         "saver": {"every_n_epochs": 1, "save_on_train_epoch_end": False},

@@ -228,7 +228,7 @@ class Unaided(VAMOModule):
 @WARNINGS[1]
 def test_a_killed_run_goes_on_bit_for_bit(kill, tmp_path):
     """What the last steps have told of the slope's size is in the checkpoint, and losses that are adding up are too."""
-    configuration = {"module": Unaided, "method": lambda: S2PCallback("vs2p", seed=4), "accumulate_grad_batches": 2}
+    configuration = {"module": Unaided, "make": lambda: S2PCallback("vs2p", seed=4), "accumulate_grad_batches": 2}
     configuration |= {"val_check_interval": 3, "saver": {"every_n_epochs": 1, "save_on_train_epoch_end": False}}
     uninterrupted = resuming(tmp_path / "whole", configuration)
     resuming(tmp_path / "killed", configuration, kill)

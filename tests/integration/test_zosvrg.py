@@ -187,7 +187,7 @@ class Heavy(VAMOModule):
 @WARNINGS[1]
 def test_a_killed_run_goes_on_bit_for_bit(name, kill, tmp_path):
     """A mask is of the snapshot's weights, which a resumed run no longer has."""
-    configuration = {"module": Heavy, "method": CONFIGURATIONS[name]}
+    configuration = {"module": Heavy, "make": CONFIGURATIONS[name]}
     uninterrupted = resuming(tmp_path / "whole", configuration)
     resuming(tmp_path / "killed", configuration, kill)
     checkpoint = last_checkpoint(tmp_path / "killed")

@@ -98,7 +98,7 @@ class Rows(Logger):
         pass
 
     def log_metrics(self, metrics, step=None):
-        self.rows.append((step, {name: value for name, value in metrics.items() if not name.endswith(TIMES)}))
+        self.rows.append((step, {name: value for name, value in metrics.items() if not name.endswith("_seconds")}))
 
 
 class Watch(L.Callback):
@@ -149,8 +149,9 @@ def run(folder, configuration, kill=None, ckpt=None, seed=1, how=None):
     second = options.pop("second", None)
     loader = {"shuffle": True, "batch_size": BATCH, **options.pop("loader", {})}
     saver = Saver(folder, **options.pop("saver", {"every_n_train_steps": 3}))
-    method, built = options.pop("method", None), options.pop("module", VAMOModule)
-    callback = method() if method else VAMOCallback(**{"probes": 2, "seed": 4, **options.pop("vamo", {})})
+    built = options.pop("module", VAMOModule)
+    make = options.pop("make", lambda: VAMOCallback(**{"probes": 2, "seed": 4, **options.pop("vamo", {})}))
+    callback = make()
     L.seed_everything(seed, verbose=False)
     torch.manual_seed(seed)
     if "generator" in loader:

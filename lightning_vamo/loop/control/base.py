@@ -24,6 +24,7 @@ from lightning_vamo.loop.ledger.seeds import Seeds
 from lightning_vamo.loop.ledger.totals import Totals
 from lightning_vamo.loop.parameters import trainable_parameters
 from lightning_vamo.loop.plan.fingerprint import BatchWatch
+from lightning_vamo.loop.plan.loadable import INSTEAD
 from lightning_vamo.loop.plan.plan import Plan
 from lightning_vamo.loop.sweep.oracle import Oracle
 from lightning_vamo.report import MadeOf
@@ -210,6 +211,9 @@ class Control(ABC):
 
     records: ClassVar[Literal["always", "where possible", "never"]]
     """Whether training loaders have to tell their batches before an epoch trains on them."""
+
+    instead: ClassVar[str] = INSTEAD
+    """What to do where batches cannot be told, for messages."""
 
     made_of: ClassVar[MadeOf | None] = "probes"
     """What the control variate is made of; None if there is none."""

@@ -16,6 +16,7 @@ from lightning_vamo.core.directions import (
     OrthonormalDirections,
     RademacherDirections,
 )
+from lightning_vamo.loop.gradient.moving import check_parameters
 from lightning_vamo.loop.ledger.seeds import Seeds, seeded
 from tests.support.modules import MemoryLogger, Perceptron, VAMOEverything, classification_data, loaders, trainer
 from tests.support.odd_steps import Normed, Taken
@@ -380,6 +381,12 @@ def test_what_does_not_fit_is_refused_before_the_first_step(arguments, sgd, opti
     with pytest.raises(error, match=message):
         fitted(module, MeZOCallback(**arguments), **options)
     assert all(torch.equal(value, built().state_dict()[name]) for name, value in module.state_dict().items())
+
+
+def test_weights_that_are_elsewhere_are_refused():
+    module = Plain().to("meta")
+    with pytest.raises(UnsupportedError, match=r"on the meta device, without numbers that MeZOCallback could move"):
+        check_parameters(list(module.parameters()), "MeZOCallback")
 
 
 def test_gradient_clipping_clips_the_estimate():

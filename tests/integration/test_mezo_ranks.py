@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.utils.data import DataLoader
 
 from lightning_vamo import MeZOCallback, UnsupportedError, VAMOMixin
@@ -104,11 +105,21 @@ class Unaided(VAMO):
         return torch.optim.SGD(self.net.parameters(), lr=0.05, weight_decay=0.1)
 
 
+class Offloaded(Unaided):
+    """Keeps its shards in host memory."""
+
+    def configure_model(self):
+        for part in self.units():
+            fully_shard(part, mesh=self.device_mesh["data_parallel"], offload_policy=CPUOffloadPolicy(pin_memory=False))
+
+
 def shards(folder):
     found = {}
     for name, cls in (("in place", Unaided), ("gradient", VAMO)):
         callbacks = [MeZOCallback(2, seed=2) for _ in range(2)]
         found[name] = [train(cls, [callback], sharded, torch.float64) for sharded, callback in enumerate(callbacks)]
+    offloaded = train(Offloaded, [MeZOCallback(2, seed=2)], True, torch.float64)
+    assert same_bits(offloaded, found["in place"][1])
     try:
         train(VAMO, [MeZOCallback(share="probes")])
     except UnsupportedError as error:

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from lightning_vamo.core.directions import GaussianDirections
 from lightning_vamo.core.gradient.excursion import Excursion
-from lightning_vamo.core.gradient.moved import check_movable
 from lightning_vamo.core.gradient.update import descend
 from lightning_vamo.core.probes.radius import check_mu
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.gradient.base import Evaluated, Gradient, Step
 from lightning_vamo.loop.gradient.evaluations import Evaluations, Others
-from lightning_vamo.loop.gradient.moving import Moving, is_plain_sgd, rates
+from lightning_vamo.loop.gradient.moving import Moving, check_parameters, is_plain_sgd, rates
 from lightning_vamo.loop.gradient.ranks import gathered
 from lightning_vamo.loop.ledger.seeds import seeded
 
@@ -93,8 +92,7 @@ class DirectSearch(Gradient):
         """See :meth:`Gradient.begin`: the optimizer has to be one that gives a step length, and takes no step of its own."""
         self._state, self._others = _State(), Others()
         compat.resharding(module)()
-        for parameter in self._moving.parameters(trainer, module):
-            check_movable(parameter.dtype)
+        check_parameters(self._moving.parameters(trainer, module), name)
         [optimizer] = trainer.optimizers
         if not is_plain_sgd(optimizer):
             raise UnsupportedError(

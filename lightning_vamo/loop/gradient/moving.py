@@ -8,8 +8,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_vamo.core.gradient.moved import check_movable
 from lightning_vamo.core.gradient.update import Rate
-from lightning_vamo.errors import InvalidArgumentError
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop.parameters import same_tensors, trainable_parameters
 
 Chosen = str | Sequence[str] | Callable[[str, Tensor], bool] | None
@@ -87,6 +88,27 @@ class Moving:
         if callable(self._chosen):
             return bool(self._chosen(name, parameter))
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self._chosen or ())
+
+
+def check_parameters(parameters: Sequence[Tensor], name: str) -> None:
+    """Refuse parameters that cannot be moved in place and brought back.
+
+    Args:
+        parameters: The parameters.
+        name: Name of the callback, for messages.
+
+    Raises:
+        InvalidArgumentError: If one has a type that cannot be moved.
+        UnsupportedError: If the numbers of one are somewhere else.
+    """
+    for parameter in parameters:
+        check_movable(parameter.dtype)
+        if parameter.device.type == "meta":
+            raise UnsupportedError(
+                f"A parameter is on the meta device, without numbers that {name} could move: hooks such as accelerate's"
+                " `cpu_offload` keep them elsewhere. Load the weights, or shard the module with FSDP2, whose CPUOffloadPolicy"
+                " keeps them in host memory."
+            )
 
 
 def groups_of(optimizers: Sequence[Any], parameters: Sequence[Tensor]) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lightning_vamo.core.directions import Directions, ProbeDirections
 from lightning_vamo.core.gradient.excursion import Excursion
-from lightning_vamo.core.gradient.moved import check_movable
 from lightning_vamo.core.gradient.update import descend, write_gradient
 from lightning_vamo.core.probes.along import Along
 from lightning_vamo.core.probes.clipping import check_clip, clipped
@@ -22,7 +21,7 @@ from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_whole
 from lightning_vamo.loop.gradient.base import Evaluated, Gradient, Step
 from lightning_vamo.loop.gradient.evaluations import Evaluations, Others
-from lightning_vamo.loop.gradient.moving import Chosen, Moving, check_chosen, is_plain_sgd, rates
+from lightning_vamo.loop.gradient.moving import Chosen, Moving, check_chosen, check_parameters, is_plain_sgd, rates
 from lightning_vamo.loop.gradient.ranks import gathered
 from lightning_vamo.loop.gradient.tally import Tally
 from lightning_vamo.loop.ledger.seeds import seeded
@@ -119,8 +118,7 @@ class ZerothOrder(Gradient):
         self._state, self._family = _State(), None
         compat.resharding(module)()
         parameters = self._moving.parameters(trainer, module)
-        for parameter in parameters:
-            check_movable(parameter.dtype)
+        check_parameters(parameters, name)
         count = settings.probes * (trainer.world_size if settings.share == "probes" else 1)
         settings.directions.check_count(count, sum(parameter.numel() for parameter in parameters))
         if settings.share == "probes" and any(map(is_sharded, parameters)):

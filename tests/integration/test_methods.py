@@ -13,7 +13,7 @@ from tests.support.meddling import VAMOMeddling, everything
 from tests.support.methods import METHODS
 from tests.support.modules import Everything, MemoryLogger, Perceptron, VAMOEverything, classification_data, loaders, trainer
 from tests.support.ranks import Regression, run
-from tests.support.resuming import assert_continues, last_checkpoint
+from tests.support.resuming import VAMOModule, assert_continues, last_checkpoint
 from tests.support.resuming import run as run_until_killed
 from tests.support.watched import Compare
 
@@ -116,7 +116,7 @@ def test_evaluations_outside_of_steps_leave_no_trace(claims, cls):
     L.seed_everything(0, verbose=False)
     expected, compares = claims.looks(6), {purpose: Compare(everything, purpose) for purpose in ("sweep", "row")}
     options = {"logger": MemoryLogger("somewhere"), "limit_train_batches": 6}
-    trainer(callbacks=[claims.make(), *compares.values()], **options).fit(cls(), *loaders())
+    trainer(callbacks=[claims.make(), *compares.values()], **options).fit(claims.fitting(cls)(), *loaders())
     assert {purpose: compare.compared for purpose, compare in compares.items() if compare.compared} == {
         purpose: 2 * count for purpose, count in expected.items()
     }
@@ -154,6 +154,7 @@ KILLS = {1: [(0, 4, "end"), (2, 3, "step")], 2: [(1, 0, "start"), (1, 4, "end")]
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
 def test_a_run_that_dies_anywhere_resumes_bit_for_bit(claims, accumulated, tmp_path):
     options = {"make": claims.make, "accumulate_grad_batches": accumulated, "saver": {"every_n_train_steps": 1}}
+    options |= {"module": claims.fitting(VAMOModule)}
     whole = run_until_killed(tmp_path / "whole", options)
     for index, kill in enumerate(KILLS[accumulated]):
         folder = tmp_path / str(index)
@@ -165,8 +166,12 @@ def test_a_run_that_dies_anywhere_resumes_bit_for_bit(claims, accumulated, tmp_p
 @every_method
 def test_two_ranks_are_one_with_the_same_global_batches(claims, tmp_path):
     data, options = TensorDataset(*classification_data(48).tensors), {"precision": "64-true", "use_distributed_sampler": False}
-    [one] = run(Regression(), tmp_path / "one", data, devices=1, batch_size=8, callback=claims.make(), **options)
-    first, second = run(Regression(), tmp_path / "two", data, devices=2, batch_size=4, callback=claims.make(), **options)
+    [one] = run(
+        claims.fitting(Regression)(), tmp_path / "one", data, devices=1, batch_size=8, callback=claims.make(), **options
+    )
+    first, second = run(
+        claims.fitting(Regression)(), tmp_path / "two", data, devices=2, batch_size=4, callback=claims.make(), **options
+    )
     for name, weight in one["state"].items():
         assert torch.equal(first["state"][name], second["state"][name])
         assert torch.allclose(first["state"][name], weight, rtol=1e-9, atol=1e-9 * float(weight.abs().max())), name
@@ -207,7 +212,7 @@ def test_a_configuration_goes_round(claims, tmp_path, capsys):
     """From a short name to the file that the command saves, and from that file to the same run."""
     config = {
         "seed_everything": 1,
-        "model": {"class_path": "tests.support.modules.Everything"},
+        "model": {"class_path": "tests.support.modules.Everything", "init_args": {"optimizer": "plain"}},
         "data": {"class_path": "tests.support.modules.Data"},
         "method": claims.configuration,
         "trainer": {"max_epochs": 1, "limit_train_batches": 4, "log_every_n_steps": 1, "default_root_dir": str(tmp_path)},

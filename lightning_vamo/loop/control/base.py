@@ -15,6 +15,7 @@ from lightning_vamo.core.control.coefficients import Coefficient, Regression
 from lightning_vamo.core.control.mixing import coefficient_of
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.directions.slopes import Slopes
+from lightning_vamo.core.probes.along import Along
 from lightning_vamo.loop.control.learning import Learning
 from lightning_vamo.loop.control.probe_count import ProbeChoice
 from lightning_vamo.loop.control.settings import ProbeSettings
@@ -45,7 +46,7 @@ class Here:
         advice: The warnings of the run.
         watch: Tells batches apart.
         catch_up: Tells ``choice`` of the steps since it was last told of some.
-        plan: The epoch's plan, where the loaders do not have all of it, as after a resume; else None.
+        plan: The batches of the epoch, where loaders can tell them; else None.
     """
 
     trainer: Trainer
@@ -87,6 +88,11 @@ class Snapshot(ABC):
 
     withholds: ClassVar[bool] = False
     """Whether :meth:`withheld` can keep a rank's part of a row out without the other ranks having to know."""
+
+    @property
+    def shared(self) -> Along | None:
+        """Its directions and their smoothing radius, for gradients that are estimated along them; None if it has none."""
+        return None
 
     @property
     @abstractmethod

@@ -252,6 +252,10 @@ class Control(ABC):
         """Warn, if something is lost with a training loader that was made anew."""
         return
 
+    def warn_of_changing_data(self, advice: Advice) -> None:
+        """Say what comes of data that gives other batches when it is read again."""
+        return
+
     @abstractmethod
     def take(self, here: Here, before: Snapshot | None) -> Snapshot | None:
         """Take a snapshot of the weights as they are.

@@ -24,6 +24,7 @@ class Learning:
             to warm up with; None once that is past.
         mu: The smoothing radius that was measured to be best, for the next snapshot; None before the first one, and where the
             radius is given.
+        changing_data: Whether the rows of a sweep could not be used, since the data gives other batches when it is read again.
         coefficient: Changes the effective coefficient from step to step; None where it stays the same.
     """
 
@@ -31,6 +32,7 @@ class Learning:
     parameters: Sequence[Tensor] = ()
     learned_at: int | None = None
     mu: float | None = None
+    changing_data: bool = False
     coefficient: Coefficient | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -40,6 +42,7 @@ class Learning:
             "learner": None if self.learner is None else self.learner.state_dict(),
             "learned_at": self.learned_at,
             "mu": self.mu,
+            "changing_data": self.changing_data,
             "coefficient": None if regression is None else regression.state_dict(),
         }
 

@@ -13,6 +13,7 @@ from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_none
 from lightning_vamo.loop.gradient.base import Step
 from lightning_vamo.loop.guards.module_state import ModuleState
+from lightning_vamo.loop.guards.randomness import RandomState
 from lightning_vamo.loop.guards.silence import silent
 from lightning_vamo.loop.guards.tensors import checksum
 from lightning_vamo.loop.plan.tensors import fresh_copy
@@ -83,12 +84,13 @@ class Watched:
                 self._written[id(parameter)] = parameter
 
     def _marks(self) -> list[tuple[int, ...]]:
-        return [(p._version, *((_checksum(p),) if self._closely else ())) for p in self._parameters]
+        return [(p._version, *(_checksum(p) if self._closely else ())) for p in self._parameters]
 
 
-def _checksum(tensor: Tensor) -> int:
+def _checksum(tensor: Tensor) -> tuple[int, ...]:
     """A checksum of what this process holds of a tensor, a block at a time."""
-    return sum(map(checksum, torch.split(local(tensor).reshape(-1), _BLOCK))) if local(tensor).numel() else 0
+    blocks = torch.split(local(tensor).reshape(-1), _BLOCK)
+    return tuple(number for block in blocks if len(block) for number in checksum(block))
 
 
 class Evaluations:
@@ -123,9 +125,9 @@ class Evaluations:
     def __enter__(self) -> "Evaluations":
         """Evaluate the batch within the context."""
         self._before = self._state()
-        self._random = compat.rng_states(self._device)
+        self._random = RandomState(self._device)
         self._rest = fresh_copy(self._step.batch)  # a step may take its batch apart: `labels = batch.pop("labels")`
-        self._after: tuple[ModuleState, dict[str, Any], bool] | None = None
+        self._after: tuple[ModuleState, RandomState, bool] | None = None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -133,7 +135,8 @@ class Evaluations:
         if self._after is not None:
             state, random, self._step.trainer.should_stop = self._after
             state.restore()
-            compat.set_rng_states(random)
+            random.settle()
+            random.set()
 
     def __call__(self) -> Tensor | None:
         """Evaluate the batch at the parameters as they are.
@@ -164,9 +167,10 @@ class Evaluations:
     def _silent(self) -> Tensor | None:
         step = self._step
         if self._after is None:
-            self._after = self._state(), compat.rng_states(self._device), step.trainer.should_stop
+            self._random.settle()
+            self._after = self._state(), RandomState(self._device), step.trainer.should_stop
         self._before.restore()
-        compat.set_rng_states(self._random)
+        self._random.set()
         with silent(step.trainer, step.module), step.trainer.precision_plugin.train_step_context():
             value = self._loss(self._rest if self.count == self._most else fresh_copy(self._rest))
         self._reshard()

@@ -178,3 +178,15 @@ class Advice:
                 " steps are not corrected. Check the data; under 16-mixed, gradients overflow until the GradScaler has found"
                 " its scale.",
             )
+
+    def on_changing_data(self, outcome: str) -> None:
+        """Warn that most rows of a sweep could not be used, for the data gives other batches when it is read again.
+
+        Args:
+            outcome: What follows from that.
+        """
+        self._once(
+            "changing data",
+            "Most rows of the sweep were of no use: the dataset gives other samples for the same indices, as with random"
+            f" augmentation. {outcome}",
+        )

@@ -25,6 +25,7 @@ class Totals:
     row_seconds: float = 0.0
     warmup_seconds: float = 0.0
     training_seconds: float = 0.0
+    rows_unused: int = 0
     moment_before: float = 0.0
     moment_removed: float = 0.0
 

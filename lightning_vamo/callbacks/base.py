@@ -3,7 +3,7 @@
 import functools
 from abc import abstractmethod
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from lightning_vamo.callbacks.state import CallbackState
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import checks, compat
 from lightning_vamo.loop.checkpoint.resume import Resumption
@@ -33,23 +34,6 @@ from lightning_vamo.report import MethodReport, epoch_in_words
 
 AT_SNAPSHOT = ("snapshot_loss", "mu", "probe_snr", "directions_dropped", "sweep_seconds")
 """The figures that are logged at the step of the snapshot that they belong to."""
-
-
-@dataclass
-class CallbackState:
-    """What a checkpoint holds of a callback.
-
-    Attributes:
-        seed: Seed of the run; None if it never began.
-        totals: The totals of :class:`~lightning_vamo.loop.ledger.totals.Totals`.
-        choice: What has been measured to choose the number of probes by; None if it is not chosen.
-        ranks: Where each rank stands; empty before and after the training, and where there are no snapshots.
-    """
-
-    seed: int | None
-    totals: dict[str, Any]
-    choice: dict[str, Any] | None
-    ranks: list[dict[str, Any]]
 
 
 class MethodCallback(DrivingCallback):
@@ -142,7 +126,7 @@ class MethodCallback(DrivingCallback):
         self._run.frozen = frozen(pl_module)
         self._resumption = None
         self._attached.enter_context(checks.one_optimizer(trainer.strategy, name))
-        if control.records != "never" or self._method.gradient.keeps_place:
+        if self._method.records:
             required = control.records == "always"
             self._attached.enter_context(recording(trainer, self._replay, required=required, instead=control.instead))
         if control.watches:
@@ -247,7 +231,7 @@ class MethodCallback(DrivingCallback):
             # What was measured at a snapshot has been logged at its step: it is here for callbacks, such as one that stops.
             logged, shown = False if name in AT_SNAPSHOT else None, name == "variance_removed"
             pl_module.log(f"{self.prefix}/{name}", float(value), prog_bar=shown, logger=logged, sync_dist=True)
-        if not isinstance(self._method.control, Nothing):
+        if self._method.control.made_of is not None:
             self._say(f"{self.report.method}, epoch {trainer.current_epoch}: {epoch_in_words(figures, self.report)}.")
 
     @override

@@ -130,8 +130,9 @@ def plan_within(trainer: Trainer, run: Run) -> Plan | None:
     """The plan that the run is in, or that it keeps for the epochs to come; None where the data has none."""
     if run.snapshot is not None and run.snapshot.plan is not None:
         return run.snapshot.plan
-    within = compat.position(trainer) is not None
-    return run.plan or (plan_of(trainer) if within and has_plan(trainer) else None)
+    if compat.position(trainer) is None:
+        return None
+    return run.plan or (plan_of(trainer) if has_plan(trainer) else None)
 
 
 def _state(trainer: Trainer, run: Run) -> RankState:

@@ -46,7 +46,7 @@ class Here:
         advice: The warnings of the run.
         watch: Tells batches apart.
         catch_up: Tells ``choice`` of the steps since it was last told of some.
-        plan: The epoch's plan, where the loaders do not have all of it, as after a resume; else None.
+        plan: The batches of the epoch, where loaders can tell them; else None.
     """
 
     trainer: Trainer

@@ -87,6 +87,10 @@ class Gradient(ABC):
             What came of the batch.
         """
 
+    def release(self) -> None:
+        """Let go of what belongs to the module of a fit that has ended."""
+        return
+
     def bounded(self, alpha: Alpha) -> Alpha:
         """The mixing coefficient to warn of: the theory's where the gradient's own noise is as large as what is taken out."""
         return alpha if self.uses_backward else "theory"

@@ -29,6 +29,8 @@ class Others:
     """
 
     def __init__(self) -> None:
+        self.states: dict[str, ModuleState] = {}
+        """States of the module before and after the last step's first evaluation, whose copies serve again."""
         self._written: dict[int, Tensor] = {}
         self._epoch: int | None = None
 
@@ -83,14 +85,13 @@ class Watched:
             if before != after:
                 self._written[id(parameter)] = parameter
 
-    def _marks(self) -> list[tuple[int, ...]]:
-        return [(p._version, *(_checksum(p) if self._closely else ())) for p in self._parameters]
+    def _marks(self) -> list[tuple[Any, ...]]:
+        return [(p._version, *((_checksum(p),) if self._closely else ())) for p in self._parameters]
 
 
-def _checksum(tensor: Tensor) -> tuple[int, ...]:
-    """A checksum of what this process holds of a tensor, a block at a time."""
-    blocks = torch.split(local(tensor).reshape(-1), _BLOCK)
-    return tuple(number for block in blocks if len(block) for number in checksum(block))
+def _checksum(tensor: Tensor) -> tuple[tuple[int, ...], ...]:
+    """Checksums of what this process holds of a tensor, a block at a time."""
+    return tuple(map(checksum, torch.split(local(tensor).reshape(-1), _BLOCK))) if local(tensor).numel() else ()
 
 
 class Evaluations:
@@ -124,7 +125,7 @@ class Evaluations:
 
     def __enter__(self) -> "Evaluations":
         """Evaluate the batch within the context."""
-        self._before = self._state()
+        self._before = self._state("before")
         self._random = RandomState(self._device)
         self._rest = fresh_copy(self._step.batch)  # a step may take its batch apart: `labels = batch.pop("labels")`
         self._after: tuple[ModuleState, RandomState, bool] | None = None
@@ -168,7 +169,7 @@ class Evaluations:
         step = self._step
         if self._after is None:
             self._random.settle()
-            self._after = self._state(), RandomState(self._device), step.trainer.should_stop
+            self._after = self._state("after"), RandomState(self._device), step.trainer.should_stop
         self._before.restore()
         self._random.set()
         with silent(step.trainer, step.module), step.trainer.precision_plugin.train_step_context():
@@ -180,5 +181,8 @@ class Evaluations:
         loss: Tensor | None = self._step.module.probe_loss(batch, self._step.trainer.fit_loop.batch_idx)  # type: ignore[operator]
         return loss
 
-    def _state(self) -> ModuleState:
-        return ModuleState(self._step.module, self._others.left_alone(self._step, self._moving))
+    def _state(self, when: str) -> ModuleState:
+        left_alone = self._others.left_alone(self._step, self._moving)
+        state = ModuleState(self._step.module, left_alone, self._others.states.get(when))
+        self._others.states[when] = state
+        return state

@@ -27,6 +27,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinxcontrib.katex",
+    "displayed_math",
     "public_names",
 ]
 exclude_patterns = ["_build"]
@@ -43,6 +44,7 @@ nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+
 # An overridden hook without a docstring of its own would print Lightning's, which does not resolve here.
 autodoc_inherit_docstrings = False
 napoleon_numpy_docstring = False

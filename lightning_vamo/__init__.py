@@ -10,7 +10,7 @@ from lightning_vamo.errors import InvalidArgumentError, NonFiniteLossError, Unsu
 from lightning_vamo.finder.find import find_probes
 from lightning_vamo.finder.finding import ProbeFigures, ProbeFinding
 from lightning_vamo.loop.control.carried import Carry
-from lightning_vamo.loop.control.recomputed import Recompute
+from lightning_vamo.loop.control.recompute import Recompute
 from lightning_vamo.loop.control.replayed import Replay
 from lightning_vamo.loop.observer import RunObserver
 from lightning_vamo.mixin import VAMOMixin, with_vamo

@@ -39,10 +39,10 @@ def test_configuration(tmp_path, monkeypatch):
     Path("config.yaml").write_text(yaml.safe_dump(config))
     for line in block("console", "--vamo.probes").splitlines():
         words = line.split()[2:]
-        cli = VAMOCLI(args=[*words, "--trainer.fast_dev_run=2"])
+        cli = VAMOCLI(args=[*words, "--trainer.fast_dev_run=2", "--vamo.mu=0.01"])
         callback = next(c for c in cli.trainer.callbacks if isinstance(c, lightning_vamo.VAMOCallback))
         probes = 8 if "--vamo.probes" in words else 4
-        assert callback.report.forward_evaluations == 2 + 2 * (1 + probes) + 2 + (probes + 1)
+        assert callback.report.forward_evaluations == 2 + 2 * (1 + probes) + (1 + 2 + 2) + (probes + 1)
 
 
 def test_links_to_files():

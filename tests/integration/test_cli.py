@@ -35,6 +35,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
 
+# A sweep of 4 batches evaluates, beside those of its table, a batch a second time, and each at twice and at half the radius.
+
 
 def command(tmp_path, subcommand="fit", trainer=None, cli=VAMOCLI, arguments=(), **sections):
     config = {"seed_everything": 1, "model": MODEL, "data": {"class_path": "tests.support.modules.Data"}, **sections}
@@ -77,12 +79,12 @@ def test_the_section_and_the_command_line_set_the_callbacks_arguments(tmp_path):
     assert isinstance(callback.settings.directions, RademacherDirections)
     assert callback.settings.directions.storage == "seeded"
     assert (callback.settings.mu, callback.settings.alpha, callback.settings.difference) == (0.01, 0.001, "central")
-    assert callback.report.forward_evaluations == 4 * (1 + 2 * 2) + 2 * 4 + 4
+    assert callback.report.forward_evaluations == 4 * (1 + 2 * 2) + (1 + 2 * (4 + 4)) + 4
 
 
 def test_a_schedule_of_ones_own(tmp_path):
-    callback = callback_of(command(tmp_path, vamo={"probes": {"class_path": "tests.integration.test_cli.Own"}}))
-    assert callback.report.forward_evaluations == 4 * (1 + 3) + 4 + 4 + 4
+    callback = callback_of(command(tmp_path, vamo={"probes": {"class_path": "tests.integration.test_cli.Own"}, "mu": 0.01}))
+    assert callback.report.forward_evaluations == 4 * (1 + 3) + (1 + 4 + 4) + 4 + 4
 
 
 class Own:
@@ -137,8 +139,11 @@ def write(folder, configuration):
 
 
 def test_a_callback_in_the_configuration(tmp_path):
-    callbacks = [{"class_path": "lightning_vamo.VAMOCallback", "init_args": {"probes": 2}}]
-    assert callback_of(command(tmp_path, trainer={"callbacks": callbacks})).report.forward_evaluations == 4 * 3 + 4 + 4 + 4
+    callbacks = [{"class_path": "lightning_vamo.VAMOCallback", "init_args": {"probes": 2, "mu": 0.01}}]
+    assert (
+        callback_of(command(tmp_path, trainer={"callbacks": callbacks})).report.forward_evaluations
+        == 4 * 3 + (1 + 4 + 4) + 4 + 4
+    )
     with pytest.raises(UnsupportedError, match=r"both a section `vamo` and a VAMOCallback.*keep one"):
         command(tmp_path, trainer={"callbacks": callbacks}, vamo={"probes": 3})
 

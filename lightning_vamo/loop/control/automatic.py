@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_vamo.loop.control.base import Control, Here, Snapshot
-from lightning_vamo.loop.control.recomputed import Recompute
+from lightning_vamo.loop.control.recompute import Recompute
 from lightning_vamo.loop.control.replayed import Replay
 from lightning_vamo.loop.plan.plan import Plan, has_plan
 

@@ -13,7 +13,9 @@ from lightning_vamo.core.control.correction import Correction
 from lightning_vamo.errors import InvalidArgumentError
 from lightning_vamo.loop.checks import check_whole
 from lightning_vamo.loop.control.base import Here, Snapshot
-from lightning_vamo.loop.control.probed import Drawn, Probed, ProbedControl, draw, measure
+from lightning_vamo.loop.control.drawn import Drawn, draw
+from lightning_vamo.loop.control.measured import measure
+from lightning_vamo.loop.control.probed import Probed, ProbedControl
 from lightning_vamo.loop.ledger.advice import Advice
 from lightning_vamo.loop.parameters import same_tensors
 from lightning_vamo.loop.plan.plan import Plan, plan_of
@@ -121,7 +123,7 @@ class Carry(ProbedControl):
         sweeps = self.sweep_every_n_epochs is not None and not isinstance(before, Carried)
         batches = functools.cache(lambda: plan_of(here.trainer))
         last = before if isinstance(before, Carried) else None
-        drawn = draw(here, batches, lambda: self.sweeps(1.0), keep=last)
+        drawn = draw(here, batches, lambda: self.sweeps(1.0), keep=None if last is None else last.drawn)
         if drawn is None:
             return None
         return _swept(here, drawn, batches()) if sweeps else _turned(here, drawn, last)

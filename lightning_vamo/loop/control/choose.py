@@ -7,7 +7,7 @@ from lightning_vamo.loop.control.automatic import Auto
 from lightning_vamo.loop.control.base import Control
 from lightning_vamo.loop.control.carried import Carry
 from lightning_vamo.loop.control.probed import ProbedControl
-from lightning_vamo.loop.control.recomputed import Recompute
+from lightning_vamo.loop.control.recompute import Recompute
 from lightning_vamo.loop.control.replayed import Replay
 
 Named = Literal["auto", "replay", "carry", "recompute"]

@@ -11,7 +11,9 @@ from lightning_vamo.core.control.correction import Correction
 from lightning_vamo.core.control.table import ControlVariate
 from lightning_vamo.loop.checks import check_whole
 from lightning_vamo.loop.control.base import Here, Snapshot
-from lightning_vamo.loop.control.probed import Drawn, Probed, ProbedControl, draw, measure
+from lightning_vamo.loop.control.drawn import Drawn, draw
+from lightning_vamo.loop.control.measured import measure
+from lightning_vamo.loop.control.probed import Probed, ProbedControl
 from lightning_vamo.loop.plan.plan import Plan, plan_of
 from lightning_vamo.loop.sweep.sweep import Sweep
 

@@ -1,0 +1,134 @@
+"""Which directions a snapshot has, and how many: drawn at random, or learned from the gradients of training."""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lightning_vamo.core.control.mixing import coefficient_of, effective_coefficient
+from lightning_vamo.core.directions import ProbeDirections
+from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.loop import compat
+from lightning_vamo.loop.control.base import Here
+from lightning_vamo.loop.control.warmup import warm_up
+from lightning_vamo.loop.ledger.seeds import seeded
+from lightning_vamo.loop.observer import probing
+from lightning_vamo.loop.parameters import same_tensors
+from lightning_vamo.loop.plan.reread import Swept
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Probe directions, and what they are drawn from again after a resume.
+
+    Attributes:
+        directions: The directions.
+        family: Name of their family.
+        seed: What they were drawn with, if they are random.
+        parameters: The parameters that they are for.
+        beta: The effective coefficient of their rows.
+    """
+
+    directions: ProbeDirections
+    family: str
+    seed: int
+    parameters: Sequence[Tensor]
+    beta: float
+
+    @classmethod
+    def of(cls, here: Here, directions: ProbeDirections, seed: int) -> "Drawn":
+        """Directions for the parameters of a run."""
+        beta = effective_coefficient(here.settings.alpha, directions.count, directions.dimension)
+        return cls(directions, type(here.settings.directions).__name__, seed, here.parameters, beta)
+
+    @classmethod
+    def again(cls, here: Here, state: dict[str, Any]) -> "Drawn":
+        """The directions of a snapshot's state."""
+        learner, count = here.learning.learner, state["probes"]
+        if learner is None:
+            directions = here.settings.directions.draw(here.parameters, count, seeded(state["seed"]))
+        else:
+            directions = learner.leading(count)
+        return cls.of(here, directions, state["seed"])
+
+
+def draw(
+    here: Here, batches: Callable[[], Swept | None], sweeps: Callable[[], float], keep: Drawn | None = None
+) -> Drawn | None:
+    """Turn to the directions of a new snapshot.
+
+    Args:
+        here: Where the run stands.
+        batches: Gives the batches to warm up with; None if they cannot be told beforehand.
+        sweeps: Gives how often a batch is probed per epoch, on average.
+        keep: Those of the last snapshot, if random directions are to stay what they are.
+
+    Returns:
+        The directions; None if there are to be no probes, or if no directions have been learned yet.
+    """
+    trainer, settings = here.trainer, here.settings
+    here.learning.learned_at = None
+    most = settings.most(trainer.current_epoch)
+    if most == 0:
+        return None
+    compat.drop_gradients(trainer, here.module, trainer.fit_loop.batch_idx)
+    if settings.directions.learns and not _learned(here, batches, most):
+        return None
+    parameters, learner = here.parameters, here.learning.learner
+    seed = here.seeds.of(f"snapshot {here.totals.snapshots}")
+    if learner is not None:
+        learner.directions(most, seeded(seed))
+    count = most if here.choice is None else _chosen(here, sweeps(), parameters)
+    if count == 0:
+        return None
+    if learner is not None:
+        directions = learner.leading(count)
+    elif keep is not None and keep.directions.count == count and same_tensors(keep.parameters, parameters):
+        directions = keep.directions  # other random ones would hold next to nothing of the rows, and no more of the noise
+    else:
+        directions = settings.directions.draw(parameters, count, seeded(seed))
+    here.learning.coefficient = coefficient_of(settings.alpha, count, here.learning.coefficient)
+    return Drawn.of(here, directions, seed)
+
+
+def _chosen(here: Here, sweeps: float, parameters: Sequence[Tensor]) -> int:
+    """The number of probes, where it is chosen by measurement."""
+    assert here.choice is not None
+    here.catch_up()
+    dimension = sum(parameter.numel() for parameter in parameters)
+    learner, difference = here.learning.learner, here.settings.difference
+    decision = here.choice.decide(here.trainer, learner, dimension, difference, sweeps)
+    if decision.afresh:
+        here.learning.coefficient = None
+    return decision.probes
+
+
+def _learned(here: Here, batches: Callable[[], Swept | None], probes: int) -> bool:
+    """Whether directions have been learned; before a learner's first snapshot, batches that take no step may help."""
+    learning, family, parameters = here.learning, here.settings.directions, here.parameters
+    # Other parameters, since some were frozen or thawed, span another space.
+    if learning.learner is None or not same_tensors(parameters, learning.parameters):
+        learning.parameters = parameters
+        learning.learner = family.learner(parameters, probes, seeded(here.seeds.of("learner")))
+        if family.warmup_batches:
+            _warm_up(here, batches(), learning.learner, probes)
+    return learning.learner.ready
+
+
+def _warm_up(here: Here, plan: Swept | None, learner: Learner, probes: int) -> None:
+    trainer, family = here.trainer, here.settings.directions
+    if plan is None:  # there are no batches to look at before: as many steps are plain
+        here.learning.learned_at = trainer.global_step + max(family.warmup_batches, probes + 1)
+        return
+    turn = functools.partial(learner.directions, probes, seeded(here.seeds.of("second pass of the warm-up")))
+    # Fewer than one more than the probes cannot tell so many directions apart.
+    count = max(min(family.warmup_batches, plan.length), probes + 1)
+    start = time.perf_counter()
+    with here.watch.looking_away(), probing(trainer, here.module, "warm-up"):
+        seen = warm_up(trainer, here.module, plan, learner, here.learning.parameters, count, turn)
+    here.totals.add_warmup(seen, time.perf_counter() - start)
+    if not learner.ready:
+        here.advice.on_short_warmup(trainer, probes, seen)

@@ -1,0 +1,82 @@
+"""The sweep of a snapshot: with which radius, what is counted, and what is warned of."""
+
+from lightning_vamo.core.probes.radius import auto_mu, followed
+from lightning_vamo.loop.control.base import Here
+from lightning_vamo.loop.control.drawn import Drawn
+from lightning_vamo.loop.observer import observers, probing
+from lightning_vamo.loop.plan.reread import Swept
+from lightning_vamo.loop.sweep.precision import is_mixed, uses_tf32
+from lightning_vamo.loop.sweep.repeat import ChangingLossError
+from lightning_vamo.loop.sweep.sweep import Sweep, sweep
+
+
+def radius(here: Here) -> tuple[float, bool]:
+    """The smoothing radius of a snapshot.
+
+    Args:
+        here: Where the run stands.
+
+    Returns:
+        The radius, and whether to search for a better one from there: if the radius is a guess.
+    """
+    settings = here.settings
+    if settings.mu != "auto":
+        return settings.mu, False
+    if here.learning.mu is not None:
+        return here.learning.mu, False
+    # Losses change more along learned directions than along random ones.
+    steep = settings.directions.learns
+    guess = auto_mu(here.parameters, settings.difference, here.oracle.arithmetic, steep=steep, robust=True)
+    return guess, True
+
+
+def measure(here: Here, drawn: Drawn, plan: Swept) -> tuple[Sweep, dict[str, float]] | None:
+    """Sweep the batches of a plan at the snapshot, count what that took, and warn of what went less than well.
+
+    Args:
+        here: Where the run stands.
+        drawn: The directions.
+        plan: The batches.
+
+    Returns:
+        What the sweep measured, and figures to log. None if the loss turned out not to be a function of the parameters, and
+        steps have been corrected before.
+
+    Raises:
+        UnsupportedError: If the loss turned out not to be a function of the parameters at the run's first snapshot.
+    """
+    trainer, module, settings = here.trainer, here.module, here.settings
+    mu, search = radius(here)
+    try:
+        with probing(trainer, module, "sweep"), here.watch.looking_away(), here.oracle.asking():
+            swept = sweep(here.oracle, plan, drawn.parameters, drawn.directions, mu, settings.difference, search=search)
+    except ChangingLossError as error:
+        here.advice.on_changing_loss(error, first=here.totals.snapshots == 0)
+        return None
+    if settings.mu == "auto":
+        here.learning.mu = followed(swept.mu, swept.snr, swept.trend)
+    for observer in observers(trainer):
+        observer.on_sweep(trainer, module, swept)
+    here.totals.add_sweep(swept.evaluations, swept.seconds)
+    _advise(here, drawn, swept)
+    if here.choice is not None:
+        here.choice.swept(swept.seconds / swept.evaluations)
+    logs = {
+        "mu": swept.mu,
+        "snapshot_loss": swept.snapshot_loss,
+        "sweep_seconds": swept.seconds,
+        "directions_dropped": swept.directions_dropped,
+        **({} if swept.snr is None else {"probe_snr": swept.snr}),
+    }
+    return swept, logs
+
+
+def _advise(here: Here, drawn: Drawn, swept: Sweep) -> None:
+    """Warn of what went less than well."""
+    settings, tf32 = here.settings, uses_tf32(here.trainer)
+    mixed = is_mixed(here.trainer, settings.sweep_precision)
+    here.advice.on_dropped(swept.directions_dropped, drawn.directions.count, swept.mu)
+    here.advice.on_not_finite(swept.not_finite, len(swept.deltas))
+    if settings.mu != "auto" or here.learning.mu == swept.mu:  # else the next radius is a better one
+        central = settings.difference == "central"
+        here.advice.on_snr(swept.snr, swept.trend, swept.mu, central=central, mixed=mixed, tf32=tf32)

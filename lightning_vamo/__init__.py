@@ -14,13 +14,14 @@ from lightning_vamo.loop.control.recompute import Recompute
 from lightning_vamo.loop.control.replayed import Replay
 from lightning_vamo.loop.observer import RunObserver
 from lightning_vamo.mixin import VAMOMixin, with_vamo
-from lightning_vamo.report import VAMOReport
+from lightning_vamo.report import MethodReport
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Carry",
     "InvalidArgumentError",
+    "MethodReport",
     "NonFiniteLossError",
     "ProbeFigures",
     "ProbeFinding",
@@ -31,7 +32,6 @@ __all__ = [
     "VAMOCallback",
     "VAMOError",
     "VAMOMixin",
-    "VAMOReport",
     "__version__",
     "estimate_gradient",
     "find_probes",

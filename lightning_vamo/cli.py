@@ -1,8 +1,9 @@
-"""The console command ``lightning-vamo``: a LightningCLI that trains any LightningModule with VAMO, or finds out if it pays."""
+"""The console command ``lightning-vamo``: a LightningCLI that trains any LightningModule with any method of the package."""
 
 import os
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_vamo.callbacks.base import MethodCallback
 from lightning_vamo.callbacks.vamo import OLD_NAMES, VAMOCallback
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError, VAMOError
 from lightning_vamo.finder.find import find_probes
@@ -24,12 +26,13 @@ from lightning_vamo.mixin import with_vamo
 
 
 class VAMOCLI(LightningCLI):
-    """A LightningCLI whose model trains with VAMO, whatever LightningModule class the configuration names.
+    """A LightningCLI that trains whatever LightningModule class the configuration names, with the method that it names.
 
-    The model gets the mixin. The Trainer gets a callback made from the section ``vamo``, whose keys are the arguments of
-    :class:`~lightning_vamo.VAMOCallback`; a VAMOCallback among ``trainer.callbacks`` takes its place. The subcommand ``find``,
-    which takes the configuration of ``fit``, tells whether probes would pay. Everything else, the subcommands ``fit``,
-    ``validate``, ``test`` and ``predict`` among it, is LightningCLI's.
+    The model gets the mixin. The Trainer gets the callback of one method. The key ``method`` names it, by ``class_path`` and
+    ``init_args``; the section ``vamo``, whose keys are the arguments of :class:`~lightning_vamo.VAMOCallback`, is the short way
+    to the default; a method's callback among ``trainer.callbacks`` takes the place of both. The subcommand ``find``, which
+    takes the configuration of ``fit``, tells whether probes would pay. Everything else, the subcommands ``fit``, ``validate``,
+    ``test`` and ``predict`` among it, is LightningCLI's.
     """
 
     @staticmethod
@@ -68,11 +71,18 @@ class VAMOCLI(LightningCLI):
         super().parse_arguments(parser, args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the section ``vamo``.
+        """Add the key ``method`` and the section ``vamo``.
 
         Args:
             parser: The parser of a subcommand.
         """
+        parser.add_argument(
+            "--method",
+            type=MethodCallback | None,
+            default=None,
+            help="The callback of the method to train with, by its class and arguments; by default VAMOCallback, with the"
+            " arguments of the section vamo.",
+        )
         parser.add_class_arguments(VAMOCallback, "vamo")
 
     def instantiate_classes(self) -> None:
@@ -81,7 +91,7 @@ class VAMOCLI(LightningCLI):
         self.model = with_vamo(self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Instantiate the Trainer, with one VAMOCallback.
+        """Instantiate the Trainer, with the callback of one method.
 
         Args:
             kwargs: Arguments of the Trainer that take the place of the configuration's.
@@ -90,17 +100,18 @@ class VAMOCLI(LightningCLI):
             The Trainer.
 
         Raises:
-            UnsupportedError: If both the section ``vamo`` and ``trainer.callbacks`` configure one.
+            UnsupportedError: If more than one of ``method``, ``vamo`` and ``trainer.callbacks`` configure a method.
         """
         config, init = (c[self.subcommand] if self.subcommand else c for c in (self.config, self.config_init))
         callbacks = _as_list(kwargs.pop("callbacks", init.trainer.callbacks))
         present = [*callbacks, *_as_list(self.trainer_defaults.get("callbacks"))]
+        named = [f"a {type(c).__name__} in `trainer.callbacks`" for c in present if isinstance(c, DrivingCallback)][:1]
+        named += [] if config.method is None else ["a key `method`"]
+        named += [] if config.vamo == _default_section() else ["a section `vamo`"]
+        if len(named) > 1:
+            raise UnsupportedError(f"The configuration has both {' and '.join(named)}, and trains with one method: keep one.")
         if not any(isinstance(callback, DrivingCallback) for callback in present):
-            callbacks.append(init.vamo)
-        elif config.vamo != _default_section():
-            raise UnsupportedError(
-                "The configuration has both a section `vamo` and a VAMOCallback in `trainer.callbacks`: keep one of them."
-            )
+            callbacks.append(init.method or init.vamo)
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -111,11 +122,13 @@ class VAMOCLI(LightningCLI):
 
     @rank_zero_only
     def after_fit(self) -> None:
-        """Print the last metrics, what the probes cost and removed, and where the logs are."""
+        """Print the last metrics, what the method cost and removed, and where the logs are."""
+        methods = [c for c in self.trainer.callbacks if isinstance(c, MethodCallback)]  # type: ignore[attr-defined]
+        own = tuple(f"{method.prefix}/" for method in methods)
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         width = max(map(len, metrics), default=0)
-        lines = [f"  {name:<{width}} {value:.4g}" for name, value in metrics.items() if not name.startswith("vamo/")]
-        reports = [str(c.report) for c in self.trainer.callbacks if isinstance(c, VAMOCallback)]  # type: ignore[attr-defined]
+        lines = [f"  {name:<{width}} {value:.4g}" for name, value in metrics.items() if not name.startswith(own)]
+        reports = [str(method.report) for method in methods]
         logs = [os.path.relpath(logger.root_dir) for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
         hints = [f"See the curves: tensorboard --logdir {directory}" for directory in logs]
         print("\n".join(["", "Last metrics:", *lines, *reports, *hints]))
@@ -150,12 +163,16 @@ def _find(
     finding = find_probes(
         trainer, model, datamodule, maximum=maximum, batches=batches, ckpt_path=at or ckpt_path, weights_only=weights_only
     )
-    _write(finding, Path(output or trainer.default_root_dir))
+    methods = [c for c in trainer.callbacks if isinstance(c, MethodCallback)]  # type: ignore[attr-defined]
+    others = [type(method).__name__ for method in methods if not isinstance(method, VAMOCallback)]
+    _write(finding, Path(output or trainer.default_root_dir), others)
 
 
 @rank_zero_only
-def _write(finding: ProbeFinding, folder: Path) -> None:
+def _write(finding: ProbeFinding, folder: Path, others: Sequence[str]) -> None:
     print(f"\n{finding}\n")
+    for name in others:
+        print(f"That is what the probes of a VAMOCallback would be worth; the configuration trains with {name}.")
     folder.mkdir(parents=True, exist_ok=True)
     finding.to_json(folder / "probes.json")
     written = [folder / "probes.json"]

@@ -4,7 +4,7 @@ import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -28,7 +28,7 @@ from lightning_vamo.loop.run.run import Method, Run
 from lightning_vamo.loop.step.driver import DrivingCallback, ManualSteps
 from lightning_vamo.loop.sweep.precision import check_float32
 from lightning_vamo.mixin import VAMOMixin
-from lightning_vamo.report import VAMOReport
+from lightning_vamo.report import MethodReport
 
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
@@ -83,6 +83,8 @@ class MethodCallback(DrivingCallback):
         settings: How to probe, for methods that do.
         seed: Seed of all random numbers of the method; by default it follows from the global seed. The global generators are
             never touched.
+        plain: Whether the arguments say that nothing is to be added to plain training: then the callback does nothing at all,
+            and Lightning trains by itself.
 
     Raises:
         InvalidArgumentError: If ``seed`` is not a whole number.
@@ -91,6 +93,9 @@ class MethodCallback(DrivingCallback):
     prefix: ClassVar[str] = "vamo"
     """What the names of logged figures begin with, before a slash."""
 
+    title: ClassVar[str] = ""
+    """What reports call the method; by default the callback's name without its ending."""
+
     @abstractmethod  # a method's callback has arguments of its own
     def __init__(
         self,
@@ -98,11 +103,14 @@ class MethodCallback(DrivingCallback):
         control: Control | None = None,
         settings: ProbeSettings | None = None,
         seed: int | None = None,
+        *,
+        plain: bool = False,
     ) -> None:
         super().__init__()
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise InvalidArgumentError(f"`seed` must be a whole number or None, got {seed!r}.")
         self.seed = seed
+        self._plain = plain
         self._method = Method(type(self).__name__, gradient or FirstOrder(), control or Nothing(), settings or PLAIN)
         self._run = Run(self._method, self.driver)
         self._attached = ExitStack()
@@ -110,9 +118,11 @@ class MethodCallback(DrivingCallback):
         self._resumption: Resumption | None = None
 
     @property
-    def report(self) -> VAMOReport:
+    def report(self) -> MethodReport:
         """What the method has cost and removed so far; printed, it reads as a few lines of text."""
-        return self._run.ledger.report(self._run.sums.moments)
+        report = self._run.ledger.report(self._run.sums.moments)
+        title = self.title or type(self).__name__.removesuffix("Callback")
+        return replace(report, method=title, made_of=self._method.control.made_of)
 
     @property
     def settings(self) -> ProbeSettings:
@@ -133,7 +143,7 @@ class MethodCallback(DrivingCallback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what the method cannot train, and let the training loaders record their batches."""
-        if stage != "fit":
+        if stage != "fit" or self._plain:
             return
         name, control = self._method.name, self._method.control
         callbacks = [callback for callback in trainer.callbacks if isinstance(callback, DrivingCallback)]  # type: ignore[attr-defined]
@@ -156,6 +166,8 @@ class MethodCallback(DrivingCallback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse optimizers, and numbers of probes, that do not fit."""
+        if self._plain:
+            return
         settings, run = self._method.settings, self._run
         checks.check_optimizer(trainer.optimizers, self._method.name)
         most = settings.most(trainer.current_epoch)
@@ -171,6 +183,8 @@ class MethodCallback(DrivingCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the training steps. Not earlier: the LR finder trains, plainly, before this hook."""
+        if self._plain:
+            return
         self._trainer = trainer
         run = self._run
         # From a checkpoint without a plan, such as plain Lightning's, the plan begins with the batch that comes next.
@@ -178,7 +192,9 @@ class MethodCallback(DrivingCallback):
         if self._resumption is not None:
             self._attached.enter_context(self._resumption.taken_up(trainer, run))
         steps = ManualSteps(self.driver, self._method.gradient, run, self._method.name)
-        self._attached.enter_context(compat.manual_steps(trainer, pl_module, functools.partial(steps.one, trainer, pl_module)))
+        self._attached.enter_context(
+            compat.manual_steps(trainer, self, pl_module, functools.partial(steps.one, trainer, pl_module))
+        )
         run.ledger.begin_epoch()
 
     @override
@@ -191,6 +207,8 @@ class MethodCallback(DrivingCallback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give everything back as it was, but for what a checkpoint that is saved next needs."""
+        if self._plain:
+            return
         with suppress(UnsupportedError):  # then no checkpoint can hold the epoch, and says so
             self._run.plan = plan_within(trainer, self._run)
         self._detach()
@@ -212,6 +230,8 @@ class MethodCallback(DrivingCallback):
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether this epoch takes a snapshot, or goes on with the batches of the last one."""
+        if self._plain:
+            return
         self._run.begin_epoch(trainer)
 
     @override
@@ -220,12 +240,16 @@ class MethodCallback(DrivingCallback):
 
         The epoch's first batch has been drawn by now, so the plan exists, and every hook of the epoch's start has run.
         """
+        if self._plain:
+            return
         self._resumption = None
         self._run.before_batch(trainer, pl_module, batch_idx)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch's figures."""
+        if self._plain:
+            return
         figures = self._run.end_epoch(trainer)
         pl_module.log_dict({f"{self.prefix}/{name}": float(value) for name, value in figures.items()}, sync_dist=True)
 
@@ -234,6 +258,8 @@ class MethodCallback(DrivingCallback):
     @override
     def state_dict(self) -> dict[str, Any]:
         """Totals, the seed, and where each rank stands, as plain types and tensors; to be called on all ranks together."""
+        if self._plain:
+            return {}
         run, ranks = self._run, []
         # Before and after the training, and where nothing is ever probed, a checkpoint is plain Lightning's.
         if self._trainer is not None and self._takes_snapshots:
@@ -246,12 +272,15 @@ class MethodCallback(DrivingCallback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Prepare to go on where the run was, before Lightning's loops read the checkpoint."""
         state = checkpoint.get("callbacks", {}).get(self.state_key, {})
-        if trainer.state.fn == "fit" and state.get("ranks") and self._takes_snapshots:
+        training = self._trainer is not None  # a tuner within the training puts back what it has just saved
+        if trainer.state.fn == "fit" and state.get("ranks") and self._takes_snapshots and not training:
             self._resumption = Resumption(trainer, state["ranks"], checkpoint, self._method.name)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting, and drawing directions, from a checkpoint."""
+        if self._plain or self._trainer is not None:
+            return
         state, run = read(CallbackState, state_dict, self._method.name), self._run
         run.ledger.totals = read(Totals, state.totals, self._method.name)
         run.seeds.seed = state.seed

@@ -75,6 +75,8 @@ class VAMOCallback(MethodCallback):
         >>> trainer = L.Trainer(max_epochs=10, callbacks=[VAMOCallback(probes=4)], logger=False)
     """
 
+    title = "VAMO"
+
     @old_names(OLD_NAMES)
     def __init__(
         self,
@@ -90,4 +92,5 @@ class VAMOCallback(MethodCallback):
         family = GradientSubspaceDirections() if directions is None else directions
         settings = ProbeSettings(as_schedule(probes), family, mu, alpha, difference, sweep_precision)
         chosen = as_control(control)
-        super().__init__(FirstOrder(), Nothing() if settings.never_probes else chosen, settings, seed)
+        plain = settings.never_probes
+        super().__init__(FirstOrder(), Nothing() if plain else chosen, settings, seed, plain=plain)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_vamo.core.small import Small, small, tensor_of
 from lightning_vamo.errors import UnsupportedError
 
 if dist.is_available():
@@ -26,6 +27,11 @@ class ShardGroup:
     group: Any = None
     device: str = "cpu"
 
+    @property
+    def size(self) -> int:
+        """How many processes they are."""
+        return 1 if self.group is None else dist.get_world_size(self.group)
+
     def total(self, values: Tensor) -> Tensor:
         """Sum over the group; what is given where this process holds everything.
 
@@ -41,9 +47,15 @@ class ShardGroup:
         dist.all_reduce(shared, group=self.group)
         return shared.to(values.device)
 
+    def total_small(self, values: Small) -> Small:
+        """See :meth:`total`, of numbers for small arithmetic."""
+        return values if self.group is None else small(self.total(tensor_of(values)))
+
 
 def local(tensor: Tensor) -> Tensor:
     """The numbers of a tensor that this process holds, apart from its gradient; they change as the tensor does."""
+    if type(tensor) is Tensor and not tensor.requires_grad:
+        return tensor  # most gradients: to ask for less takes as long as to add a small one up
     if is_sharded(tensor):
         with torch.no_grad():
             tensor = tensor.to_local()  # type: ignore[attr-defined]

@@ -2,12 +2,14 @@ import pytest
 import torch
 
 from lightning_vamo.core.control.coefficients import LinearDecay, Regression
+from lightning_vamo.core.directions.slopes import Slopes
+from lightning_vamo.core.small import small
 from tests.support.problems import seeded
 
 
 def fed(coefficient, slopes, rows):
     for c, r in zip(slopes, rows, strict=True):
-        coefficient.observe(c, r)
+        coefficient.observe(Slopes.of(c), small(r))
     return coefficient.factors()
 
 
@@ -77,7 +79,7 @@ def test_a_step_that_is_not_finite_is_left_out():
     clean, soiled = Regression(2), Regression(2)
     fed(clean, slopes, rows)
     fed(soiled, slopes[:10], rows[:10])
-    soiled.observe(torch.tensor([float("inf"), 1.0]), rows[0])
+    soiled.observe(Slopes.of(torch.tensor([float("inf"), 1.0])), small(rows[0]))
     fed(soiled, slopes[10:], rows[10:])
     assert torch.equal(clean.factors(), soiled.factors())
 

@@ -6,6 +6,7 @@ from lightning_vamo.core.control.carried import CarriedRows
 from lightning_vamo.core.control.coefficients import Regression
 from lightning_vamo.core.control.correction import Correction
 from lightning_vamo.core.directions import CoordinateDirections, GradientSubspaceDirections, OrthonormalDirections
+from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.errors import InvalidArgumentError
 from tests import reference
 from tests.support.learning import fed, gradients
@@ -28,7 +29,7 @@ def epoch(table, measured, group=1, order=None):
     steps = steps_of(len(table), group)
     for index in order or range(len(steps)):
         used.append((index, torch.stack([table.correction(batch) for batch in steps[index]]).mean(dim=0)))
-        table.refresh(steps[index], measured[index] * len(steps[index]) / group, group)
+        table.refresh(steps[index], Slopes.of(measured[index] * len(steps[index]) / group), group)
     return torch.stack([row for _, row in sorted(used, key=lambda pair: pair[0])])
 
 
@@ -61,7 +62,7 @@ def test_the_mean_stays_exact_over_hundreds_of_epochs():
         order = torch.randperm(7, generator=seeded(index)).tolist()[:5]  # as if some steps had not come
         fresh = slopes(7, 2, seed=index) * 10.0 ** (index % 7 - 3)
         for row in order:
-            table.refresh([row], fresh[row])
+            table.refresh([row], Slopes.of(fresh[row]))
             state[row] = fresh[row]
         table.begin_epoch()
         exact = reference.weighted_mean(state.numpy(), WEIGHTS.tolist())
@@ -83,13 +84,13 @@ def test_a_swept_table_begins_with_the_means_of_its_groups():
 def test_rows_that_the_filling_epoch_left_out_have_no_part():
     table, measured = CarriedRows(WEIGHTS, 3), slopes(7)
     for batch in (0, 2, 3, 6):
-        table.refresh([batch], measured[batch])
+        table.refresh([batch], Slopes.of(measured[batch]))
     assert not table.correction(0).any()  # until the epoch ends
     table.begin_epoch()
     assert not table.correction(1).any()
     used = torch.stack([table.correction(batch) for batch in range(7)])
     assert torch.allclose(WEIGHTS.double() @ used, torch.zeros(3, dtype=torch.float64), atol=1e-10)
-    table.refresh([1], measured[1])
+    table.refresh([1], Slopes.of(measured[1]))
     assert not table.correction(1).any()  # the mean of this epoch is without it
     table.begin_epoch()
     assert table.correction(1).any()
@@ -97,12 +98,12 @@ def test_rows_that_the_filling_epoch_left_out_have_no_part():
 
 def test_nothing_of_a_step_that_is_skipped_is_kept():
     table = CarriedRows(torch.ones(3), 2)
-    table.refresh([1], torch.tensor([1.0, torch.inf]))
+    table.refresh([1], Slopes.of(torch.tensor([1.0, torch.inf])))
     table.begin_epoch()
     assert not torch.stack([table.correction(batch) for batch in range(3)]).any()
     table = CarriedRows(torch.ones(3), 2, deltas=slopes(3, 2))
     before = [table.correction(batch) for batch in range(3)]
-    table.refresh([1], torch.tensor([torch.nan, 1.0]))
+    table.refresh([1], Slopes.of(torch.tensor([torch.nan, 1.0])))
     table.begin_epoch()
     assert all(torch.equal(table.correction(batch), row) for batch, row in enumerate(before))
 
@@ -110,15 +111,15 @@ def test_nothing_of_a_step_that_is_skipped_is_kept():
 def test_a_step_across_two_rows_refreshes_neither():
     table = CarriedRows(torch.ones(4), 2, group=2, deltas=slopes(4, 2))
     before = table.correction(0), table.correction(2)
-    table.refresh([1, 2], torch.ones(2), 2)
+    table.refresh([1, 2], Slopes.of(torch.ones(2)), 2)
     assert torch.equal(table.correction(0), before[0])
     assert torch.equal(table.correction(2), before[1])
 
 
 def test_the_batches_of_a_step_that_gave_a_gradient_stand_for_its_row():
     table = CarriedRows(torch.ones(4), 1, group=2)
-    table.refresh([1], torch.tensor([3.0]), 2)  # half of a mean over two
-    table.refresh([2, 3], torch.tensor([4.0]), 2)
+    table.refresh([1], Slopes.of(torch.tensor([3.0])), 2)  # half of a mean over two
+    table.refresh([2, 3], Slopes.of(torch.tensor([4.0])), 2)
     table.begin_epoch()
     assert table.mean.tolist() == [5.0]
     assert table.correction(0).tolist() == [1.0]
@@ -126,7 +127,7 @@ def test_the_batches_of_a_step_that_gave_a_gradient_stand_for_its_row():
 
 @pytest.mark.parametrize("row", [-1, 7])
 def test_a_batch_outside_the_plan_is_an_index_error(row):
-    with pytest.raises(IndexError, match=rf"`batch` must be in \[0, 7\), the batches of the plan, got {row}"):
+    with pytest.raises(IndexError, match=rf"`key` must be in \[0, 7\), the batches of the plan, got {row}"):
         CarriedRows(WEIGHTS, 3, group=2).correction(row)
 
 
@@ -236,7 +237,7 @@ def test_a_filling_epoch_teaches_the_regression_nothing():
     parameters[0].grad = gradient.clone()
     assert correction.apply([0]) is None
     assert torch.equal(parameters[0].grad, gradient)
-    assert not regression.state_dict()["weight"].any()
+    assert not regression.state_dict()["sums"][4].any()
     table.begin_epoch()
     assert correction.apply([0]) is not None
-    assert regression.state_dict()["weight"].all()
+    assert regression.state_dict()["sums"][4].all()

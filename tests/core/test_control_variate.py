@@ -107,7 +107,7 @@ def test_the_corrections_cancel_whatever_the_weights(weights, count, beta):
 @pytest.mark.parametrize("row", [-1, 4, 100])
 def test_a_row_outside_the_plan_is_an_index_error(row):
     control = ControlVariate(table(4, 3), torch.ones(4), 1.0)
-    with pytest.raises(IndexError, match=rf"`row` must be in \[0, 4\), the batches of the plan, got {row}"):
+    with pytest.raises(IndexError, match=rf"`key` must be in \[0, 4\), the batches of the plan, got {row}"):
         control.correction(row)
 
 

@@ -4,8 +4,10 @@ import torch
 from torch import nn
 
 from lightning_vamo.core import ControlVariate
+from lightning_vamo.core.control.coefficients import Coefficient
 from lightning_vamo.core.control.correction import Correction
 from lightning_vamo.core.control.mixing import effective_coefficient
+from lightning_vamo.core.control.rows import Rows
 from lightning_vamo.core.directions import CoordinateDirections, GaussianDirections, OrthonormalDirections, SphereDirections
 from lightning_vamo.errors import UnsupportedError
 from tests import reference
@@ -196,7 +198,7 @@ def test_a_row_outside_the_plan_is_an_index_error_and_leaves_the_gradients():
     correction = correction_at(problem, parameters, batches, SphereDirections(), 5, "theory")
     gradients = problem.gradients(parameters, batches[0])
     set_gradients(parameters, [gradient.clone() for gradient in gradients])
-    with pytest.raises(IndexError, match="`row`"):
+    with pytest.raises(IndexError, match="`key`"):
         correction.apply([0, 5])
     assert all(torch.equal(parameter.grad, gradient) for parameter, gradient in zip(parameters, gradients, strict=True))
 
@@ -313,6 +315,53 @@ def test_sparse_gradients_are_refused():
     control = ControlVariate(torch.tensor([[1.0], [-1.0]]), torch.ones(2), 1.0)
     with pytest.raises(UnsupportedError, match="sparse=False"):
         Correction(parameters, directions, control).apply([0])
+
+
+# Rows and coefficients of one's own
+
+
+class NotedRows(Rows):
+    """Note what a step tells them."""
+
+    def __init__(self, notes, wants_slopes, ready):
+        self.beta = 1.0
+        self.notes, self.wants_slopes, self.ready = notes, wants_slopes, ready
+
+    def correction(self, key):
+        return torch.tensor([float(key), 0.0])
+
+    def refresh(self, keys, slopes, accumulated=1):
+        self.notes.append(("refresh", keys, slopes.coordinates.tolist(), accumulated))
+
+
+class NotedCoefficient(Coefficient):
+    """Notes what a step tells it."""
+
+    def __init__(self, notes, wants_slopes):
+        self.notes, self.wants_slopes = notes, wants_slopes
+
+    def factors(self, progress):
+        return 1.0
+
+    def observe(self, slopes, row):
+        self.notes.append(("observe", slopes.coordinates.tolist(), row.tolist()))
+
+
+@pytest.mark.parametrize("ready", [True, False])
+@pytest.mark.parametrize("coefficient_wants", [True, False])
+@pytest.mark.parametrize("rows_want", [True, False])
+def test_any_rows_and_any_coefficient_are_told_of_a_step_if_they_want_its_slopes(rows_want, coefficient_wants, ready):
+    parameters = [torch.zeros(2)]
+    directions = CoordinateDirections().draw(parameters, 2, seeded(0))
+    notes = []
+    rows, coefficient = NotedRows(notes, rows_want, ready), NotedCoefficient(notes, coefficient_wants)
+    correction = Correction(parameters, directions, rows, coefficient=coefficient)
+    parameters[0].grad = torch.ones(2)
+    moments = correction.apply([3, 5], accumulated=2)
+    told = [("refresh", [3, 5], [1.0, 1.0], 2), ("observe", [1.0, 1.0], [4.0, 0.0])][: 1 + ready]
+    assert notes == (told if rows_want or coefficient_wants else [])
+    assert (moments is None) != ready
+    assert sorted(parameters[0].grad.tolist()) == ([-3.0, 1.0] if ready else [1.0, 1.0])
 
 
 # A rank that keeps its part of a row out

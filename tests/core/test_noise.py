@@ -112,7 +112,7 @@ class Skew(ProbeDirections):
     def move(self, targets, origins, index, distance):
         raise NotImplementedError
 
-    project = subtract_ = move
+    project = remove_ = move
 
 
 def test_shares_of_the_first_directions_are_those_of_their_span():

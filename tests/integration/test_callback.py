@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 
-from lightning_vamo import Replay, VAMOCallback, VAMOMixin, VAMOReport, with_vamo
+from lightning_vamo import MethodReport, Replay, VAMOCallback, VAMOMixin, with_vamo
 from lightning_vamo.core.directions import OrthonormalDirections
 from lightning_vamo.core.schedules import ExponentialProbes, LinearProbes
 from tests.support.modules import Everything, VAMOEverything, loaders, trainer
@@ -75,9 +75,10 @@ def test_figures():
     ],
 )
 def test_the_report_weighs_what_was_removed_against_evaluations_and_the_clock(removed, seconds, verdict):
-    report = VAMOReport(
+    report = MethodReport(
         snapshots=1,
         steps=10,
+        batches=10,
         forward_evaluations=40,
         backward_evaluations=10,
         warmup_evaluations=0,

@@ -6,10 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_vamo.core.control.rows import Rows
+from lightning_vamo.core.directions.slopes import Slopes
+from lightning_vamo.core.small import Small, library, product, small, tensor_of, zeros
 from lightning_vamo.errors import InvalidArgumentError
 
 
-class CarriedRows:
+class CarriedRows(Rows):
     r"""A table whose rows are used once per epoch, each then replaced by what the step that used it measured.
 
     The step of batch :math:`k` computes :math:`c_k = U \nabla f_k(x_k)`, the fresh value of its row, before it corrects the
@@ -41,6 +44,8 @@ class CarriedRows:
         reshuffling", arXiv:1708.01383, whose AVRG takes the mean of the last epoch too.
     """
 
+    wants_slopes = True
+
     def __init__(self, weights: Tensor, count: int, beta: float = 1.0, group: int = 1, deltas: Tensor | None = None) -> None:
         if weights.ndim != 1 or (deltas is not None and deltas.shape != (len(weights), count)):
             raise InvalidArgumentError(
@@ -50,14 +55,15 @@ class CarriedRows:
         self.beta = beta
         self.group = group
         self._length = len(weights)
-        self._weights = self._by_step(weights.double())
-        self._rows = torch.zeros(len(self._weights), count, dtype=torch.float64, device=weights.device)
-        self._known = torch.zeros_like(self._weights, dtype=torch.bool)
+        self._weights = small(self._by_step(weights.double()))
+        self._rows = zeros(len(self._weights), count, device=weights.device)
+        # Which rows are known, as ones.
+        self._known = zeros(len(self._weights), device=weights.device)
         if deltas is not None:
-            given = (weights > 0).double()
-            sums = self._by_step(torch.where(weights[:, None] > 0, deltas.double(), 0.0))
-            self._rows = sums / self._by_step(given).clamp(min=1)[:, None]
-            self._known |= self._weights > 0
+            given = self._by_step((weights > 0).double())
+            sums = self._by_step(torch.where(weights.unsqueeze(1) > 0, deltas.double(), 0.0))
+            self._rows = small(sums / given.clamp(min=1).unsqueeze(1))
+            self._known = small((given > 0).double())
         self._touched = deltas is not None
         self.begin_epoch()
 
@@ -65,7 +71,7 @@ class CarriedRows:
         """Sums over the batches of each step."""
         steps = -(-len(values) // self.group)
         padded = values.new_zeros(steps * self.group, *values.shape[1:])
-        padded[: len(values)] = values
+        padded.narrow(0, 0, len(values)).copy_(values)
         return padded.view(steps, self.group, *values.shape[1:]).sum(dim=1)
 
     def __len__(self) -> int:
@@ -73,50 +79,57 @@ class CarriedRows:
         return self._length
 
     def begin_epoch(self) -> None:
-        """Take the mean of the rows as they are, for the epoch that begins; exact, since it is taken anew in float64."""
+        """Centre the rows as they are, for the epoch that begins; exact, since the mean is taken anew in float64."""
         self.ready = self._touched
         """Whether there are rows to correct with; not while the first epoch fills the table."""
-        # A copy of what is known: a row that the epoch is the first to fill had no part in its mean.
-        self._used = self._known & (self._weights > 0)
-        weights = self._weights * self._used
-        self.mean = weights @ self._rows / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
-        """Weighted mean of the rows at the epoch's beginning, shape ``(q,)``, float64."""
+        # A row that the epoch is the first to fill has no part in the mean, and corrects nothing.
+        used = self._known * (self._weights > 0)
+        weights = self._weights * used
+        self._mean = product(weights, self._rows) / weights.sum().clip(torch.finfo(torch.float64).tiny)
+        self._centred = used.reshape(-1, 1) * (self._rows - self._mean)
 
-    def correction(self, batch: int) -> Tensor:
+    @property
+    def mean(self) -> Tensor:
+        """Weighted mean of the rows at the epoch's beginning, shape ``(q,)``, float64."""
+        return tensor_of(self._mean)
+
+    def correction(self, key: int) -> Tensor:
         """Coefficients along the directions of the control variate of one batch, as its step is to use them.
 
         Args:
-            batch: Its position in the plan, ``0 <= batch < len(self)``.
+            key: Position of the batch in the plan, ``0 <= key < len(self)``.
 
         Returns:
             Shape ``(q,)``, float64.
 
         Raises:
-            IndexError: If it is not in the plan.
+            IndexError: If ``key`` is not in the plan.
         """
-        if not 0 <= batch < self._length:
-            raise IndexError(f"`batch` must be in [0, {self._length}), the batches of the plan, got {batch}.")
-        row = batch // self.group
-        return torch.where(self._used[row], self.beta * (self._rows[row] - self.mean), 0.0)
+        return tensor_of(self.row(key))
 
-    def refresh(self, batches: Sequence[int], slopes: Tensor, accumulated: int = 1) -> None:
+    def row(self, key: int) -> Small:
+        """See :meth:`Rows.row`."""
+        if not 0 <= key < self._length:
+            raise IndexError(f"`key` must be in [0, {self._length}), the batches of the plan, got {key}.")
+        return self.beta * self._centred[key // self.group]
+
+    def refresh(self, keys: Sequence[int], slopes: Slopes, accumulated: int = 1) -> None:
         """Replace a row by what its step has measured.
 
         Args:
-            batches: Positions in the plan of the batches whose gradients the step accumulated. If they do not share a row, as
-                after a checkpoint of plain training from within a step, it tells nothing of either, and nothing changes.
-            slopes: Coordinates of the step's uncorrected gradient, shape ``(q,)``. If they are not finite, which makes the
-                optimizer skip the step, the row stays as it is.
+            keys: Positions in the plan of the batches whose gradients the step accumulated. If the batches do not share a row,
+                as after a checkpoint of plain training from within a step, the step tells nothing of either row: none changes.
+            slopes: What the step's uncorrected gradient is along the directions. If it is not finite, which makes the optimizer
+                skip the step, the row stays as it is.
             accumulated: The number that each of the batches' losses was divided by.
         """
-        rows = {batch // self.group for batch in batches}
+        rows = {key // self.group for key in keys}
         if len(rows) != 1:
             return
         [row] = rows
-        new = slopes.to(self._rows) * (accumulated / len(batches))
-        finite = new.isfinite().all()
-        self._rows[row] = torch.where(finite, new, self._rows[row])
-        self._known[row] |= finite
+        new = slopes.coordinates * (accumulated / len(keys))
+        self._rows[row] = library(new).where(slopes.finite, new, self._rows[row])
+        self._known[row] = self._known[row].clip(slopes.counted)
         self._touched = True
 
     def turn(self, turning: Tensor) -> None:
@@ -128,12 +141,13 @@ class CarriedRows:
         Args:
             turning: Turns coordinates along the old directions into such along the new ones, shape ``(q, new q)``.
         """
-        turning = turning.to(self._rows)
-        self._rows, self.mean = self._rows @ turning, self.mean @ turning
+        turns = small(turning)
+        self._rows, self._centred, self._mean = (product(part, turns) for part in (self._rows, self._centred, self._mean))
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as plain types and tensors."""
-        return {name: getattr(self, name) for name in _STATE}
+        numbers = {name: tensor_of(getattr(self, name)) for name in _NUMBERS}
+        return {**{name: getattr(self, name) for name in _PLAIN}, **numbers}
 
     @classmethod
     def of(cls, state: dict[str, Any], device: torch.device, beta: float) -> "CarriedRows":
@@ -149,9 +163,12 @@ class CarriedRows:
         """
         table = cls.__new__(cls)
         table.beta = beta
-        for name in _STATE:
-            setattr(table, name, state[name].to(device, copy=True) if isinstance(state[name], Tensor) else state[name])
+        for name in _PLAIN:
+            setattr(table, name, state[name])
+        for name in _NUMBERS:
+            setattr(table, name, small(state[name].to(device, copy=True)))
         return table
 
 
-_STATE = ("group", "ready", "mean", "_length", "_weights", "_rows", "_known", "_used", "_touched")
+_PLAIN = ("group", "ready", "_length", "_touched")
+_NUMBERS = ("_mean", "_weights", "_rows", "_centred", "_known")

@@ -6,9 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_vamo.core.directions.slopes import Slopes
+from lightning_vamo.core.small import Small, placed, small, stacked, tensor_of, zeros
+
 
 class Coefficient(ABC):
-    r"""Factors :math:`\beta_j` for the rows of a table, one per direction."""
+    r"""Factors :math:`\beta_j` for the rows of a table, one per direction.
+
+    Attributes:
+        wants_slopes: Whether :meth:`observe` uses the slopes of each step's gradient.
+    """
+
+    wants_slopes: bool = False
 
     @abstractmethod
     def factors(self, progress: float) -> Tensor | float:
@@ -19,6 +28,26 @@ class Coefficient(ABC):
 
         Returns:
             :math:`\beta`, shape ``(q,)`` or one number for all directions.
+        """
+
+    def numbers(self, progress: float) -> Small:
+        """What :meth:`factors` gives, as numbers for small arithmetic.
+
+        Args:
+            progress: See :meth:`factors`.
+
+        Returns:
+            See :meth:`factors`.
+        """
+        factors = self.factors(progress)
+        return small(factors) if isinstance(factors, Tensor) else factors
+
+    def observe(self, slopes: Slopes, row: Small) -> None:  # noqa: B027 -- most schedules look at nothing
+        """See a step's gradient and its row, after the factors of its correction were taken; nothing unless they matter.
+
+        Args:
+            slopes: What the uncorrected gradient is along the directions.
+            row: The centred row of the table that belongs to the step, shape ``(q,)``.
         """
 
 
@@ -71,58 +100,59 @@ class Regression(Coefficient):
         prior: How many steps of a perfect table the first estimates lean on.
     """
 
+    wants_slopes = True
+
     def __init__(self, count: int, memory: int = 100, prior: float = 10.0) -> None:
         self.memory = memory
         self.prior = prior
-        # Exponentially weighted sums: of 1, and of c, r, c r and r r; and what is left of the prior's weight.
-        self._weight = torch.zeros(count, dtype=torch.float64)
-        self._sums = torch.zeros(4, count, dtype=torch.float64)
-        self._prior = torch.full((count,), float(prior), dtype=torch.float64)
+        # Exponentially weighted sums of c, r, c r, r r and 1, and what is left of the prior's weight.
+        self._sums = zeros(6, count, device=torch.device("cpu"))
+        self._sums[5] = prior
 
     def factors(self, progress: float = 0.0) -> Tensor:
         """See :meth:`Coefficient.factors`."""
-        slope, row, product, square = self._sums / self._weight.clamp(min=1e-300)
-        variance = square - row.square()
-        covariance = product - slope * row
-        estimate = torch.where(variance > 0, covariance / variance, 1.0)
-        return ((self._weight * estimate + self._prior) / (self._weight + self._prior)).clamp(0, 1)
+        return tensor_of(self.numbers(progress))
 
-    def observe(self, slopes: Tensor, row: Tensor) -> None:
-        """See what a step's gradient was, when the factors of its correction have been taken.
+    def numbers(self, progress: float = 0.0) -> Small:
+        """See :meth:`Coefficient.numbers`."""
+        c, r, both, square, weight, prior = self._sums
+        # W^2 times the covariance and the variance. Where the rows were all the same the estimate is 1.
+        estimate = (weight * both - c * r + _TINY) / (weight * square - r * r + _TINY)
+        return ((weight * estimate + prior) / (weight + prior)).clip(0, 1)
+
+    def observe(self, slopes: Slopes, row: Small) -> None:
+        """See :meth:`Coefficient.observe`.
 
         Args:
-            slopes: Coordinates of the uncorrected gradient along the directions, shape ``(q,)``. If they are not finite, which
-                makes the optimizer skip the step, it is left out.
-            row: The centred row of the table that belongs to it, shape ``(q,)``.
+            slopes: What the uncorrected gradient is along the directions. If it is not finite, which makes the optimizer skip
+                the step, the step is left out.
+            row: The centred row of the table that belongs to the step, shape ``(q,)``.
         """
-        c, r = slopes.double(), row.to(slopes.device).double()
-        self._to(c.device)
-        seen = torch.stack((c, r, c * r, r * r))
-        finite = seen.isfinite().all()
-        decay = 1 - finite.double() / self.memory
-        self._sums = self._sums * decay + torch.where(finite, seen, 0.0)
-        self._weight = self._weight * decay + finite
-        self._prior = self._prior * decay
+        c, zero = slopes.coordinates, row * 0
+        self._sums = placed(self._sums, slopes.device)
+        seen = stacked(c, row, c * row, row * row, zero + 1, zero)
+        counted = slopes.counted
+        self._sums = self._sums * (1 - counted / self.memory) + seen * counted
 
     def resized(self, count: int) -> "Regression":
         """For another number of directions: what is known of the first ones stays, others begin anew."""
         other = Regression(count, self.memory, self.prior)
-        other._to(self._weight.device)
-        kept = min(count, len(self._weight))
-        other._weight[:kept], other._prior[:kept] = self._weight[:kept], self._prior[:kept]
-        other._sums[:, :kept] = self._sums[:, :kept]
+        sums, kept = tensor_of(self._sums), min(count, self._sums.shape[1])
+        begun = tensor_of(other._sums).to(sums.device, copy=True)
+        begun.narrow(1, 0, kept).copy_(sums.narrow(1, 0, kept))
+        other._sums = small(begun)
         return other
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums, as tensors."""
-        return {"weight": self._weight, "sums": self._sums, "prior": self._prior}
+        """The sums, as a tensor."""
+        return {"sums": tensor_of(self._sums)}
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Regression":
         """One that goes on from the sums of :meth:`state_dict`."""
-        regression = cls(len(state["weight"]))
-        regression._weight, regression._sums, regression._prior = state["weight"], state["sums"], state["prior"]
+        regression = cls(state["sums"].shape[1])
+        regression._sums = small(state["sums"])
         return regression
 
-    def _to(self, device: torch.device) -> None:
-        self._weight, self._sums, self._prior = (part.to(device) for part in (self._weight, self._sums, self._prior))
+
+_TINY = 1e-300

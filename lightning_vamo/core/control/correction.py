@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_vamo.core.control.carried import CarriedRows
-from lightning_vamo.core.control.coefficients import Coefficient, Constant, Regression
+from lightning_vamo.core.control.coefficients import Coefficient, Constant
 from lightning_vamo.core.control.rows import Rows
 from lightning_vamo.core.control.table import ControlVariate
 from lightning_vamo.core.directions import ProbeDirections
+from lightning_vamo.core.directions.slopes import Slopes
+from lightning_vamo.core.small import Small, all_finite, finite_or_zero, placed, small, stacked, tensor_of
 from lightning_vamo.errors import UnsupportedError
 
 
@@ -27,7 +28,7 @@ class Correction:
         parameters: The parameters, in the order in which the directions were drawn.
         directions: The ``q`` directions :math:`u_j`.
         control: Gives the coefficients :math:`r_{k,j}` of a row. If its ``beta`` is zero, gradients are not touched at all.
-            Carried rows are refreshed by each step.
+            Rows that want the slopes of each step's gradient are refreshed with them.
         own: This rank's part of a table, where gradients are averaged over ranks; ``control`` is the mean over the ranks.
         coefficient: Factors of the rows that change from step to step; by default there are none.
     """
@@ -45,8 +46,7 @@ class Correction:
         self.control = control
         self.own: Rows = control if own is None else own
         self.coefficient = Constant() if coefficient is None else coefficient
-        self.factors: Tensor | float = 1.0
-        """The factors of the rows that the last step used."""
+        self._factors: Small = 1.0
 
     @contextmanager
     def withheld(
@@ -67,7 +67,7 @@ class Correction:
         Yields:
             Nothing.
         """
-        coefficients, _ = self._weighted(self.own.correction(row) / accumulated, progress)
+        coefficients = tensor_of(self._weighted(self._row(self.own, [row], accumulated), progress))
         share = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.directions.subtract_(share, -coefficients if scale is None else -scale(coefficients))
         # Hooks, rather than an addition to `.grad`: a parameter without a gradient on the other ranks must not get one here.
@@ -88,7 +88,7 @@ class Correction:
         accumulated: int = 1,
         scale: Callable[[Tensor], Tensor] | None = None,
         progress: float = 0.0,
-        slopes: Tensor | None = None,
+        slopes: Slopes | None = None,
     ) -> Tensor | None:
         """Correct the gradients of one optimizer step, in place.
 
@@ -97,7 +97,7 @@ class Correction:
             accumulated: ``N``, the number that each of their losses was divided by.
             scale: Scales the coefficients as the gradients are scaled, where a GradScaler did so.
             progress: Share of the snapshot's batches that has been trained on.
-            slopes: Coordinates of the gradients along the directions, without the scale, if they are known already.
+            slopes: What the gradients, without the scale, are along the directions, if that is known already.
 
         Returns:
             Shape ``(2,)``, float64: the squared norm of the gradient, without the scale, and how much of it the correction
@@ -111,32 +111,44 @@ class Correction:
         if not rows or self.control.beta == 0 or all(gradient is None for gradient in gradients):
             return None
         check_dense(gradients)
-        row = torch.stack([self.control.correction(row) for row in rows]).sum(dim=0) / accumulated
-        coefficients, self.factors = self._weighted(row, progress)
-        unit = torch.ones((), device=coefficients.device)
+        row = self._row(self.control, rows, accumulated)
+        weights, unit = self._weighted(row, progress), 1.0
         if scale is not None:
-            coefficients, unit = scale(coefficients), scale(unit)
-        control, coefficient = self.control, self.coefficient
-        if isinstance(coefficient, Regression) or isinstance(control, CarriedRows):
-            # Of what the gradient is before its correction; it changes the factors, and the rows, of later steps only.
+            coefficients = tensor_of(weights)
+            weights, unit = small(scale(coefficients)), small(scale(torch.ones((), device=coefficients.device)))
+        if self.control.wants_slopes or self.coefficient.wants_slopes:
+            # Of what the gradient is before its correction; they change the factors, and the rows, of later steps only.
             if slopes is None:
-                slopes = self.directions.project(gradients) / unit
-            if isinstance(control, CarriedRows):
-                control.refresh(rows, slopes, accumulated)
-                if not control.ready:
-                    return None
-            if isinstance(coefficient, Regression):
-                coefficient.observe(slopes, row)
-        square, product, step = self.directions.subtract_(gradients, coefficients)
-        moments = torch.stack((square, 2 * product - step)) / unit.double() ** 2
-        return torch.where(moments.isfinite().all(), moments, 0.0)
+                slopes = self.directions.measure(gradients).times(1 / unit)
+            self.control.refresh(rows, slopes, accumulated)
+            if self.control.ready:
+                self.coefficient.observe(slopes, row)
+        if not self.control.ready:
+            return None
+        if slopes is not None and scale is not None:
+            slopes = slopes.times(unit)
+        square, product, step = self.directions.remove_(gradients, weights, slopes)
+        moments = stacked(square, 2 * product - step) / unit**2
+        return tensor_of(finite_or_zero(moments, all_finite(moments)))
 
-    def _weighted(self, row: Tensor, progress: float) -> tuple[Tensor, Tensor | float]:
-        """A row with the factors of the coming step, and these."""
-        factors = self.coefficient.factors(progress)
-        if isinstance(factors, Tensor):
-            return (row * factors.to(row.device)).to(row.dtype), factors
-        return row * factors, factors
+    @staticmethod
+    def _row(control: Rows, keys: Sequence[Any], accumulated: int) -> Small:
+        """The mean row of a step's batches."""
+        rows = [control.row(key) for key in keys]
+        return rows[0] if len(rows) == accumulated == 1 else stacked(*rows).sum(0) / accumulated
+
+    def _weighted(self, row: Small, progress: float) -> Small:
+        """A row with the factors of the coming step."""
+        factors = self.coefficient.numbers(progress)
+        if not isinstance(factors, float) and isinstance(row, Tensor):
+            factors = placed(factors, row.device)
+        self._factors = factors
+        return row * factors
+
+    @property
+    def factors(self) -> Tensor | float:
+        """The factors of the rows that the last step used."""
+        return self._factors if isinstance(self._factors, float) else tensor_of(self._factors)
 
     def total(self, moments: Tensor) -> Tensor:
         """Add up over all shards what :meth:`apply` returned; every process must call it.

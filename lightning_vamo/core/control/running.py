@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_vamo.core.control.rows import Rows
 
-class RecomputedControlVariate:
+
+class RecomputedControlVariate(Rows):
     r"""Centres probe differences that are evaluated anew for the batch of each step.
 
     .. math:: r_{k,j} = \beta\,(\delta_{k,j} - \bar\delta_j)
@@ -69,19 +71,19 @@ class RecomputedControlVariate:
         self._count = self._count + finite.sum(dim=0)
         self._unused = self._unused + (~finite.all(dim=1)).sum()
 
-    def correction(self, row: Tensor) -> Tensor:
+    def correction(self, key: Tensor) -> Tensor:
         """Coefficients along the directions of the control variate of one batch.
 
         Args:
-            row: Its probe differences, shape ``(q,)``, which :meth:`see` has seen.
+            key: Its probe differences, shape ``(q,)``, which :meth:`see` has seen.
 
         Returns:
             Shape ``(q,)``, in loss units per unit of parameter norm, on the row's device.
         """
         if self.mean is None:
-            return torch.zeros_like(row)
-        centred = row.double() - self.mean
-        return torch.where(centred.isfinite(), self.beta * centred, 0.0).to(row.dtype)
+            return torch.zeros_like(key)
+        centred = key.double() - self.mean
+        return torch.where(centred.isfinite(), self.beta * centred, 0.0).to(key.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """The coefficient, the mean and the sums, as plain types and tensors."""

@@ -3,10 +3,11 @@ r"""The table of a sweep as a control variate: one row of probe differences per 
 import torch
 from torch import Tensor
 
+from lightning_vamo.core.control.rows import Rows
 from lightning_vamo.errors import InvalidArgumentError
 
 
-class ControlVariate:
+class ControlVariate(Rows):
     r"""The table :math:`\delta_{k,j}` of an epoch's batches, with the coefficients that correct a gradient.
 
     .. math:: r_{k,j} = \beta\,(\delta_{k,j} - \bar\delta_j), \qquad \bar\delta_j = \sum_k w_k \delta_{k,j} \Big/ \sum_k w_k
@@ -50,21 +51,21 @@ class ControlVariate:
         """``K``, the number of batches."""
         return len(self.rows)
 
-    def correction(self, row: int) -> Tensor:
+    def correction(self, key: int) -> Tensor:
         """Coefficients along the directions of the control variate of one batch.
 
         Args:
-            row: Which batch, by its position in the plan that was swept, ``0 <= row < len(self)``.
+            key: Position of the batch in the plan that was swept, ``0 <= key < len(self)``.
 
         Returns:
             Shape ``(q,)``, in loss units per unit of parameter norm, on the table's device.
 
         Raises:
-            IndexError: If ``row`` is not in the plan.
+            IndexError: If ``key`` is not in the plan.
 
         References:
             Chen & Ma, arXiv:2505.13954, Algorithm 1.
         """
-        if not 0 <= row < len(self):
-            raise IndexError(f"`row` must be in [0, {len(self)}), the batches of the plan, got {row}.")
-        return self.rows[row]
+        if not 0 <= key < len(self):
+            raise IndexError(f"`key` must be in [0, {len(self)}), the batches of the plan, got {key}.")
+        return self.rows[key]

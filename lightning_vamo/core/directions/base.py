@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import ShardGroup, local
+from lightning_vamo.core.small import Small, small, tensor_of
 
 
 class ProbeDirections(ABC):
@@ -32,7 +34,9 @@ class ProbeDirections(ABC):
     shards: ShardGroup = ShardGroup()
 
     @abstractmethod
-    def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
+    def move(
+        self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float, *, near: bool = False
+    ) -> None:
         r"""Set ``targets`` to :math:`x + s\,u_j`, in place.
 
         Args:
@@ -40,6 +44,8 @@ class ProbeDirections(ABC):
             origins: The point :math:`x`; left as it is, and sharing no storage with ``targets``.
             index: Which direction, ``0 <= index < count``.
             distance: The step :math:`s` along it, in units of parameter norm.
+            near: Whether ``targets`` hold :math:`x` already, or where a step along another of these directions led from there:
+                numbers that no direction touches need not be written then.
         """
 
     @abstractmethod
@@ -53,18 +59,54 @@ class ProbeDirections(ABC):
             Shape ``(q,)``, float32 or wider, on the parameters' device; over all shards, which takes one reduction.
         """
 
-    @abstractmethod
-    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
+    def measure(self, vectors: Sequence[Tensor | None]) -> Slopes:
+        """What :meth:`project` gives, and what else one look at the vectors tells.
+
+        Args:
+            vectors: See :meth:`project`.
+
+        Returns:
+            The slopes, with the squared norm if it takes no further look.
+        """
+        return Slopes.of(self.project(vectors))
+
+    def in_basis(self, slopes: Slopes) -> Slopes:
+        """What :meth:`measure` gives, from inner products with these directions, which others may follow.
+
+        Args:
+            slopes: Inner products with at least as many directions, of which these are the leading ones.
+
+        Returns:
+            The slopes along these.
+        """
+        return slopes.leading(self.count)
+
+    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor, slopes: Slopes | None = None) -> Tensor:
         r"""Subtract :math:`w = \sum_j c_j u_j` from ``vectors``, in place.
 
         Args:
             vectors: :math:`g`, tensors to change, of the parameters' shapes; a ``None`` is passed over.
             coefficients: :math:`c`, shape ``(q,)``.
+            slopes: What is known of :math:`g` already. Where what is returned follows from that, :math:`g` is not read again.
 
         Returns:
             Shape ``(3,)``, float64: :math:`g^\top g`, :math:`g^\top w`, :math:`w^\top w`, over the tensors that are not
             None, as they were before. The squared norm falls by :math:`2 g^\top w - w^\top w`, which a difference of norms
             would lose to rounding. Of sharded tensors, the share of this process: a training step is not to communicate.
+        """
+        return tensor_of(self.remove_(vectors, small(coefficients.detach()), slopes))
+
+    @abstractmethod
+    def remove_(self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None) -> Small:
+        """What :meth:`subtract_` does, with coefficients and results that are numbers for small arithmetic.
+
+        Args:
+            vectors: See :meth:`subtract_`.
+            coefficients: See :meth:`subtract_`, where the vectors are.
+            slopes: See :meth:`subtract_`.
+
+        Returns:
+            See :meth:`subtract_`.
         """
 
     def whiten(self, slopes: Tensor) -> Tensor:

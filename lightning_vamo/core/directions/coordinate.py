@@ -9,8 +9,10 @@ from torch import Tensor
 
 from lightning_vamo.core.directions.base import ProbeDirections
 from lightning_vamo.core.directions.family import Directions
+from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import first_number, local, shard_group
+from lightning_vamo.core.small import Small, small, tensor_of
 
 
 class CoordinateDirections(Directions):
@@ -57,7 +59,9 @@ class _Axes(ProbeDirections):
         like = local(parameters[0])
         self._zeros = torch.zeros(self.count, dtype=at_least_float32(like.dtype), device=like.device)
 
-    def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
+    def move(
+        self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float, *, near: bool = False
+    ) -> None:
         for target, origin in zip(targets, origins, strict=True):
             local(target).copy_(local(origin))
         if index in self._places:
@@ -75,18 +79,18 @@ class _Axes(ProbeDirections):
                 total[index] = self._at(vector, place)
         return total
 
-    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
-        slopes = self._project(vectors).double()
-        steps = torch.zeros_like(slopes)
+    def remove_(self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None) -> Small:
+        along, weights = self._project(vectors).double(), tensor_of(coefficients)
+        steps = torch.zeros_like(along)
         present = [local(vector) for vector in vectors if vector is not None]
         squares = sum(torch.linalg.vector_norm(vector, dtype=torch.float64) ** 2 for vector in present)
         for index, (tensor, place) in self._places.items():
             vector = vectors[tensor]
             if vector is not None:
-                steps[index] = coefficients[index]
+                steps[index] = weights[index]
                 number = self._at(vector, place)
-                number.sub_(coefficients[index].to(number))
-        return torch.stack((torch.as_tensor(squares, device=steps.device), slopes @ steps, steps @ steps)).double()
+                number.sub_(weights[index].to(number))
+        return small(torch.stack((torch.as_tensor(squares, device=steps.device), along @ steps, steps @ steps)).double())
 
     @staticmethod
     def _at(tensor: Tensor, place: int) -> Tensor:

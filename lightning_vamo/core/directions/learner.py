@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.directions.base import ProbeDirections
+from lightning_vamo.core.directions.slopes import Slopes
 
 
 class Learner(ABC):
@@ -17,15 +18,16 @@ class Learner(ABC):
     are the directions, to the bit. Of sharded parameters each process feeds and gets its part.
 
     Attributes:
-        current: The directions that :meth:`directions` gave last, to correct gradients with and, after a resume, to do so
-            again; None before.
-        slopes: Coordinates of the last gradient along ``current``, as its ``project`` gives them; None before the first.
+        current: The directions that :meth:`directions` or :meth:`leading` gave last, to correct gradients with and, after a
+            resume, to do so again; None before.
+        slopes: What the last gradient is along ``current``, as its ``measure`` gives it, for the correction not to read the
+            gradient again; None before the first gradient that was seen with ``current``.
         shares: Estimate of the share of the gradient noise's variance in the span of the first ``1..q`` of ``current``, shape
             ``(q,)``, float64, on the CPU, rather too low than too high; None while there is none.
     """
 
     current: ProbeDirections | None
-    slopes: Tensor | None
+    slopes: Slopes | None
     shares: Tensor | None
 
     @property
@@ -56,10 +58,13 @@ class Learner(ABC):
 
     @abstractmethod
     def leading(self, count: int) -> ProbeDirections:
-        """The first ones of :attr:`current`, with which fewer can be probed than are learned.
+        """Turn to the first ones of the directions that :meth:`directions` gave: probe fewer than are learned.
 
         Args:
-            count: How many, at least 1 and at most as many as there are.
+            count: How many, at least 1 and at most as many as were given.
+
+        Returns:
+            The directions: :attr:`current` from now on.
         """
 
     @abstractmethod

@@ -25,6 +25,15 @@ class Point:
         self.parameters = [local(parameter) for parameter in parameters]
         self.origin = [parameter.clone() for parameter in self.parameters] if origin is None else origin
         """The copy."""
+        # Where the parameters are: at the copy or a step away from it, along which directions, and in which versions.
+        self._along: ProbeDirections | None = None
+        self._versions = self._seen() if origin is None else None
+
+    def _seen(self) -> list[int] | None:
+        """Numbers that change when someone else writes to the parameters; None if nothing tells."""
+        if any(parameter.is_inference() for parameter in self.parameters):
+            return None
+        return [parameter._version for parameter in self.parameters]
 
     def __enter__(self) -> "Point":
         return self
@@ -36,6 +45,7 @@ class Point:
         """Set the parameters back to the point."""
         for parameter, origin in zip(self.parameters, self.origin, strict=True):
             parameter.copy_(origin)
+        self._along, self._versions = None, self._seen()
 
     def perturb(self, directions: ProbeDirections, index: int, distance: float) -> None:
         r"""Set the parameters to :math:`x + s\,u_j`.
@@ -45,4 +55,7 @@ class Point:
             index: Which one, ``0 <= index < q``.
             distance: The step :math:`s`, in units of parameter norm.
         """
-        directions.move(self.parameters, self.origin, index, distance)
+        known = self._versions is not None and self._versions == self._seen()
+        near = known and (self._along is None or self._along is directions)
+        directions.move(self.parameters, self.origin, index, distance, near=near)
+        self._along, self._versions = directions, self._seen()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.trainer import call
@@ -41,19 +41,24 @@ def manual(module: LightningModule, is_manual: bool = True) -> Iterator[None]:
 
 @contextmanager
 def manual_steps(
-    trainer: Trainer, module: LightningModule, started: Callable[[Any], AbstractContextManager[None]]
+    trainer: Trainer, callback: Callback, module: LightningModule, started: Callable[[Any], AbstractContextManager[None]]
 ) -> Iterator[None]:
     """Run each training step in Lightning's manual-optimization loop, and everything else as under automatic optimization.
 
     Lightning ties gradient clipping, accumulation, scheduler stepping, logging and checkpoint timing to the flag
     ``automatic_optimization``, refusing or dropping them where it is False. So the flag is False only while the manual loop
     runs: the automatic loop's ``run``, which has no public hook, is replaced on the instance and hands over. ``started`` gets
-    the batch: all hooks of its start have run by then.
+    the batch: all hooks of its start have run by then. A tuner that trains within the training takes the callbacks away for
+    that time; its steps are then automatic ones.
     """
     epoch_loop = trainer.fit_loop.epoch_loop
     automatic_loop, manual_loop = epoch_loop.automatic_optimization, epoch_loop.manual_optimization
 
+    automatic = automatic_loop.run
+
     def run(optimizer: Optimizer, batch_idx: int, kwargs: Any) -> Any:
+        if callback not in trainer.callbacks:  # type: ignore[attr-defined]
+            return automatic(optimizer, batch_idx, kwargs)
         accumulating = accumulates(trainer)
         with started(next(iter(kwargs.values()))), manual(module):
             outputs = manual_loop.run(kwargs)

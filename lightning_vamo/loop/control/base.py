@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.loop.control.learning import Learning
 from lightning_vamo.loop.control.probe_count import ProbeChoice
 from lightning_vamo.loop.control.settings import ProbeSettings
@@ -22,6 +23,7 @@ from lightning_vamo.loop.parameters import trainable_parameters
 from lightning_vamo.loop.plan.fingerprint import BatchWatch
 from lightning_vamo.loop.plan.plan import Plan
 from lightning_vamo.loop.sweep.oracle import Oracle
+from lightning_vamo.report import MadeOf
 
 
 @dataclass
@@ -92,7 +94,7 @@ class Snapshot(ABC):
         accumulated: int,
         scale: Callable[[Tensor], Tensor] | None,
         progress: float,
-        slopes: Tensor | None,
+        slopes: Slopes | None,
     ) -> Tensor | None:
         """Correct the gradients in ``.grad``: see :meth:`~lightning_vamo.core.control.correction.Correction.apply`."""
 
@@ -102,8 +104,8 @@ class Snapshot(ABC):
         """Keep this rank's part of a row out: see :meth:`~lightning_vamo.core.control.correction.Correction.withheld`."""
         return nullcontext()
 
-    def known_slopes(self, learner: Learner | None) -> Tensor | None:
-        """Coordinates of the gradient that a learner has just seen, as :meth:`correct` takes them, if it knows them."""
+    def known_slopes(self, learner: Learner | None) -> Slopes | None:
+        """Slopes of the gradient that a learner has just seen, as :meth:`correct` takes them, if it knows them."""
         return None
 
     @abstractmethod
@@ -197,6 +199,9 @@ class Control(ABC):
 
     records: ClassVar[Literal["always", "where possible", "never"]]
     """Whether training loaders have to tell their batches before an epoch trains on them."""
+
+    made_of: ClassVar[MadeOf | None] = "probes"
+    """What the control variate is made of; None if there is none."""
 
     watches: ClassVar[bool] = False
     """Whether a row holds only for the very batch that it was measured on."""

@@ -13,6 +13,7 @@ class Nothing(Control):
 
     kinds = ()
     records = "never"
+    made_of = None
 
     def begins(self, epoch: int) -> bool:
         """See :meth:`Control.begins`."""

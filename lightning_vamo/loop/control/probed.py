@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_vamo.core.control.correction import Correction
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.loop.control.base import Control, Snapshot
 from lightning_vamo.loop.control.drawn import Drawn
 from lightning_vamo.loop.sweep.sweep import Sweep
@@ -64,7 +65,7 @@ class Probed(Snapshot):
         accumulated: int,
         scale: Callable[[Tensor], Tensor] | None,
         progress: float,
-        slopes: Tensor | None,
+        slopes: Slopes | None,
     ) -> Tensor | None:
         """See :meth:`Snapshot.correct`."""
         return self.correction.apply(rows, accumulated, scale, progress, slopes)
@@ -75,7 +76,7 @@ class Probed(Snapshot):
         """See :meth:`Snapshot.withheld`."""
         return self.correction.withheld(row, accumulated, scale, progress)
 
-    def known_slopes(self, learner: Learner | None) -> Tensor | None:
+    def known_slopes(self, learner: Learner | None) -> Slopes | None:
         """See :meth:`Snapshot.known_slopes`."""
         return learner.slopes if learner is not None and learner.current is self.directions else None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_vamo.loop.ledger.clocks import Stopwatch
 from lightning_vamo.loop.ledger.totals import Totals
-from lightning_vamo.report import VAMOReport
+from lightning_vamo.report import MethodReport
 
 
 class Ledger:
@@ -48,7 +48,7 @@ class Ledger:
             yield
         self._row_evaluations += self.totals.forward_evaluations - before
 
-    def report(self, moments: Tensor | None) -> VAMOReport:
+    def report(self, moments: Tensor | None) -> MethodReport:
         """The report of the totals, and of the epoch so far.
 
         Args:

@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lightning_vamo.report import VAMOReport
+from lightning_vamo.report import MethodReport
 
 
 @dataclass
 class Totals:
-    """What a run has counted so far, on one rank: see :class:`~lightning_vamo.VAMOReport`.
+    """What a run has counted so far, on one rank: see :class:`~lightning_vamo.MethodReport`.
 
     Attributes:
         moment_before: Squared gradient norms, summed over the corrected steps.
@@ -17,6 +17,7 @@ class Totals:
 
     snapshots: int = 0
     steps: int = 0
+    batches: int = 0
     forward_evaluations: int = 0
     backward_evaluations: int = 0
     warmup_evaluations: int = 0
@@ -59,11 +60,11 @@ class Totals:
         self.moment_before += before
         self.moment_removed += removed
 
-    def report(self) -> VAMOReport:
+    def report(self) -> MethodReport:
         """The report of these totals."""
         counts = asdict(self)
         before, removed = counts.pop("moment_before"), counts.pop("moment_removed")
-        return VAMOReport(**counts, variance_removed=removed / before if before else None)
+        return MethodReport(**counts, variance_removed=removed / before if before else None)
 
     def state_dict(self) -> dict[str, Any]:
         """The totals as plain numbers."""

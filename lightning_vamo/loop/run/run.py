@@ -137,8 +137,15 @@ class Run:
         """
         if compat.skips_backward(trainer):
             return
-        clock, every = self.clock, self.method.control.every_n_train_steps
-        if self.snapshot is not None and not self.snapshot.fits(trainer.accumulate_grad_batches):
+        clock, every, snapshot = self.clock, self.method.control.every_n_train_steps, self.snapshot
+        if batch_idx - self.cursor.first >= trainer.num_training_batches:
+            # No row can be this batch's: after a BatchSizeFinder, Lightning counts an epoch's batches on from the last one's.
+            self.snapshot, clock.due, self.watch.differs = None, True, False
+            return
+        # A tuner that runs at the epoch's start may have made the loader anew, after the epoch has begun.
+        if snapshot is not None and not (
+            snapshot.fits(trainer.accumulate_grad_batches) and snapshot.belongs_to(compat.train_loader(trainer))
+        ):
             self.snapshot, clock.due = None, True
         if batch_idx % trainer.accumulate_grad_batches == 0:
             learned_at = self.learning.learned_at
@@ -189,7 +196,8 @@ class Run:
         figures |= self._mean_factor(trainer)
         figures |= {} if self.choice is None else self.choice.figures
         figures |= self._removed()
-        figures["probes"] = 0 if snapshot is None else snapshot.count
+        if self.method.control.made_of != "gradients":
+            figures["probes"] = 0 if snapshot is None else snapshot.count
         figures["forward_evaluations"] = totals.forward_evaluations
         figures["backward_evaluations"] = totals.backward_evaluations
         row_seconds = self.ledger.end_rows()
@@ -251,6 +259,7 @@ class Run:
         """Correct the gradient, once all batches of the step are in it."""
         self.ledger.totals.forward_evaluations += evaluated.forwards
         self.ledger.totals.backward_evaluations += evaluated.backwards
+        self.ledger.totals.batches += not evaluated.skipped
         snapshot, learner = self.snapshot, self.learning.learner
         if first:
             self.cursor.rows = []

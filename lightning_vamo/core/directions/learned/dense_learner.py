@@ -11,7 +11,9 @@ from lightning_vamo.core.directions.learned.passes import PowerIteration
 from lightning_vamo.core.directions.random.orthonormal import OrthonormalDirections
 from lightning_vamo.core.directions.random.seeded import SeededDirections
 from lightning_vamo.core.directions.random.stored import BLOCK, StoredDirections, stored_rows
+from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.sharding import local, shard_group
+from lightning_vamo.core.small import small, tensor_of, zeroed_unless
 from lightning_vamo.errors import InvalidArgumentError
 
 Rows = list[Tensor]  # of each parameter, ``q`` rows of its numbers in this process
@@ -23,12 +25,14 @@ class DenseLearner(PowerIteration[Rows]):
     Args:
         parameters: Tensors that give the shapes, types, devices and placements.
         start: Orthonormal directions to start from.
+        count: ``q``, how many of them are given.
+        oversampling: How many more are followed.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], start: StoredDirections) -> None:
+    def __init__(self, parameters: Sequence[Tensor], start: StoredDirections, count: int, oversampling: int) -> None:
         self._parameters = parameters
         self._rows = start.rows
-        super().__init__(start, start.rows[0].device)
+        super().__init__(start, count, oversampling, start.rows[0].device)
 
     def _begin_pass(self) -> None:
         super()._begin_pass()
@@ -43,16 +47,21 @@ class DenseLearner(PowerIteration[Rows]):
             self._sums = [torch.zeros_like(rows) for rows in self._rows]
             self._last = [torch.zeros_like(rows[0]) for rows in self._rows]
         pairs = zip(gradients, self._rows, strict=True)
-        slopes = [rows @ _flat(vector, rows).to(self._device) for vector, rows in pairs if vector is not None]
-        along = torch.stack([*slopes, self._rows[0].new_zeros(self._following.count)]).sum(dim=0)
-        self.slopes = self._following.shards.total(along)
-        change, known, finite = self._change(self.slopes)
+        products = [rows @ _flat(vector, rows).to(self._device) for vector, rows in pairs if vector is not None]
+        along = torch.stack([*products, self._rows[0].new_zeros(self._following.count)]).sum(dim=0)
+        seen = Slopes.of(self._following.shards.total(along))
+        if self.current is not None:
+            self.slopes = self.current.in_basis(seen)
+        known, finite = seen.finite & self._follows, seen.finite
+        change = tensor_of(self._change(seen.coordinates, finite))
+        squares = []
         for vector, sums, last in zip(gradients, self._sums, self._last, strict=True):
             now = torch.zeros_like(last) if vector is None else _flat(vector, sums)
-            difference = (now - last).masked_fill_(~known, 0.0)
+            difference = zeroed_unless(known, now - last)
             sums.addr_(change.to(sums), difference)
-            self._squares += torch.dot(difference, difference).double().to(self._device) / 2
-            last.copy_(now).masked_fill_(~finite, 0.0)
+            squares.append(torch.dot(difference, difference).to(self._device))
+            zeroed_unless(finite, last.copy_(now))
+        self._squares = self._squares + small(torch.stack(squares)).sum() / 2
 
     def _basis(self) -> Rows:
         return self._rows

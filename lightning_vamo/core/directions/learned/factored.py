@@ -1,15 +1,20 @@
 """Directions whose matrices are products of thin factors."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from lightning_vamo.core.algebra import deflation, inverse_root, square
+from lightning_vamo.core.algebra import deflation, inverse_root
 from lightning_vamo.core.directions.base import ProbeDirections
-from lightning_vamo.core.directions.learned.factors import Factors, Matrix
-from lightning_vamo.core.directions.learned.layout import Layout
+from lightning_vamo.core.directions.learned.factors import Factors
+from lightning_vamo.core.directions.learned.grams import grams
+from lightning_vamo.core.directions.learned.products import Products
+from lightning_vamo.core.directions.learned.updates import Update
+from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.sharding import local
+from lightning_vamo.core.small import Small, array, library, placed, product, repeated, small, stacked, tensor_of, typed
 
 
 class FactoredDirections(ProbeDirections):
@@ -20,136 +25,125 @@ class FactoredDirections(ProbeDirections):
     turns inner products with them into coordinates in an orthonormal basis of their span, :math:`\sum_k W_{jk} u_k`.
 
     Args:
-        layout: Which parameters are factored.
-        factors: The directions; see :func:`normalised`.
+        factors: The directions; see :func:`~lightning_vamo.core.directions.learned.grams.normalised`.
     """
 
-    def __init__(self, layout: Layout, factors: Factors) -> None:
-        self.count = len(factors.whole)
+    def __init__(self, factors: Factors) -> None:
+        layout = factors.layout
+        self.count = factors.count
         self.dimension = layout.dimension
         self.shards = layout.shards
         self.layout = layout
         self.factors = factors
-        shares = grams(layout, factors)
-        gram = layout.shards.total(shares.sum(dim=0))
-        self.whitening = inverse_root(gram)
-        self.deflation = deflation(gram).to(layout.device)
-        self._on_device = self.whitening.to(layout.device)
-        self._grams = shares[1:].to(layout.device)
+        # By parameter, over all processes: a step that lacks some of the gradients communicates nothing.
+        self._grams = layout.shards.total(grams(factors, factors))
+        gram = self._grams.sum(dim=0)
+        self._whitening = inverse_root(gram)
+        self.whitening: Small = placed(small(self._whitening), layout.device)
+        """:math:`W`, symmetric, shape ``(q, q)``."""
+        self.deflation: Small = placed(small(deflation(gram)), layout.device)
+        """What takes from each direction what the ones before it span, shape ``(q, q)``."""
+        self._metrics: dict[tuple[int, ...], Small] = {}
+        self._updates = [Update(*parts) for parts in zip(factors.lefts, factors.rights, strict=True)]
+
+    @cached_property
+    def _products(self) -> Products:
+        return Products(self.layout, self.count)
+
+    @cached_property
+    def _taken(self) -> "_Taken":
+        return _Taken(self.factors)
 
     def whiten(self, slopes: Tensor) -> Tensor:
         """See :meth:`ProbeDirections.whiten`."""
-        return (slopes.double() @ self._on_device.to(slopes.device)).to(slopes.dtype)
+        return (slopes.double() @ self._whitening.to(slopes.device)).to(slopes.dtype)
 
-    def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
+    def move(
+        self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float, *, near: bool = False
+    ) -> None:
         """See :meth:`ProbeDirections.move`."""
-        layout, factors = self.layout, self.factors
-        rows = slice(index * layout.rank, (index + 1) * layout.rank)
-        for matrix in layout.matrices:
+        layout, rank = self.layout, self.layout.rank
+        for matrix, update in zip(layout.matrices, self._updates, strict=True):
             target, origin = local(targets[matrix.position]), local(origins[matrix.position])
-            left, right = factors.left[rows, matrix.left], factors.right[rows, matrix.right]
-            moved = torch.addmm(origin.reshape(-1, matrix.columns).to(left), left.t(), right, alpha=distance)
-            target.copy_(moved.view(target.shape))
-        for whole in layout.wholes:
+            update.move(target, origin, slice(index * rank, (index + 1) * rank), distance, near=near)
+        for whole, step in zip(layout.wholes, self.factors.wholes[index], strict=True):
             target, origin = local(targets[whole.position]), local(origins[whole.position])
-            step = factors.whole[index, whole.place].view(origin.shape)
             torch.add(origin, step.to(origin), alpha=distance, out=target)
 
     def project(self, vectors: Sequence[Tensor | None]) -> Tensor:
         """See :meth:`ProbeDirections.project`."""
-        left = torch.zeros_like(self.factors.left)
-        for matrix in self.layout.matrices:
-            tensor = self.layout.matrix(matrix, vectors)
-            if tensor is not None:
-                places, rows = self.layout.rows(matrix, tensor.to(left))
-                left[:, places] = (rows @ self.factors.right[:, matrix.right].t()).t()
-        return self.whiten(self.shards.total(slopes(self.layout, self.factors, left, self.layout.rest(vectors))))
+        return tensor_of(self.measure(vectors).coordinates, self.layout.dtype)
 
-    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
-        """See :meth:`ProbeDirections.subtract_`; what is subtracted is never made as a whole."""
-        layout, factors = self.layout, self.factors
-        weights = self._on_device @ coefficients.to(self._on_device)
-        scaled = factors.left * weights.repeat_interleave(layout.rank).to(factors.left)[:, None]
-        rest, step = layout.rest(vectors), weights.to(factors.whole) @ factors.whole
-        parts = [torch.dot(rest, rest), torch.dot(rest, step)]
-        present = [i for i, matrix in enumerate(layout.matrices) if vectors[matrix.position] is not None]
-        for index in present:
-            parts += self._subtract(layout.matrices[index], vectors, scaled)
-        norm = weights @ self._grams[present].sum(dim=0) @ weights
-        for whole in layout.wholes:
-            vector = vectors[whole.position]
-            if vector is not None:
-                taken = step[whole.place]
-                local(vector).sub_(taken.view(local(vector).shape))
-                norm += torch.dot(taken, taken)
-        moments = torch.stack(parts).double().view(-1, 2).sum(dim=0)
-        return torch.cat((moments, norm[None])).to(coefficients.device)
+    def measure(self, vectors: Sequence[Tensor | None]) -> Slopes:
+        """See :meth:`ProbeDirections.measure`."""
+        along, square = self._look(vectors)
+        return self.in_basis(Slopes.of(self.shards.total_small(along), square))
 
-    def _subtract(self, matrix: Matrix, vectors: Sequence[Tensor | None], scaled: Tensor) -> list[Tensor]:
-        """Subtract from one matrix; returns summands of its squared norm before, and of its inner product with the step."""
-        held = local(vectors[matrix.position])  # type: ignore[arg-type]
-        wide = held.reshape(-1, matrix.columns).to(scaled)
-        right = self.factors.right[:, matrix.right].contiguous()
-        places, rows = self.layout.rows(matrix, wide)
-        flat = rows.reshape(-1)
-        moments = [torch.dot(flat, flat), torch.dot((scaled[:, places] @ rows).view(-1), right.view(-1))]
-        left = scaled[:, matrix.left]
-        if rows is wide:
-            wide.addmm_(left.t(), right, alpha=-1)
+    def in_basis(self, slopes: Slopes) -> Slopes:
+        """See :meth:`ProbeDirections.in_basis`."""
+        return slopes.turned(self.whitening)
+
+    def _look(self, vectors: Sequence[Tensor | None]) -> tuple[Small, Small]:
+        """Inner products with the directions, and the squared norm, of this process's part."""
+        self._products.take(vectors, self.factors, right=False)
+        return self._products.along(self.factors), self._products.square
+
+    def remove_(self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None) -> Small:
+        """See :meth:`ProbeDirections.remove_`; what is subtracted is never made as a whole."""
+        size, weights = self.shards.size, product(self.whitening, coefficients)
+        if slopes is None or slopes.square is None:
+            along, square = self._look(vectors)
+            inner = product(along, weights)
         else:
-            # The directions too are zero in rows whose gradients were while they were learned.
-            touched = left.any(dim=0).nonzero()[:, 0]
-            wide.index_add_(0, touched, left[:, touched].t() @ right, alpha=-1)
-        if wide.data_ptr() != held.data_ptr():
-            held.copy_(wide.view(held.shape))
-        return moments
+            square, inner = slopes.square, product(slopes.coordinates, coefficients) / size
+        step = product(coefficients, product(self._metric(vectors), coefficients)) / size
+        self._subtract(vectors, weights)
+        return stacked(square, inner, step)
+
+    def _subtract(self, vectors: Sequence[Tensor | None], weights: Small) -> None:
+        layout, taken = self.layout, self._taken
+        taken.combine(self.factors, weights)
+        for matrix, update, right in zip(layout.matrices, self._updates, taken.rights, strict=True):
+            vector = vectors[matrix.position]
+            if vector is not None:
+                update.subtract_(local(vector), right)
+        pairs = [
+            (local(vector), part)
+            for whole, part in zip(layout.wholes, taken.wholes, strict=True)
+            if (vector := vectors[whole.position]) is not None
+        ]
+        if pairs:
+            torch._foreach_sub_([vector for vector, _ in pairs], [part for _, part in pairs])
+
+    def _metric(self, vectors: Sequence[Tensor | None]) -> Small:
+        """What turns coefficients into the squared norm of the step, over the tensors that are not None: shape ``(q, q)``."""
+        missing = tuple([position for position, vector in enumerate(vectors) if vector is None])
+        if missing not in self._metrics:
+            present = [position for position in range(len(vectors)) if position not in missing]
+            gram = self._grams[present].sum(dim=0)
+            self._metrics[missing] = placed(small(self._whitening @ gram @ self._whitening), self.layout.device)
+        return self._metrics[missing]
 
 
-def slopes(layout: Layout, factors: Factors, left: Tensor, rest: Tensor) -> Tensor:
-    """Inner products of factored directions with a vector, of this process's part.
-
-    Args:
-        layout: Which parameters are factored.
-        factors: The directions.
-        left: Its matrices times the directions' right factors, shaped as their left factors are.
-        rest: Its numbers in the parameters that are kept whole.
-
-    Returns:
-        Shape ``(q,)``.
-    """
-    matrices: Tensor = torch.linalg.vecdot(factors.left, left).view(-1, layout.rank).sum(dim=1)
-    return matrices + factors.whole @ rest
-
-
-def grams(layout: Layout, factors: Factors) -> Tensor:
-    """Inner products between factored directions, of this process's part: shape ``(matrices + 1, q, q)``, float64, on the CPU.
-
-    Args:
-        layout: Which parameters are factored.
-        factors: The directions.
-
-    Returns:
-        A summand for all parameters that are kept whole, then one for each matrix.
-    """
-    count = len(factors.whole)
-    parts = [square(factors.whole)]
-    for matrix in layout.matrices:
-        product = square(factors.left[:, matrix.left]) * square(factors.right[:, matrix.right])
-        parts.append(product.view(count, layout.rank, count, layout.rank).sum(dim=(1, 3)))
-    return torch.stack(parts).cpu()
-
-
-def normalised(layout: Layout, factors: Factors) -> Factors:
-    """Factored directions scaled to unit norm, in place.
+class _Taken:
+    """What a step takes out of a gradient, in memory that each step uses anew.
 
     Args:
-        layout: Which parameters are factored.
-        factors: The directions, none of them zero.
-
-    Returns:
-        What was given.
+        factors: The directions of which it is a combination.
     """
-    scales = layout.shards.total(grams(layout, factors).sum(dim=0)).diagonal().rsqrt().to(factors.left)
-    factors.left.mul_(scales.repeat_interleave(layout.rank)[:, None])
-    factors.whole.mul_(scales[:, None])
-    return factors
+
+    def __init__(self, factors: Factors) -> None:
+        layout = factors.layout
+        right, whole = torch.empty_like(factors.right), layout.empty(layout.sizes[2])
+        self._right_array, self._whole_array = array(right), array(whole)
+        self.rights = torch.split(right, [matrix.columns for matrix in layout.matrices], dim=1)
+        """The right factors of each matrix, each times its coefficient."""
+        self.wholes = factors.shaped(whole)
+        """The numbers of each parameter that is kept whole."""
+
+    def combine(self, factors: Factors, weights: Small) -> None:
+        """Work out the combination with some weights, shape ``(q,)``."""
+        right, (_, whole) = self._right_array, factors.arrays
+        row, functions = typed(weights, right), library(right)
+        functions.multiply(factors.right_array, repeated(row.reshape(-1, 1), factors.layout.rank), out=right)
+        product(row, whole, out=self._whole_array)

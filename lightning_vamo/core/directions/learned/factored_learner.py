@@ -6,10 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_vamo.core.directions.learned.factored import FactoredDirections, normalised, slopes
-from lightning_vamo.core.directions.learned.factors import Factors
+from lightning_vamo.core.directions.learned.factored import FactoredDirections
+from lightning_vamo.core.directions.learned.factors import Factors, random, zeros
+from lightning_vamo.core.directions.learned.grams import normalised
 from lightning_vamo.core.directions.learned.nystrom import power_iterated
 from lightning_vamo.core.directions.learned.passes import PowerIteration
+from lightning_vamo.core.directions.learned.products import Products
+from lightning_vamo.core.directions.slopes import Slopes
+from lightning_vamo.core.small import Small, library, product, repeated, typed
 from lightning_vamo.errors import InvalidArgumentError
 
 
@@ -26,39 +30,45 @@ class FactoredLearner(PowerIteration[Factors]):
 
     Args:
         start: The directions to start from.
+        count: ``q``, how many of them are given.
+        oversampling: How many more are followed.
     """
 
-    def __init__(self, start: FactoredDirections) -> None:
+    def __init__(self, start: FactoredDirections, count: int, oversampling: int) -> None:
         self._layout = start.layout
-        super().__init__(start, start.layout.device)
+        super().__init__(start, count, oversampling, start.layout.device)
 
     def _begin_pass(self) -> None:
         super()._begin_pass()
         count = self._following.count
-        self._sums, self._last = self._layout.zeros(count), self._layout.zeros(count)
-        self._last.whole = self._last.whole[0].clone()
+        self._sums = zeros(self._layout, count)
+        self._now, self._last = Products(self._layout, count), Products(self._layout, count)
 
-    @torch.no_grad()
     def observe(self, gradients: Sequence[Tensor | None]) -> None:
         """See :meth:`Learner.observe`; a gradient that is not finite is passed over."""
-        layout, factors, last = self._layout, self._basis(), self._last
-        now, square = layout.products(gradients, factors)
-        along = layout.shards.total(slopes(layout, factors, now.left, now.whole)).double()
-        self.slopes = self._directions.whiten(along)
-        change, _, finite = self._change(self._directions.deflation @ along)
-        for product in now.tensors():
-            product.masked_fill_(~finite, 0.0)
-        change = change.to(last.whole)
-        columns = change.repeat_interleave(layout.rank)[:, None]
-        for sums, product, before in zip(self._sums.tensors(), now.tensors(), last.tensors(), strict=True):
-            torch.sub(product, before, out=before)
-            if before is last.whole:
-                sums.addr_(change, before)
-            else:
-                sums.addcmul_(columns, before)
+        now, basis = self._now, self._basis()
+        with torch.no_grad():
+            now.take(gradients, basis)
+            now_along = now.along(basis)
+        slopes = Slopes.of(self._layout.shards.total_small(now_along), now.square)
+        if self.current is not None:
+            self.slopes = self.current.in_basis(slopes)
         # The mean gradient is small against the noise: its square may stand for the noise's, which would take the last one.
-        self._squares += torch.where(finite, square, 0.0)
-        self._last = now
+        self._squares = self._squares + slopes.square_or_zero
+        now.zero_unless(slopes.finite)
+        self._sum_up(self._change(product(self._directions.deflation, slopes.coordinates), slopes.finite))
+        self._now, self._last = self._last, now
+
+    def _sum_up(self, change: Small) -> None:
+        """Add the difference of the last two gradients to the sketches, which takes the last but one."""
+        (sums, whole_sums), (now, whole), (last, last_whole) = (
+            factors.arrays for factors in (self._sums, self._now.factors, self._last.factors)
+        )
+        column, functions = typed(change, now).reshape(-1, 1), library(now)
+        functions.subtract(now, last, out=last)
+        sums += functions.multiply(last, repeated(column, self._layout.rank), out=last)
+        functions.subtract(whole, last_whole, out=last_whole)
+        whole_sums += column * last_whole
 
     @property
     def _directions(self) -> FactoredDirections:
@@ -68,23 +78,23 @@ class FactoredLearner(PowerIteration[Factors]):
         return self._directions.factors
 
     def _power_iterated(self) -> Factors | None:
-        turn = power_iterated(self._layout, self._directions, self._sums)
-        return None if turn is None else normalised(self._layout, turn)
+        turn = power_iterated(self._directions, self._sums)
+        return None if turn is None else normalised(turn)
 
     def _follow(self, basis: Factors, count: int, generator: torch.Generator) -> FactoredDirections:
-        layout, held = self._layout, len(basis.whole)
+        layout, held = self._layout, basis.count
         if held > count:
-            basis = basis.leading(count, layout.rank)
+            basis = basis.leading(count).copy()
         elif held < count:
-            basis = basis.followed_by(normalised(layout, layout.random(count - held, generator)))
-        return FactoredDirections(layout, basis)
+            basis = basis.followed_by(normalised(random(layout, count - held, generator)))
+        return FactoredDirections(basis)
 
     def _first(self, count: int) -> FactoredDirections:
-        return FactoredDirections(self._layout, self._basis().leading(count, self._layout.rank))
+        return FactoredDirections(self._basis().leading(count))
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Learner.state_dict`."""
-        groups = {"directions": self._basis(), "sums": self._sums, "last": self._last}
+        groups = {"directions": self._basis(), "sums": self._sums, "last": self._last.factors}
         return {"rank": self._layout.rank, **{name: group.tensors() for name, group in groups.items()}, **super().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -97,11 +107,14 @@ class FactoredLearner(PowerIteration[Factors]):
             InvalidArgumentError: If it is of other parameters, or of another rank.
         """
         layout = self._layout
-        if (state["rank"], *(part.shape[1] for part in state["directions"])) != (layout.rank, *layout.sizes):
+        rows, columns, numbers = layout.sizes
+        if (state["rank"], *(part.shape[1] for part in state["directions"])) != (layout.rank, rows + columns, numbers):
             raise InvalidArgumentError(
                 f"`state` holds directions of rank {state['rank']} for other parameters, or other shards of them, than these:"
                 f" resume the same model in as many processes, with rank={state['rank']}."
             )
-        directions, self._sums, self._last = (Factors(*self._copies(state[key])) for key in ("directions", "sums", "last"))
-        self._following = FactoredDirections(layout, directions)
+        directions, sums, last = (Factors(layout, *self._copies(state[key])) for key in ("directions", "sums", "last"))
+        self._following = FactoredDirections(directions)
+        self._begin_pass()
+        self._sums, self._last.factors = sums, last
         super().load_state_dict(state)

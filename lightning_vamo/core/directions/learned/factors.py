@@ -1,77 +1,126 @@
 """Factored directions as tensors."""
 
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Matrix:
-    """A parameter whose part of a direction is kept as a product of thin factors.
-
-    Attributes:
-        position: Its place among the parameters.
-        left: Where its rows, those in this process, lie in the left factors of all matrices.
-        right: Where its columns lie in the right factors.
-        rows: How many rows it has in all processes.
-        first: The first row in this process.
-    """
-
-    position: int
-    left: slice
-    right: slice
-    rows: int
-    first: int
-
-    @property
-    def columns(self) -> int:
-        """How many columns it has."""
-        return int(self.right.stop - self.right.start)
+from lightning_vamo.core.directions.learned.layout import Layout
+from lightning_vamo.core.small import Small, array
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A parameter whose part of a direction is kept as it is, since factors would take as much.
-
-    Attributes:
-        position: Its place among the parameters.
-        place: Where its numbers, those in this process, lie among those of all such parameters.
-        numbers: How many numbers it has in all processes.
-        first: The first number in this process.
-    """
-
-    position: int
-    place: slice
-    numbers: int
-    first: int
-
-
-@dataclass
 class Factors:
     r"""Something for each of ``q`` directions in factored form: :math:`A_j B_j^\top` per matrix, all numbers of the rest.
 
     Of directions, the columns of :math:`B_j` have norm one.
 
-    Attributes:
-        left: Shape ``(q * rank, all rows)``, the columns of each :math:`A_j` below each other.
-        right: Shape ``(q * rank, all columns)``.
-        whole: Shape ``(q, numbers of the rest)``.
+    Args:
+        layout: Which parameters are factored.
+        thin: The columns of the :math:`A_j` of all matrices below each other, then those of the :math:`B_j`, shape
+            ``(q * rank, all rows + all columns)``.
+        whole: Shape ``(q, numbers of the rest)``, or without a dimension for directions where they share the numbers.
     """
 
-    left: Tensor
-    right: Tensor
-    whole: Tensor
+    def __init__(self, layout: Layout, thin: Tensor, whole: Tensor) -> None:
+        self.layout = layout
+        self.thin = thin
+        self.whole = whole
+        rows, columns, _ = layout.sizes
+        self.left = thin.narrow(1, 0, rows)
+        """The part of ``thin`` that is of the :math:`A_j`."""
+        self.right = thin.narrow(1, rows, columns)
+        """The part of ``thin`` that is of the :math:`B_j`."""
 
-    def leading(self, count: int, rank: int) -> "Factors":
-        """Copies of the first ``count``."""
-        return Factors(self.left[: count * rank].clone(), self.right[: count * rank].clone(), self.whole[:count].clone())
+    @cached_property
+    def arrays(self) -> tuple[Small, Small]:
+        """``thin`` and ``whole`` for small arithmetic, in their own type."""
+        return array(self.thin), array(self.whole)
+
+    @cached_property
+    def left_array(self) -> Small:
+        """``left`` for small arithmetic, in its own type."""
+        return array(self.left)
+
+    @cached_property
+    def right_array(self) -> Small:
+        """``right`` for small arithmetic, in its own type."""
+        return array(self.right)
+
+    @cached_property
+    def lefts(self) -> list[Tensor]:
+        """The part of ``left`` that is of each matrix."""
+        return list(torch.split(self.left, [matrix.held for matrix in self.layout.matrices], dim=1))
+
+    @cached_property
+    def rights(self) -> list[Tensor]:
+        """The part of ``right`` that is of each matrix."""
+        return list(torch.split(self.right, [matrix.columns for matrix in self.layout.matrices], dim=1))
+
+    @cached_property
+    def transposed(self) -> list[tuple[Tensor, Tensor]]:
+        """The parts of :attr:`lefts` and :attr:`rights` with the directions, or their outer products, as columns."""
+        return [(left.t(), right.t()) for left, right in zip(self.lefts, self.rights, strict=True)]
+
+    @cached_property
+    def wholes(self) -> list[list[Tensor]]:
+        """Of each direction, the part of ``whole`` that is of each parameter, in the parameter's shape."""
+        return [self.shaped(row) for row in self.whole.unbind()]
+
+    def shaped(self, numbers: Tensor) -> list[Tensor]:
+        """Numbers of all parameters that are kept whole, parameter by parameter, as views."""
+        parts = torch.split(numbers, [whole.held for whole in self.layout.wholes])
+        return [part.view(whole.shape) for part, whole in zip(parts, self.layout.wholes, strict=True)]
+
+    @property
+    def count(self) -> int:
+        """``q``."""
+        return len(self.thin) // self.layout.rank
+
+    def leading(self, count: int) -> "Factors":
+        """The first ``count``, which share memory with these."""
+        return Factors(self.layout, self.thin.narrow(0, 0, count * self.layout.rank), self.whole.narrow(0, 0, count))
+
+    def copy(self) -> "Factors":
+        """The same in memory of their own."""
+        return Factors(self.layout, self.thin.clone(), self.whole.clone())
 
     def followed_by(self, others: "Factors") -> "Factors":
         """These, then ``others``."""
-        parts = zip(self.tensors(), others.tensors(), strict=True)
-        return Factors(*(torch.cat(pair) for pair in parts))
+        return Factors(self.layout, torch.cat((self.thin, others.thin)), torch.cat((self.whole, others.whole)))
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+    def tensors(self) -> tuple[Tensor, Tensor]:
         """All there is."""
-        return self.left, self.right, self.whole
+        return self.thin, self.whole
+
+
+def zeros(layout: Layout, count: int) -> Factors:
+    """Zeros for ``count`` directions."""
+    rows, columns, numbers = layout.sizes
+    return Factors(layout, layout.empty(count * layout.rank, rows + columns).zero_(), layout.empty(count, numbers).zero_())
+
+
+def random(layout: Layout, count: int, generator: torch.Generator) -> Factors:
+    """Random directions, not of unit norm: independent normal factors; a tensor's share is that of its numbers.
+
+    Args:
+        layout: Which parameters are factored.
+        count: How many.
+        generator: CPU generator; every process draws all, and keeps its part.
+
+    Returns:
+        The directions, to be scaled.
+    """
+
+    def normal(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator, dtype=torch.float64, device="cpu")
+
+    factors = zeros(layout, count)
+    for matrix, left, right in zip(layout.matrices, factors.lefts, factors.rights, strict=True):
+        numbers = normal(count * layout.rank, matrix.rows) * (matrix.columns / layout.rank) ** 0.5
+        left.copy_(numbers.narrow(1, matrix.first, matrix.held))
+        numbers = normal(count * layout.rank, matrix.columns)
+        right.copy_(numbers / numbers.norm(dim=1, keepdim=True))
+    parts = torch.split(factors.whole, [whole.held for whole in layout.wholes], dim=1)
+    for whole, part in zip(layout.wholes, parts, strict=True):
+        part.copy_(normal(count, whole.numbers).narrow(1, whole.first, whole.held))
+    return factors

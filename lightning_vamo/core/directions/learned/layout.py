@@ -1,15 +1,68 @@
 """How factored directions are laid out: which parameters are matrices to factor, and where their factors lie."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_vamo.core.directions.learned.factors import Factors, Matrix, Whole
 from lightning_vamo.core.sharding import first_number, local, shard_group
 
 # From so many rows on, it pays on a CPU to look for those that are zero.
 MANY_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A parameter whose part of a direction is kept as a product of thin factors.
+
+    Attributes:
+        position: Its place among the parameters.
+        left: Where its rows, those in this process, lie in the left factors of all matrices.
+        right: Where its columns lie in the right factors.
+        rows: How many rows it has in all processes.
+        first: The first row in this process.
+    """
+
+    position: int
+    left: slice
+    right: slice
+    rows: int
+    first: int
+
+    @property
+    def columns(self) -> int:
+        """How many columns it has."""
+        return int(self.right.stop - self.right.start)
+
+    @property
+    def held(self) -> int:
+        """How many of its rows are in this process."""
+        return int(self.left.stop - self.left.start)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A parameter whose part of a direction is kept as it is, since factors would take as much.
+
+    Attributes:
+        position: Its place among the parameters.
+        place: Where its numbers, those in this process, lie among those of all such parameters.
+        numbers: How many numbers it has in all processes.
+        first: The first number in this process.
+        shape: Its shape in this process.
+    """
+
+    position: int
+    place: slice
+    numbers: int
+    first: int
+    shape: torch.Size
+
+    @property
+    def held(self) -> int:
+        """How many of its numbers are in this process."""
+        return int(self.place.stop - self.place.start)
 
 
 class Layout:
@@ -44,15 +97,11 @@ class Layout:
                 left, right = ends
             else:
                 end = whole + held.numel()
-                self.wholes.append(Whole(position, slice(whole, end), parameter.numel(), first))
+                self.wholes.append(Whole(position, slice(whole, end), parameter.numel(), first, held.shape))
                 whole = end
         self.sizes = left, right, whole
-
-    def zeros(self, count: int) -> Factors:
-        """Zeros for ``count`` directions."""
-        left, right, whole = self.sizes
-        rows = count * self.rank
-        return Factors(self.empty(rows, left).zero_(), self.empty(rows, right).zero_(), self.empty(count, whole).zero_())
+        # What stands for a missing gradient among those that are kept whole.
+        self._missing = [self.empty(part.held).zero_() for part in self.wholes]
 
     def empty(self, *shape: int) -> Tensor:
         """A tensor in the type and on the device of the factors."""
@@ -61,83 +110,24 @@ class Layout:
     def matrix(self, matrix: Matrix, tensors: Sequence[Tensor | None]) -> Tensor | None:
         """One of ``tensors``, one per parameter, seen as a matrix in its own type: a view unless its layout has none."""
         tensor = tensors[matrix.position]
-        return None if tensor is None else local(tensor).reshape(-1, matrix.columns)
+        if tensor is None:
+            return None
+        held = local(tensor)
+        return held if held.dim() == 2 else held.reshape(-1, matrix.columns)
 
-    def rest(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """Those of ``tensors`` that are kept whole, flattened and concatenated; zeros for missing ones."""
-        numbers = self.empty(self.sizes[2])
-        for whole in self.wholes:
+    def rest(self, tensors: Sequence[Tensor | None], out: Tensor) -> Tensor:
+        """Those of ``tensors`` that are kept whole, flattened and concatenated; zeros for missing ones.
+
+        Args:
+            tensors: A tensor, or None, for each parameter.
+            out: Where to put the numbers, a flat tensor in the type of the factors.
+
+        Returns:
+            What was given for ``out``.
+        """
+        parts = []
+        for whole, missing in zip(self.wholes, self._missing, strict=True):
             tensor = tensors[whole.position]
-            part = numbers[whole.place]
-            if tensor is None:
-                part.zero_()
-            else:
-                part.copy_(local(tensor).reshape(-1))
-        return numbers
-
-    def rows(self, matrix: Matrix, wide: Tensor) -> tuple[slice | Tensor, Tensor]:
-        """The rows of a matrix, without those that are zero where they are most, as in the gradient of an embedding.
-
-        Args:
-            matrix: Which matrix.
-            wide: Its numbers in this process, in the type of the factors.
-
-        Returns:
-            Where the rows lie in the left factors, and the rows.
-        """
-        # A GPU has the bandwidth, and would have to be waited for.
-        if self.device.type == "cpu" and len(wide) >= MANY_ROWS:
-            present = torch.linalg.vector_norm(wide, dim=1).nonzero()[:, 0]
-            if len(present) < len(wide) / 2:
-                return present + matrix.left.start, wide[present]
-        return matrix.left, wide
-
-    def products(self, tensors: Sequence[Tensor | None], factors: Factors) -> tuple[Factors, Tensor]:
-        r"""What a gradient gives with directions: zeros where it is missing.
-
-        Args:
-            tensors: The gradient :math:`G`, or None, of each parameter.
-            factors: The directions :math:`A_j B_j^\top`.
-
-        Returns:
-            :math:`G B_j`, :math:`G^\top A_j`, the latter of the rows in this process, and of the rest the numbers themselves,
-            without a dimension for directions; and the squared norm of what this process holds, float64.
-        """
-        left, right, rest = torch.zeros_like(factors.left), torch.zeros_like(factors.right), self.rest(tensors)
-        squares = [torch.dot(rest, rest)]
-        for matrix in self.matrices:
-            tensor = self.matrix(matrix, tensors)
-            if tensor is not None:
-                # All that is read of a matrix is read before the next one: they fit a processor's cache one by one.
-                places, rows = self.rows(matrix, tensor.to(left))
-                left[:, places] = (rows @ factors.right[:, matrix.right].t()).t()
-                right[:, matrix.right] = factors.left[:, places] @ rows
-                flat = rows.reshape(-1)
-                squares.append(torch.dot(flat, flat))
-        return Factors(left, right, rest), torch.stack(squares).double().sum()
-
-    def random(self, count: int, generator: torch.Generator) -> Factors:
-        """Random directions, not of unit norm: independent normal factors; a tensor's share is that of its numbers.
-
-        Args:
-            count: How many.
-            generator: CPU generator; every process draws all, and keeps its part.
-
-        Returns:
-            The directions, to be scaled.
-        """
-
-        def normal(rows: int, columns: int) -> Tensor:
-            return torch.randn(rows, columns, generator=generator, dtype=torch.float64, device="cpu")
-
-        factors = self.zeros(count)
-        for matrix in self.matrices:
-            own = slice(matrix.first, matrix.first + matrix.left.stop - matrix.left.start)
-            left = normal(count * self.rank, matrix.rows) * (matrix.columns / self.rank) ** 0.5
-            factors.left[:, matrix.left] = left[:, own].to(factors.left)
-            right = normal(count * self.rank, matrix.columns)
-            factors.right[:, matrix.right] = (right / right.norm(dim=1, keepdim=True)).to(factors.right)
-        for whole in self.wholes:
-            own = slice(whole.first, whole.first + whole.place.stop - whole.place.start)
-            factors.whole[:, whole.place] = normal(count, whole.numbers)[:, own].to(factors.whole)
-        return factors
+            held = missing if tensor is None else local(tensor)
+            parts.append(held if held.dim() == 1 else held.reshape(-1))
+        return torch.cat(parts, out=out) if parts else out

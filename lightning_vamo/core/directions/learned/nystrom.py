@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_vamo.core.algebra import damped_inverse, leading, square, truncated
 from lightning_vamo.core.directions.learned.factored import FactoredDirections
-from lightning_vamo.core.directions.learned.factors import Factors
+from lightning_vamo.core.directions.learned.factors import Factors, zeros
 from lightning_vamo.core.directions.learned.layout import Layout
 
 # Undamped, a sketch by directions that are nearly orthogonal to what it is of gives a huge estimate. On the MNIST perceptron
@@ -20,7 +20,7 @@ DAMPING = 0.2
 FLOOR = 1e-6
 
 
-def power_iterated(layout: Layout, old: FactoredDirections, sums: Factors) -> Factors | None:
+def power_iterated(old: FactoredDirections, sums: Factors) -> Factors | None:
     r"""Directions from the sketches of a pass, the leading ones first.
 
     A matrix of :math:`Y_j` is :math:`P_j (A_j^\top P_j)^{+} Q_j^\top`, the generalised Nyström approximation. Orthonormal
@@ -28,7 +28,6 @@ def power_iterated(layout: Layout, old: FactoredDirections, sums: Factors) -> Fa
     outer products. No matrix is ever made: all takes place in products of at most ``q * rank`` columns.
 
     Args:
-        layout: Which parameters are factored.
         old: The directions :math:`A_j B_j^\top` that the sketches were made with.
         sums: :math:`P_j`, :math:`Q_j` of each matrix, and :math:`Y_j` of the rest. Of sharded parameters, this process's part
             of each; the sums over the processes are formed here.
@@ -40,9 +39,9 @@ def power_iterated(layout: Layout, old: FactoredDirections, sums: Factors) -> Fa
     References:
         Nakatsukasa, "Fast and stable randomized low-rank matrix approximation", arXiv:2009.11392.
     """
-    rank, count = layout.rank, old.count
-    sums = Factors(sums.left, layout.shards.total(sums.right), sums.whole)
-    left, right, cross, lengths, rest = _products(layout, old.factors, sums)
+    layout, count = old.layout, old.count
+    rank, right_sums = layout.rank, layout.shards.total(sums.right)
+    left, right, cross, lengths, rest = _products(layout, old.factors, sums, right_sums)
     if not all(bool(part.isfinite().all()) for part in (left, right, cross, rest)):
         return None
     middle = torch.zeros_like(left)
@@ -57,31 +56,30 @@ def power_iterated(layout: Layout, old: FactoredDirections, sums: Factors) -> Fa
     core = middle[:, None] * mixing.t().repeat_interleave(rank, dim=1)[:, None, :]
     x, sizes, y = truncated(left, core, right, rank)
     x, y = (part.transpose(1, 2).flatten(2) for part in (x * sizes[:, :, None, :], y))
-    factors = layout.zeros(mixing.shape[1])
+    factors = zeros(layout, mixing.shape[1])
     torch.mm(mixing.t().to(sums.whole), sums.whole, out=factors.whole)
     for index, matrix in enumerate(layout.matrices):
-        factors.left[:, matrix.left] = x[index].t().to(sums.left) @ sums.left[:, matrix.left]
-        factors.right[:, matrix.right] = y[index].t().to(sums.right) @ sums.right[:, matrix.right]
-    _keep_alive(layout, factors, old.factors, sizes.flatten(1), lengths)
+        torch.mm(x[index].t().to(sums.left), sums.lefts[index], out=factors.lefts[index])
+        torch.mm(y[index].t().to(right_sums), right_sums[:, matrix.right], out=factors.rights[index])
+    _keep_alive(factors, old.factors, sizes.flatten(1), lengths)
     return factors
 
 
-def _keep_alive(layout: Layout, factors: Factors, old: Factors, now: Tensor, before: Tensor) -> None:
+def _keep_alive(factors: Factors, old: Factors, now: Tensor, before: Tensor) -> None:
     """Replace parts that are too short to learn from by the last ones."""
     for index, row in (now < FLOOR).nonzero().tolist():
-        matrix = layout.matrices[index]
-        factors.left[row, matrix.left] = old.left[row, matrix.left] * (FLOOR / float(before[index, row]))
-        factors.right[row, matrix.right] = old.right[row, matrix.right]
+        factors.lefts[index][row] = old.lefts[index][row] * (FLOOR / float(before[index, row]))
+        factors.rights[index][row] = old.rights[index][row]
 
 
-def _products(layout: Layout, old: Factors, sums: Factors) -> Sequence[Tensor]:
+def _products(layout: Layout, old: Factors, sums: Factors, right_sums: Tensor) -> Sequence[Tensor]:
     """Inner products of the sketches' columns, over all processes, in float64 on the CPU."""
     size = len(old.left)
     left = torch.zeros(len(layout.matrices), size, size, dtype=torch.float64, device=layout.device)
     right, cross, lengths = torch.zeros_like(left), torch.zeros_like(left), left.new_zeros(left.shape[:2])
     for index, matrix in enumerate(layout.matrices):
-        columns, before = sums.left[:, matrix.left].double(), old.left[:, matrix.left].double()
-        left[index], right[index] = square(columns), square(sums.right[:, matrix.right])
+        columns, before = sums.lefts[index].double(), old.lefts[index].double()
+        left[index], right[index] = square(columns), square(right_sums[:, matrix.right])
         cross[index] = before @ columns.t()
         lengths[index] = before.square().sum(dim=1)
     parts = [part.cpu() for part in (left, cross, lengths, square(sums.whole))]

@@ -8,8 +8,12 @@ from torch import Tensor
 
 from lightning_vamo.core.directions.base import ProbeDirections
 from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.core.small import Small, finite_or_zero, placed, small, stacked, tensor_of, zeros
 
 Basis = TypeVar("Basis")
+
+# What is summed up in a pass, in small numbers.
+_SUMS = ("_differences", "_squares", "_seen", "_moments", "_last_slopes", "_follows")
 
 
 class PowerIteration(Learner, Generic[Basis]):
@@ -17,14 +21,25 @@ class PowerIteration(Learner, Generic[Basis]):
 
     A sample of the noise is :math:`z_t = (g_t - g_{t-1}) / \sqrt 2`, whose mean is nearly zero however the gradient drifts. A
     pass gives :math:`Y = \sum_t z_t z_t^\top U`, whose orthonormalised columns are the next :math:`U`. If it has fewer
-    differences than there are directions, they cannot be told apart: it then goes on through the snapshot.
+    differences than directions that are given, they cannot be told apart: it then goes on through the snapshot.
+
+    More directions can be followed than are given: the leading ones are then found in fewer passes, as in randomised singular
+    value decomposition.
 
     Args:
         following: The directions to start from.
+        count: ``q``, how many of them are given.
+        oversampling: How many more are to be followed.
         device: Where gradients are.
+
+    References:
+        Halko, Martinsson & Tropp, "Finding structure with randomness", arXiv:0909.4061.
     """
 
-    def __init__(self, following: ProbeDirections, device: torch.device) -> None:
+    def __init__(self, following: ProbeDirections, count: int, oversampling: int, device: torch.device) -> None:
+        self._count = count
+        self._oversampling = oversampling
+        self._every_share: Tensor | None = None
         self.current = None
         self.slopes = None
         self.shares = None
@@ -34,12 +49,12 @@ class PowerIteration(Learner, Generic[Basis]):
         self._begin_pass()
 
     def _begin_pass(self) -> None:
-        self._differences = torch.zeros((), dtype=torch.int64, device=self._device)
-        self._squares = torch.zeros((), dtype=torch.float64, device=self._device)
-        # Sums of slopes, of their squares, and of half the squares of their differences; and of how many gradients.
-        self._moments = torch.zeros(3, self._following.count, dtype=torch.float64, device=self._device)
-        self._seen = torch.zeros((), dtype=torch.int64, device=self._device)
-        self._last_slopes: Tensor | None = None
+        self._differences, self._squares, self._seen = (zeros(device=self._device) for _ in range(3))
+        # Sums of slopes, of their squares, and of half the squares of their differences.
+        self._moments = zeros(3, self._following.count, device=self._device)
+        self._last_slopes = zeros(self._following.count, device=self._device)
+        self._follows = zeros(device=self._device) > 0
+        """Whether there is a last gradient, which was finite."""
 
     @property
     def ready(self) -> bool:
@@ -48,45 +63,46 @@ class PowerIteration(Learner, Generic[Basis]):
 
     @property
     def _enough(self) -> bool:
-        return int(self._differences) >= self._following.count
+        return float(self._differences) >= self._count
 
-    def _change(self, slopes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _change(self, slopes: Small, finite: Small) -> Small:
         """Take note of a gradient's slopes along the directions, over all processes.
 
         Args:
-            slopes: Inner products with each direction, of which is taken what the ones before it span, shape ``(q,)``.
+            slopes: Inner products with each direction, of which is taken what the ones before it span, shape ``(q,)``; zeros if
+                the gradient is not finite.
+            finite: Whether it is.
 
         Returns:
-            By how much they changed, or zeros; whether the change is known; whether the gradient is finite. None of them is
-            read here, for a GPU not to be waited for.
+            By how much they changed, zeros where that is not known; not read here, for a GPU not to be waited for.
         """
-        last = torch.full_like(slopes, torch.nan) if self._last_slopes is None else self._last_slopes
-        finite = slopes.isfinite().all()
-        known = finite & last.isfinite().all()
-        change = torch.where(known, slopes - last, 0.0)
-        self._last_slopes = slopes
-        self._differences += known
-        self._seen += finite
-        own, between = slopes.double(), change.double()
-        self._moments += torch.where(finite, torch.stack((own, own.square(), between.square() / 2)), 0.0)
-        return change, known, finite
+        known = finite & self._follows
+        change = finite_or_zero(slopes - self._last_slopes, known)
+        self._last_slopes, self._follows = slopes, finite
+        self._differences = self._differences + known
+        self._seen = self._seen + finite
+        self._moments += stacked(slopes, slopes * slopes, change * change / 2)
+        return change
 
     @torch.no_grad()
     def directions(self, count: int, generator: torch.Generator) -> ProbeDirections:
         """See :meth:`Learner.directions`; a pass with fewer differences of gradients than directions goes on."""
-        if self._enough or count != self._following.count:
+        if self._enough or count != self._count:
             turn = self._power_iterated() if self._enough else None
-            basis, shares = (self._basis(), self.shares) if turn is None else (turn, self._shares())
-            self._following = self._follow(basis, count, generator)
+            basis, shares = (self._basis(), self._every_share) if turn is None else (turn, self._shares())
+            followed = oversampled(count, self._oversampling, self._following.dimension)
+            self._following = self._follow(basis, followed, generator)
             # A random direction removes nothing.
-            self.shares = None if shares is None else torch.cat((shares, shares[-1:].expand(count)))[:count]
+            self._every_share = None if shares is None else torch.cat((shares, shares[-1:].expand(followed)))[:followed]
+            self._count = count
             self._begin_pass()
-        self.current = self._following
-        return self._following
+        self.shares = None if self._every_share is None else self._every_share[:count]
+        return self.leading(count)
 
     def leading(self, count: int) -> ProbeDirections:
         """See :meth:`Learner.leading`."""
-        return self._following if count == self._following.count else self._first(count)
+        self.current = self._following if count == self._following.count else self._first(count)
+        return self.current
 
     def _shares(self) -> Tensor | None:
         """Shares of the pass's noise in the leading directions that it began with, which had not seen it.
@@ -101,10 +117,10 @@ class PowerIteration(Learner, Generic[Basis]):
         known, self._turned = self._turned, True
         if not known:
             return None
-        total, squares, differences = self._moments.cpu()
+        total, squares, differences = tensor_of(self._moments).cpu()
         # A gradient that drifts makes the first too large, steps that swing to and fro the second.
-        along = torch.minimum(squares - total.square() / self._seen.cpu(), differences)
-        return (along / self._following.shards.total(self._squares.cpu())).cumsum(0).clamp(0, 1)
+        along = torch.minimum(squares - total.square() / float(self._seen), differences)
+        return (along / self._following.shards.total(tensor_of(self._squares).cpu())).cumsum(0).clamp(0, 1)
 
     @abstractmethod
     def _basis(self) -> Basis:
@@ -124,16 +140,9 @@ class PowerIteration(Learner, Generic[Basis]):
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Learner.state_dict`."""
-        return {
-            "turned": self._turned,
-            "given": self.current is not None,
-            "shares": self.shares,
-            "differences": self._differences,
-            "squares": self._squares,
-            "moments": self._moments,
-            "seen": self._seen,
-            "last_slopes": self._last_slopes,
-        }
+        sums = {name: tensor_of(getattr(self, name)) for name in _SUMS}
+        counts = {"count": self._count, "given": None if self.current is None else self.current.count}
+        return {"turned": self._turned, "shares": self._every_share, **counts, **sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`Learner.load_state_dict`.
@@ -141,12 +150,17 @@ class PowerIteration(Learner, Generic[Basis]):
         Args:
             state: What :meth:`state_dict` returned.
         """
-        self._turned = state["turned"]
-        self.current = self._following if state["given"] else None
-        self.shares = state["shares"]
-        counts = ("differences", "squares", "moments", "seen")
-        self._differences, self._squares, self._moments, self._seen = self._copies([state[key] for key in counts])
-        self._last_slopes = None if state["last_slopes"] is None else self._copies([state["last_slopes"]])[0]
+        self._turned, self._count, self._every_share = state["turned"], state["count"], state["shares"]
+        self.shares = None if self._every_share is None or state["given"] is None else self._every_share[: self._count]
+        self.current = None if state["given"] is None else self.leading(state["given"])
+        for name in _SUMS:
+            setattr(self, name, placed(small(state[name].clone()), self._device))
+        self._follows = self._follows > 0
 
     def _copies(self, tensors: list[Tensor]) -> list[Tensor]:
         return [tensor.to(self._device, copy=True) for tensor in tensors]
+
+
+def oversampled(count: int, oversampling: int, dimension: int) -> int:
+    """How many directions to follow where ``count`` are given: no more than there are dimensions."""
+    return max(count, min(count + oversampling, dimension))

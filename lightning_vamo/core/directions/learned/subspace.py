@@ -8,9 +8,12 @@ from torch import Tensor
 from lightning_vamo.core.directions.base import ProbeDirections
 from lightning_vamo.core.directions.family import Directions
 from lightning_vamo.core.directions.learned.dense_learner import DenseLearner, dense_directions, random_rows
-from lightning_vamo.core.directions.learned.factored import FactoredDirections, normalised
+from lightning_vamo.core.directions.learned.factored import FactoredDirections
 from lightning_vamo.core.directions.learned.factored_learner import FactoredLearner
+from lightning_vamo.core.directions.learned.factors import random
+from lightning_vamo.core.directions.learned.grams import normalised
 from lightning_vamo.core.directions.learned.layout import Layout
+from lightning_vamo.core.directions.learned.passes import oversampled
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.directions.random.orthonormal import OrthonormalDirections
 from lightning_vamo.errors import InvalidArgumentError
@@ -52,20 +55,25 @@ class GradientSubspaceDirections(Directions):
 
     learns = True
 
-    def __init__(self, rank: int | None = 1, warmup_batches: int = 64) -> None:
+    def __init__(self, rank: int | None = 1, warmup_batches: int = 64, oversampling: int = 0) -> None:
         if rank is not None and rank < 1:
             raise InvalidArgumentError(f"`rank` must be None or at least 1, got {rank}.")
         if warmup_batches < 0:
             raise InvalidArgumentError(f"`warmup_batches` must be at least 0, got {warmup_batches}.")
+        if oversampling < 0:
+            raise InvalidArgumentError(f"`oversampling` must be at least 0, got {oversampling}.")
         self.rank = rank
         self.warmup_batches = warmup_batches
+        self.oversampling = oversampling
 
     def learner(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> Learner:
         """See :meth:`Directions.learner`."""
-        start = self.draw(parameters, count, generator)
+        dimension = sum(parameter.numel() for parameter in parameters)
+        start = self.draw(parameters, oversampled(count, self.oversampling, dimension), generator)
         if isinstance(start, FactoredDirections):
-            return FactoredLearner(start)
-        return DenseLearner([parameter.detach() for parameter in parameters], start)  # type: ignore[arg-type]
+            return FactoredLearner(start, count, self.oversampling)
+        held = [parameter.detach() for parameter in parameters]
+        return DenseLearner(held, start, count, self.oversampling)  # type: ignore[arg-type]
 
     def check_count(self, count: int, dimension: int) -> None:
         """See :meth:`Directions.check_count`."""
@@ -76,5 +84,4 @@ class GradientSubspaceDirections(Directions):
     def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
         if self.rank is None:
             return dense_directions(parameters, random_rows(parameters, count, generator))
-        layout = Layout(parameters, self.rank)
-        return FactoredDirections(layout, normalised(layout, layout.random(count, generator)))
+        return FactoredDirections(normalised(random(Layout(parameters, self.rank), count, generator)))

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from lightning_vamo.core.directions.base import ProbeDirections, moments
 from lightning_vamo.core.directions.random.streams import Chunk, chunks_of, pieces, stream_count, stream_seed
+from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import local, shard_group
+from lightning_vamo.core.small import Small, small, tensor_of
 
 
 class RawVectors(Protocol):
@@ -46,8 +48,9 @@ class SeededDirections(ProbeDirections):
             self._streams += stream_count(parameter)
         like = local(parameters[0])
         self._device, self._dtype = like.device, at_least_float32(like.dtype)
-        self._mixing = family.mixing(self)
-        self._terms = [[(i, weight) for i, weight in enumerate(row) if weight] for row in self._mixing.tolist()]
+        mixing = family.mixing(self)
+        self._mixing = mixing.to(self._device)
+        self._terms = [[(i, weight) for i, weight in enumerate(row) if weight] for row in mixing.tolist()]
 
     def sizes(self) -> list[list[int]]:
         """How many numbers of each chunk this process needs, parameter by parameter."""
@@ -74,7 +77,9 @@ class SeededDirections(ProbeDirections):
         for parts in zip(*map(self.raw, range(self.count)), strict=True):
             yield (combination([weight for _, weight in row], [parts[i] for i, _ in row]) for row in self._terms)
 
-    def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
+    def move(
+        self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float, *, near: bool = False
+    ) -> None:
         """See :meth:`ProbeDirections.move`."""
         stream = self.direction(index)
         for target, origin, sizes in zip(targets, origins, self.sizes(), strict=True):
@@ -84,7 +89,7 @@ class SeededDirections(ProbeDirections):
     def project(self, vectors: Sequence[Tensor | None]) -> Tensor:
         """See :meth:`ProbeDirections.project`."""
         raw = self.shards.total(torch.stack([self._project_raw(index, vectors) for index in range(self.count)]))
-        return (self._mixing.to(raw.device) @ raw).to(self._dtype)
+        return (self._mixing @ raw).to(self._dtype)
 
     def _project_raw(self, index: int, vectors: Sequence[Tensor | None]) -> Tensor:
         # In float64: near q = d the mixing's weights are large and alternate in sign.
@@ -94,10 +99,10 @@ class SeededDirections(ProbeDirections):
                 total += torch.dot(part.double(), piece.double()).to(total.device)
         return total
 
-    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
-        """See :meth:`ProbeDirections.subtract_`."""
-        weights = self._mixing.T.to(coefficients.device) @ coefficients.double()
-        total = torch.zeros(3, dtype=torch.float64, device=coefficients.device)
+    def remove_(self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None) -> Small:
+        """See :meth:`ProbeDirections.remove_`."""
+        weights = self._mixing.T @ tensor_of(coefficients).to(self._mixing)
+        total = torch.zeros(3, dtype=torch.float64, device=weights.device)
         streams = _in_step([self.raw(index) for index in range(self.count)])
         for piece, parts in zip(self._pieces(vectors), streams, strict=True):
             if piece is None:
@@ -107,7 +112,7 @@ class SeededDirections(ProbeDirections):
                 step = combination(weights.to(piece.device), parts)
                 total += moments(piece, step).to(total.device)
                 piece.sub_(step)
-        return total
+        return small(total)
 
     def _pieces(self, vectors: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
         """The chunks of ``vectors``, in step with :meth:`raw`; ``None`` for each chunk of a missing one."""

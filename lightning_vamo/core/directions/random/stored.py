@@ -8,8 +8,10 @@ from torch import Tensor
 from lightning_vamo.core.directions.base import ProbeDirections, inner_products
 from lightning_vamo.core.directions.random.seeded import SeededDirections
 from lightning_vamo.core.directions.random.streams import pieces
+from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import ShardGroup, local
+from lightning_vamo.core.small import Small, small, tensor_of
 
 # Numbers that a correction of stored directions treats at a time on a CPU, so that they are read from memory once.
 BLOCK = 2**18
@@ -36,7 +38,9 @@ class StoredDirections(ProbeDirections):
         size = min(BLOCK, max(part.shape[1] for part in rows))
         self._buffers = {part.dtype: torch.empty(size, dtype=part.dtype, device="cpu") for part in rows}
 
-    def move(self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float) -> None:
+    def move(
+        self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float, *, near: bool = False
+    ) -> None:
         """See :meth:`ProbeDirections.move`."""
         for target, origin, rows in zip(map(local, targets), map(local, origins), self.rows, strict=True):
             torch.add(origin, rows[index].view(origin.shape), alpha=distance, out=target)
@@ -50,16 +54,17 @@ class StoredDirections(ProbeDirections):
                 total += torch.mv(rows, local(vector).reshape(-1).to(rows.dtype)).to(total)
         return self.shards.total(total)
 
-    def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor) -> Tensor:
-        """See :meth:`ProbeDirections.subtract_`."""
+    def remove_(self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None) -> Small:
+        """See :meth:`ProbeDirections.remove_`."""
         products: list[Tensor] = []
+        weights = tensor_of(coefficients)
         for vector, rows in zip(vectors, self.rows, strict=True):
             if vector is not None and rows.numel():
                 for flat in pieces(vector, rows.shape[1]):
-                    products += self._subtract(flat, rows, coefficients.to(rows))
+                    products += self._subtract(flat, rows, weights.to(rows))
         if not products:
-            return torch.zeros(3, dtype=torch.float64, device=coefficients.device)
-        return torch.stack([product.to(coefficients.device) for product in products]).double().view(-1, 3).sum(dim=0)
+            return small(weights.new_zeros(3))
+        return small(torch.stack([each.to(weights.device) for each in products]).double().view(-1, 3).sum(dim=0))
 
     def _subtract(self, vector: Tensor, rows: Tensor, weights: Tensor) -> list[Tensor]:
         """Subtract a combination of ``rows`` from a flat vector, in place; returns the inner products, block by block."""

@@ -46,7 +46,7 @@ def pieces(tensor: Tensor, sizes: int | list[int]) -> Iterator[Tensor]:
     held = local(tensor)
     flat = held.reshape(-1)
     yield from (flat,) if sizes == len(flat) else torch.split(flat, sizes)
-    if flat.data_ptr() != held.data_ptr():
+    if not held.is_contiguous():
         held.copy_(flat.view_as(held))
 
 

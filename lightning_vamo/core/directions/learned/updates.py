@@ -1,0 +1,107 @@
+"""One matrix of factored directions, to be added to a parameter or subtracted from its gradient."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.directions.learned.products import MANY_ROWS
+
+# Numbers that are worked out at a time on a CPU, so that they are in its cache when they are read again.
+BLOCK = 2**19
+
+
+class Update:
+    r"""The products :math:`A_j B_j^\top` of one matrix.
+
+    Directions learned from gradients with many rows of zeros, as those of an embedding are, have zeros in the rows in which all
+    gradients had. Only the rows that they touch are then worked on.
+
+    Args:
+        left: The columns of :math:`A_j`, shape ``(q * rank, rows)``; not to change.
+        right: The columns of :math:`B_j`, shape ``(q * rank, columns)``; not to change.
+    """
+
+    def __init__(self, left: Tensor, right: Tensor) -> None:
+        self._left = left
+        self._columns = left.t()
+        self._right = right
+        self._touched: list[tuple[Tensor, Tensor]] | None = None
+        # A GPU has the bandwidth to work on all rows, and would have to be waited for.
+        if left.device.type == "cpu" and left.shape[1] >= MANY_ROWS:
+            rows = np.flatnonzero(left.numpy().any(axis=0))
+            # Picking rows costs a few times what going through them in order does.
+            if len(rows) < left.shape[1] / 4:
+                self._touched = _parts(left, torch.from_numpy(rows), right.shape[1])
+
+    def subtract_(self, vector: Tensor, right: Tensor) -> None:
+        """Subtract a combination of the products from a gradient, in place.
+
+        Args:
+            vector: The gradient, of the parameter's shape.
+            right: The right factors, each times its coefficient.
+        """
+        in_place = _in_place(vector, right)
+        wide = vector
+        if vector.dim() != 2 or not in_place:
+            wide = vector.reshape(-1, right.shape[1]).to(right)
+        if self._touched is None:
+            wide.addmm_(self._columns, right, alpha=-1)
+        else:
+            for rows, left in self._touched:
+                wide.index_add_(0, rows, torch.mm(left.t(), right), alpha=-1)
+        if not in_place:
+            vector.copy_(wide.view(vector.shape))
+
+    def move(self, target: Tensor, origin: Tensor, factors: slice, distance: float, *, near: bool) -> None:
+        """Set a parameter to an origin plus a step along one direction.
+
+        Args:
+            target: The parameter, to overwrite.
+            origin: The origin, which shares no storage with the parameter.
+            factors: Which of the factors are those of the direction.
+            distance: The step.
+            near: Whether the parameter holds the origin already, but for a step along another of the directions.
+        """
+        size = factors.stop - factors.start
+        left, right = (part.narrow(0, factors.start, size) for part in (self._left, self._right))
+        columns = right.shape[1]
+        if not (_in_place(target, right) and _in_place(origin, right)):
+            moved = _moved(origin.reshape(-1, columns).to(left), left, right, distance)
+            target.copy_(moved.view(target.shape))
+            return
+        end, begin = target.view(-1, columns), origin.view(-1, columns)
+        if self._touched is None:
+            for part in _blocks(len(begin), columns, whole=size == 1 or begin.device.type != "cpu"):
+                _moved(begin.narrow(0, *part), left.narrow(1, *part), right, distance, out=end.narrow(0, *part))
+            return
+        if not near:
+            end.copy_(begin)
+        for rows, touched in self._touched:
+            some = touched.narrow(0, factors.start, size)
+            end.index_copy_(0, rows, _moved(begin.index_select(0, rows), some, right, distance))
+
+
+def _moved(origin: Tensor, left: Tensor, right: Tensor, distance: float, out: Tensor | None = None) -> Tensor:
+    """Add a product to a matrix. One of rank one takes no longer than to copy the matrix, if it is not taken for a product."""
+    if len(left) == 1:
+        return torch.addcmul(origin, left.t(), right, value=distance, out=out)
+    return torch.addmm(origin, left.t(), right, alpha=distance, out=out)
+
+
+def _in_place(tensor: Tensor, like: Tensor) -> bool:
+    """Whether a tensor can be worked on as a matrix of the factors' type as it lies."""
+    return tensor.dtype == like.dtype and tensor.is_contiguous()
+
+
+def _blocks(rows: int, columns: int, *, whole: bool = False) -> Iterator[tuple[int, int]]:
+    """Beginnings and numbers of rows of parts that fit a processor's cache, or of one part."""
+    size = max(1, rows if whole else BLOCK // max(1, columns))
+    return ((start, min(size, rows - start)) for start in range(0, rows, size))
+
+
+def _parts(left: Tensor, rows: Tensor, columns: int) -> list[tuple[Tensor, Tensor]]:
+    """Some rows, and the columns of the left factors that belong to them, a block at a time."""
+    parts = [rows.narrow(0, *part) for part in _blocks(len(rows), columns)]
+    return [(part, left.index_select(1, part)) for part in parts]

@@ -40,7 +40,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
-nb_merge_streams = True
+nb_output_stderr = "remove"  # Lightning's advice on loggers and workers
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

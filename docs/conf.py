@@ -1,6 +1,6 @@
 """Sphinx configuration: MyST pages and a notebook, Google docstrings, the furo theme.
 
-The build needs no network, and neither do the pages: KaTeX comes with ``sphinxcontrib-katex``, its fonts are in ``_static/katex``.
+Neither the build nor the pages need a network: KaTeX comes with ``sphinxcontrib-katex``, its fonts are in ``_static/katex``.
 Set ``DOCS_INTERSPHINX=1`` to link to the Python, PyTorch and Lightning documentation.
 """
 
@@ -87,6 +87,6 @@ autosummary_context = {
         "lightning_vamo.VAMOCallback": "report",
         "lightning_vamo.VAMOMixin": "probe_loss",
         "lightning_vamo.callbacks.base.MethodCallback": "report, settings, control",
-        "lightning_vamo.cli.VAMOCLI": "subcommands, add_arguments_to_parser, instantiate_classes, instantiate_trainer, after_fit",
+        "lightning_vamo.cli.VAMOCLI": "subcommands, add_arguments_to_parser, instantiate_classes, instantiate_trainer",
     }
 }

@@ -1,6 +1,7 @@
 r"""A Sphinx extension that lets displayed formulas hold ``<``, ``>`` and ``&``.
 
-sphinxcontrib-katex 0.9.11 writes a displayed formula into the page as it is, where ``s<t`` begins a tag. Inline formulas are escaped.
+sphinxcontrib-katex 0.9.11 escapes inline formulas, but writes displayed ones into the page as they are, where
+``s<t`` begins a tag.
 The formula gets ``\lt`` and ``\gt``, which mean the same; ``&`` followed by a space is no entity, so alignment stays as it is.
 """
 

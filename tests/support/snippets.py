@@ -1,7 +1,7 @@
 """Copies the code out of a page of the documentation and runs it as a reader would, in a process of its own.
 
-The blocks ``python``, ``testcode`` and ``doctest`` of a page are run from top to bottom; a ``testoutput`` has the last lines that the
-block before it prints, with ``...`` for what may differ. Nothing that the reader does not see is run. A block with a guard
+The blocks ``python``, ``testcode`` and ``doctest`` of a page run from top to bottom; a ``testoutput`` has the last lines that
+the block before it prints, with ``...`` for what may differ. Nothing that the reader does not see is run. A block with a guard
 ``if __name__ == "__main__":`` is a script, which stands alone: it is saved to a file and run by a new interpreter.
 """
 

@@ -12,7 +12,7 @@ DEMO := $(if $(wildcard $(DEV)),$(DEV),$(VENV)/.demo-installed)
 .PHONY: help demo test lint rooms docs pictures build clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(DEMO)  ## Train a classifier on scikit-learn's digits with VAMO (under two minutes)
 	OMP_NUM_THREADS=1 $(BIN)/lightning-vamo fit --config examples/digits.yaml # one thread: the model is tiny
@@ -33,11 +33,9 @@ docs: $(DEV)  ## Build the documentation, warnings being errors; `make test` run
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 pictures: $(DEV)  ## Draw the pictures of the documentation that need no downloads
-	$(BIN)/lightning-vamo fit --config examples/digits.yaml --trainer.logger TensorBoardLogger \
-		--trainer.logger.save_dir docs/_build/run --trainer.logger.version demo
-	$(BIN)/python examples/plot_run.py docs/_build/run/lightning_logs/demo docs/images/demo.png
-	$(BIN)/lightning-vamo find --config examples/digits.yaml --output docs/_build/finder
-	cp docs/_build/finder/probes.png docs/images/finder.png
+	OMP_NUM_THREADS=1 $(BIN)/lightning-vamo fit --config examples/digits.yaml --trainer.default_root_dir docs/_build/demo
+	PYTHONPATH=. $(BIN)/python docs/pictures.py "$$(ls -td docs/_build/demo/lightning_logs/version_* | head -1)"
+	cd examples && ../$(BIN)/python compare.py --plot ../docs/images/compare.png
 
 build: $(DEV)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -75,6 +75,7 @@ linkcheck_timeout = 20
 copybutton_exclude = ".linenos, .gp, .go"  # a copied session has neither its prompts nor its output
 
 html_theme = "furo"
+pygments_dark_style = "monokai"  # furo's own underlines names like links
 html_title = f"{project} {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

@@ -4,6 +4,7 @@ References:
     Chen & Ma, "VAMO: Efficient Zeroth-Order Variance Reduction for SGD with Faster Convergence", arXiv:2505.13954.
 """
 
+from lightning_vamo.callbacks.svrg import SVRGCallback
 from lightning_vamo.callbacks.vamo import VAMOCallback
 from lightning_vamo.core.gradient.estimate import estimate_gradient
 from lightning_vamo.errors import InvalidArgumentError, NonFiniteLossError, UnsupportedError, VAMOError
@@ -28,6 +29,7 @@ __all__ = [
     "Recompute",
     "Replay",
     "RunObserver",
+    "SVRGCallback",
     "UnsupportedError",
     "VAMOCallback",
     "VAMOError",

@@ -122,16 +122,15 @@ class VAMOCLI(LightningCLI):
 
     @rank_zero_only
     def after_fit(self) -> None:
-        """Print the last metrics, what the method cost and removed, and where the logs are."""
+        """Print the last metrics and where the logs are; the method's callback has told what it cost and removed."""
         methods = [c for c in self.trainer.callbacks if isinstance(c, MethodCallback)]  # type: ignore[attr-defined]
         own = tuple(f"{method.prefix}/" for method in methods)
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         width = max(map(len, metrics), default=0)
         lines = [f"  {name:<{width}} {value:.4g}" for name, value in metrics.items() if not name.startswith(own)]
-        reports = [str(method.report) for method in methods]
         logs = [os.path.relpath(logger.root_dir) for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
         hints = [f"See the curves: tensorboard --logdir {directory}" for directory in logs]
-        print("\n".join(["", "Last metrics:", *lines, *reports, *hints]))
+        print("\n".join(["", "Last metrics:", *lines, *hints]))
 
 
 def _find(
@@ -156,7 +155,7 @@ def _find(
         at: A checkpoint to measure at, in the middle of training; by default the model is measured as it is made.
         maximum: The largest number of probes to look at.
         batches: How many mini-batches to draw gradients from.
-        output: Folder of the files; by default the Trainer's default_root_dir.
+        output: Folder of the files; by default ``lightning_logs/find`` in the Trainer's default_root_dir.
         ckpt_path: What a configuration for ``fit`` may have, taken for ``at`` where that is not given.
         weights_only: How to load the checkpoint, as for ``fit``.
     """
@@ -165,7 +164,7 @@ def _find(
     )
     methods = [c for c in trainer.callbacks if isinstance(c, MethodCallback)]  # type: ignore[attr-defined]
     others = [type(method).__name__ for method in methods if not isinstance(method, VAMOCallback)]
-    _write(finding, Path(output or trainer.default_root_dir), others)
+    _write(finding, Path(output or Path(trainer.default_root_dir, "lightning_logs", "find")), others)
 
 
 @rank_zero_only

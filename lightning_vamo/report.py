@@ -1,5 +1,6 @@
 """What a method cost and what it was worth, in figures and in a sentence."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,14 +9,6 @@ MadeOf = Literal["probes", "gradients"]
 
 # How a sentence names what a control variate is made of, and what to write for a run without it.
 _WORDS: dict[MadeOf, tuple[str, str]] = {"probes": ("probes", "probes=0"), "gradients": ("kept gradients", "alpha=0")}
-
-# By whether they paid in evaluations, and by the clock.
-_VERDICTS = {
-    (True, True): "The {what} paid for themselves on this run.",
-    (True, False): "In evaluations the {what} paid for themselves on this run; by the clock of this machine they did not.",
-    (False, True): "In evaluations the {what} did not pay on this run; by the clock of this machine they did.",
-    (False, False): "The {what} did not pay on this run: a larger batch, or {off}, uses the work better.",
-}
 
 
 @dataclass(frozen=True)
@@ -34,6 +27,7 @@ class MethodReport:
         variance_removed: Share of the mini-batch gradient's second moment that the corrections removed, over all corrected
             steps; negative if they added to it, and None if there were none.
         batches: Batches that were trained on, those that gave no loss left out.
+        rows_unused: Batches that were not those that a sweep had seen in their place, so that their rows were not used.
         row_seconds: Time in which steps' batches were evaluated at the snapshot, where rows are recomputed.
         method: Name of the method.
         made_of: What the control variate is made of; None where nothing is taken out of the gradient.
@@ -49,6 +43,7 @@ class MethodReport:
     training_seconds: float
     variance_removed: float | None
     batches: int
+    rows_unused: int = 0
     row_seconds: float = 0.0
     method: str = "VAMO"
     made_of: MadeOf | None = "probes"
@@ -71,33 +66,81 @@ class MethodReport:
         return 1 - 1 / self.relative_cost
 
     def __str__(self) -> str:
-        """The report as a few lines of text."""
-        evaluations = f"{self.forward_evaluations} forward and {self.backward_evaluations} backward evaluations of a batch"
+        """The report as a few lines of text, of which the first says whether the method paid."""
+        if not self.batches and not self.forward_evaluations:
+            return f"{self.method}: no batch has been trained on."
+        return "\n".join((f"{self.method}: {self._sentence()}", *self._cost()))
+
+    def _sentence(self) -> str:
+        """What the method was worth, in a sentence."""
+        times = f"{self.relative_cost:.2f}×"
         if self.made_of is None:
-            return (
-                f"{self.method}: {self.batches} batches trained on.\n"
-                f"  cost     {evaluations}: {self.relative_cost:.2f} times the work of plain training."
-            )
-        if self.variance_removed is None:
-            return f"{self.method}: no step has been corrected."
+            return f"{_counted(self.batches, 'batch', 'batches')} trained on, at {times} the compute of plain training."
         what, off = _WORDS[self.made_of]
-        taken = "snapshots" if self.row_seconds else "sweeps"
-        rows = f" and the rows of the steps {self.row_seconds:.1f} s," if self.row_seconds else ""
-        pays = self.variance_removed > self.worth_of_equal_batch
-        pays_by_clock = self.variance_removed > 1 - 1 / self.relative_time
-        name, warmup = "the sweeps", ""
-        if self.warmup_evaluations:
-            name, warmup = "sweeps and warm-up", f", {self.warmup_evaluations} batches of warm-up"
-        seconds = self.sweep_seconds + self.warmup_seconds
-        return "\n".join(
-            (
-                f"{self.method}: {self.snapshots} {taken}, {self.steps} corrected steps{warmup}.",
-                f"  cost     {evaluations}: {self.relative_cost:.2f} times the work without {what};",
-                f"           {name} took {seconds:.1f} s{rows} of {self.training_seconds:.1f} s:"
-                f" {self.relative_time:.2f} times the time without them.",
-                f"  benefit  {100 * self.variance_removed:.3g} % of the gradient's second moment removed;",
-                f"           a batch {self.relative_cost:.2f} times larger, for the same work, removes at most"
-                f" {100 * self.worth_of_equal_batch:.3g} %.",
-                f"  {_VERDICTS[pays, pays_by_clock].format(what=what, off=off)}",
+        if self.variance_removed is None:
+            return f"no step was corrected, and you paid {times} the compute of plain training: {self._cause(off)}"
+        share = f"{100 * self.variance_removed:.3g} % of the gradient's second moment"
+        if self.relative_cost <= 1.005 and self.variance_removed > 0:
+            return f"the {what} paid. They removed {share} at no extra evaluation."
+        at_most = f"{100 * self.worth_of_equal_batch:.3g} %"
+        by_clock = self.variance_removed > 1 - 1 / self.relative_time
+        if self.variance_removed > self.worth_of_equal_batch:
+            but = "" if by_clock else " By the clock of this machine they did not pay."
+            return (
+                f"the {what} paid. For {times} the compute they removed {share}, where a larger batch for the same compute"
+                f" removes {at_most} at most.{but}"
             )
+        but = " By the clock of this machine they did pay." if by_clock else f" Train with {off}, or with a larger batch."
+        return (
+            f"the {what} did not pay. You paid {times} the compute, for which a larger batch removes up to {at_most} of the"
+            f" gradient's second moment, and the {what} removed {100 * self.variance_removed:.3g} %.{but}"
         )
+
+    def _cause(self, off: str) -> str:
+        """Why no step was corrected, in a sentence."""
+        if self.rows_unused:
+            return (
+                f"{_counted(self.rows_unused, 'batch was', 'batches were')} not what the sweep had seen in that place, as with"
+                f" random augmentation. Set control='recompute', or train with {off}."
+            )
+        if not self.snapshots:
+            return (
+                "there was no snapshot, since no probes were scheduled or chosen, no directions had been learned yet, or the"
+                f" data could not be swept. If that is how it stays, train with {off}."
+            )
+        return "no row of a batch was finite, or the run ended before the first optimizer step after the snapshot."
+
+    def _cost(self) -> list[str]:
+        """Lines of what the method did, and what that cost."""
+        forwards = _counted(self.forward_evaluations, "forward", "forward")
+        lines = [f"  {forwards} and {self.backward_evaluations} backward evaluations of a batch"]
+        if self.made_of is None:
+            return lines
+        parts = [_counted(self.snapshots, "snapshot", "snapshots"), _counted(self.steps, "corrected step", "corrected steps")]
+        if self.warmup_evaluations:
+            parts.append(_counted(self.warmup_evaluations, "batch of warm-up", "batches of warm-up"))
+        extra = self.sweep_seconds + self.warmup_seconds + self.row_seconds
+        clock = f"  {extra:.1f} s of {self.training_seconds:.1f} s beside the steps: {self.relative_time:.2f}× their time"
+        return [*lines, f"  {', '.join(parts)}", clock]
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
+
+
+def epoch_in_words(figures: Mapping[str, float], report: MethodReport) -> str:
+    """What an epoch has brought, in a few words.
+
+    Args:
+        figures: The epoch's figures, by name.
+        report: The report so far.
+
+    Returns:
+        The words, without a full stop.
+    """
+    removed, probes = figures.get("variance_removed"), figures.get("probes")
+    if removed is None:
+        return "the steps were plain"
+    what = "" if probes is None else f" with {int(probes)} {'probe' if probes == 1 else 'probes'}"
+    share = f"{100 * removed:.3g} % of the gradient's second moment removed{what}"
+    return f"{share}, at {report.relative_cost:.2f}× the compute of plain training so far"

@@ -2,19 +2,19 @@
 
 import functools
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import checks, compat
 from lightning_vamo.loop.checkpoint.resume import Resumption
-from lightning_vamo.loop.checkpoint.state import plan_within, read, saved
+from lightning_vamo.loop.checkpoint.state import frozen, plan_within, read, saved
 from lightning_vamo.loop.control.base import Control
 from lightning_vamo.loop.control.nothing import Nothing
 from lightning_vamo.loop.control.settings import PLAIN, ProbeSettings
@@ -24,35 +24,15 @@ from lightning_vamo.loop.ledger.totals import Totals
 from lightning_vamo.loop.parameters import trainable_parameters
 from lightning_vamo.loop.plan.record import recording
 from lightning_vamo.loop.plan.recorder import RecordingBatchSampler
-from lightning_vamo.loop.run.run import Method, Run
+from lightning_vamo.loop.run.method import Method
+from lightning_vamo.loop.run.run import Run
 from lightning_vamo.loop.step.driver import DrivingCallback, ManualSteps
 from lightning_vamo.loop.sweep.precision import check_float32
 from lightning_vamo.mixin import VAMOMixin
-from lightning_vamo.report import MethodReport
+from lightning_vamo.report import MethodReport, epoch_in_words
 
-_Init = TypeVar("_Init", bound=Callable[..., None])
-
-
-def old_names(instead: Mapping[str, str]) -> Callable[[_Init], _Init]:
-    """Let a constructor answer arguments that earlier versions had under other names.
-
-    Args:
-        instead: What to write instead of each old name.
-
-    Returns:
-        A decorator of the constructor, which then raises an InvalidArgumentError that says so.
-    """
-
-    def decorated(init: _Init) -> _Init:
-        @functools.wraps(init)
-        def checked(self: object, *arguments: Any, **named: Any) -> None:
-            for name in named.keys() & instead.keys():
-                raise InvalidArgumentError(f"{type(self).__name__} has no argument `{name}` any more: {instead[name]}.")
-            init(self, *arguments, **named)
-
-        return cast("_Init", checked)
-
-    return decorated
+AT_SNAPSHOT = ("snapshot_loss", "mu", "probe_snr", "directions_dropped", "sweep_seconds")
+"""The figures that are logged at the step of the snapshot that they belong to."""
 
 
 @dataclass
@@ -85,6 +65,8 @@ class MethodCallback(DrivingCallback):
             never touched.
         plain: Whether the arguments say that nothing is to be added to plain training: then the callback does nothing at all,
             and Lightning trains by itself.
+        verbose: Whether each epoch, and the end of the training, says what the method cost and removed, as Lightning's own
+            messages are logged.
 
     Raises:
         InvalidArgumentError: If ``seed`` is not a whole number.
@@ -105,11 +87,13 @@ class MethodCallback(DrivingCallback):
         seed: int | None = None,
         *,
         plain: bool = False,
+        verbose: bool = True,
     ) -> None:
         super().__init__()
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise InvalidArgumentError(f"`seed` must be a whole number or None, got {seed!r}.")
         self.seed = seed
+        self.verbose = verbose
         self._plain = plain
         self._method = Method(type(self).__name__, gradient or FirstOrder(), control or Nothing(), settings or PLAIN)
         self._run = Run(self._method, self.driver)
@@ -156,6 +140,7 @@ class MethodCallback(DrivingCallback):
         checks.check_strategy(trainer.strategy, name)
         checks.check_module(pl_module, VAMOMixin, name)
         self._run = Run(self._method, self.driver)
+        self._run.frozen = frozen(pl_module)
         self._resumption = None
         self._attached.enter_context(checks.one_optimizer(trainer.strategy, name))
         if control.records != "never":
@@ -210,6 +195,8 @@ class MethodCallback(DrivingCallback):
         """Give everything back as it was, but for what a checkpoint that is saved next needs."""
         if self._plain:
             return
+        if isinstance(exception, KeyboardInterrupt) and self._trainer is not None:
+            self._say(str(self.report))
         with suppress(UnsupportedError):  # then no checkpoint can hold the epoch, and says so
             self._run.plan = plan_within(trainer, self._run)
         self._detach()
@@ -244,7 +231,11 @@ class MethodCallback(DrivingCallback):
         if self._plain:
             return
         self._resumption = None
-        self._run.before_batch(trainer, pl_module, batch_idx)
+        taken = self._run.before_batch(trainer, pl_module, batch_idx)
+        if taken is not None:
+            figures = {f"{self.prefix}/{name}": float(taken.logs[name]) for name in AT_SNAPSHOT if name in taken.logs}
+            for logger in trainer.loggers:
+                logger.log_metrics({**figures, "epoch": trainer.current_epoch}, step=trainer.global_step)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -252,7 +243,22 @@ class MethodCallback(DrivingCallback):
         if self._plain:
             return
         figures = self._run.end_epoch(trainer)
-        pl_module.log_dict({f"{self.prefix}/{name}": float(value) for name, value in figures.items()}, sync_dist=True)
+        for name, value in figures.items():
+            # What was measured at a snapshot has been logged at its step: it is here for callbacks, such as one that stops.
+            logged, shown = False if name in AT_SNAPSHOT else None, name == "variance_removed"
+            pl_module.log(f"{self.prefix}/{name}", float(value), prog_bar=shown, logger=logged, sync_dist=True)
+        if self._takes_snapshots:
+            self._say(f"{self.report.method}, epoch {trainer.current_epoch}: {epoch_in_words(figures, self.report)}.")
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what the method cost and removed."""
+        if not self._plain:
+            self._say(str(self.report))
+
+    def _say(self, what: str) -> None:
+        if self.verbose:
+            rank_zero_info(what)
 
     # ---- checkpoints
 
@@ -275,7 +281,7 @@ class MethodCallback(DrivingCallback):
         state = checkpoint.get("callbacks", {}).get(self.state_key, {})
         training = self._trainer is not None  # a tuner within the training puts back what it has just saved
         if trainer.state.fn == "fit" and state.get("ranks") and self._takes_snapshots and not training:
-            self._resumption = Resumption(trainer, state["ranks"], checkpoint, self._method.name)
+            self._resumption = Resumption(trainer, self._run, state["ranks"], checkpoint, self._method.name)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

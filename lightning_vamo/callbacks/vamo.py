@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from lightning_vamo.callbacks.base import MethodCallback, old_names
+from lightning_vamo.callbacks.base import MethodCallback
+from lightning_vamo.callbacks.renamed import old_names
 from lightning_vamo.core.directions import Directions, GradientSubspaceDirections
 from lightning_vamo.core.schedules import ProbeSchedule, as_schedule
 from lightning_vamo.loop.control.choose import Named, as_control
@@ -63,6 +64,8 @@ class VAMOCallback(MethodCallback):
         sweep_precision: ``"32-true"`` sweeps in float32 where the Trainer trains in mixed precision; by default the sweep runs
             in the Trainer's precision.
         seed: Seed of the directions; by default it follows from the global seed. The global generator is never touched.
+        verbose: Whether each epoch, and the end of the training, says what VAMO cost and removed, in the way of Lightning's own
+            messages.
 
     Raises:
         InvalidArgumentError: If an argument has a value that is not allowed.
@@ -88,9 +91,10 @@ class VAMOCallback(MethodCallback):
         difference: Literal["forward", "central"] = "forward",
         sweep_precision: Literal["32-true"] | None = None,
         seed: int | None = None,
+        verbose: bool = True,
     ) -> None:
         family = GradientSubspaceDirections() if directions is None else directions
         settings = ProbeSettings(as_schedule(probes), family, mu, alpha, difference, sweep_precision)
         chosen = as_control(control)
         plain = settings.never_probes
-        super().__init__(FirstOrder(), Nothing() if plain else chosen, settings, seed, plain=plain)
+        super().__init__(FirstOrder(), Nothing() if plain else chosen, settings, seed, plain=plain, verbose=verbose)

@@ -134,7 +134,8 @@ def _measured(trainer: Trainer, module: LightningModule, measurement: Measuremen
         attached.enter_context(checks.one_optimizer(trainer.strategy, "find_probes"))
         attached.enter_context(generators_as_found(trainer))
         attached.enter_context(recording(trainer, lambda recorder, index: None))
-        measurement.advance = attached.enter_context(finder_bar(bar))
+        attached.enter_context(measurement.watch.watching(trainer))
+        measurement.bar = attached.enter_context(finder_bar(bar))
         compat.fit_until_ended(trainer, module, **data)
-    measurement.advance = None
+    measurement.bar = None
     return measurement

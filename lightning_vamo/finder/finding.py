@@ -62,6 +62,8 @@ class ProbeFinding:
         mu: The smoothing radius that was used, and is to be used.
         difference: ``"forward"`` or ``"central"``.
         snr: How far the probe differences stand out of their own error; None if that cannot be told.
+        comes_twice: Whether the data gives the same batch when it is read again. If not, as with random augmentation, rows are
+            to be recomputed in each step, and ``removed`` stands for exact slopes.
         step_seconds: Time of a training step's forward and backward pass, the loading of its batch included.
         forward_seconds: Time of one of a sweep's forward passes, everything included.
         figures: For each number of probes.
@@ -82,6 +84,7 @@ class ProbeFinding:
     step_seconds: float
     forward_seconds: float
     figures: tuple[ProbeFigures, ...]
+    comes_twice: bool = True
 
     @property
     def noise_scale(self) -> float:
@@ -105,6 +108,14 @@ class ProbeFinding:
     @property
     def advice(self) -> str:
         """What to do, in a sentence."""
+        if self.comes_twice:
+            return self._advice
+        return f"the data gives other batches when it is read again, so rows are recomputed in each step; {self._advice}" + (
+            " with control='recompute'" if self.probes else ""
+        )
+
+    @property
+    def _advice(self) -> str:
         best = self.best
         worth = f"worth a {_factor(best.worth)}× larger batch for {_factor(best.work)}× the compute"
         if not self._noise_matters:

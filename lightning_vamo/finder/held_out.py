@@ -99,12 +99,13 @@ class HeldOut:
         return sum(self._times[1:]) / len(self._times[1:])
 
     def figures(
-        self, rows: Tensor, forward: float, difference: Difference, sweeps: float
+        self, rows: Tensor | None, forward: float, difference: Difference, sweeps: float
     ) -> tuple[tuple[float, ...], tuple[ProbeFigures, ...]]:
         """What probes remove.
 
         Args:
-            rows: What a sweep measured, in the coordinates of :meth:`ProbeDirections.project`, a row for each gradient.
+            rows: What a sweep measured, in the coordinates of :meth:`ProbeDirections.project`, a row for each gradient; None if
+                it saw other batches, so that exact slopes have to stand for rows that are recomputed in each step.
             forward: Time of its forward passes, relative to that of a training step.
             difference: ``"forward"`` or ``"central"``.
             sweeps: Sweeps per epoch, on average.
@@ -113,7 +114,8 @@ class HeldOut:
             The spectrum, and the figures for 1, 2, 4 and so on probes.
         """
         turn, whole, chance = nested(self._learned), self.moments.squares, torch.stack(self._chance)
-        along, rows = torch.stack(self._along) @ turn, rows @ turn
+        along = torch.stack(self._along) @ turn
+        rows = along if rows is None else rows @ turn
         spectrum, _ = ratio(noise_along(along).square(), whole)
         random, _ = ratio(removed(chance, chance), whole[: len(chance) - 1])
         held, held_error = ratio(removed(along, along), whole)

@@ -1,6 +1,6 @@
 """The finder's measurements, at the first batch of a fit that takes no step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,12 +19,15 @@ from lightning_vamo.finder.finding import ProbeFinding
 from lightning_vamo.finder.held_out import FEWEST_BATCHES, BatchGradients, Gradients, HeldOut
 from lightning_vamo.loop import checks, compat
 from lightning_vamo.loop.control.base import Control
+from lightning_vamo.loop.control.recompute import Recompute
 from lightning_vamo.loop.ledger.advice import Advice
 from lightning_vamo.loop.ledger.clocks import now
 from lightning_vamo.loop.ledger.seeds import seeded
 from lightning_vamo.loop.parameters import trainable_parameters
+from lightning_vamo.loop.plan.fingerprint import BatchWatch
 from lightning_vamo.loop.plan.plan import Plan, plan_of
 from lightning_vamo.loop.step.driver import DrivingCallback
+from lightning_vamo.loop.sweep.agree import least
 from lightning_vamo.loop.sweep.oracle import Oracle
 from lightning_vamo.loop.sweep.precision import (
     SweepPrecision,
@@ -33,6 +36,7 @@ from lightning_vamo.loop.sweep.precision import (
     is_mixed,
     uses_tf32,
 )
+from lightning_vamo.loop.sweep.radius import EVALUATIONS as SEARCH
 from lightning_vamo.loop.sweep.repeat import ChangingLossError
 from lightning_vamo.loop.sweep.sweep import Sweep, sweep
 
@@ -58,9 +62,9 @@ class Settings:
     """The Trainer's, if it has one."""
 
     def __post_init__(self) -> None:
-        for name, value, least in (("maximum", self.maximum, 1), ("batches", self.batches, FEWEST_BATCHES)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InvalidArgumentError(f"`{name}` must be a whole number >= {least}, got {value!r}.")
+        for name, value, fewest in (("maximum", self.maximum, 1), ("batches", self.batches, FEWEST_BATCHES)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < fewest:
+                raise InvalidArgumentError(f"`{name}` must be a whole number >= {fewest}, got {value!r}.")
         if not isinstance(self.directions, Directions) or not self.directions.learns:
             raise InvalidArgumentError(
                 f"`directions` must be a family that learns, such as GradientSubspaceDirections(), got {self.directions!r};"
@@ -105,14 +109,21 @@ class Measurement:
         settings: As given.
         callback: Measures at the first batch of a fit.
         finding: What came of it; None as long as there was no first batch.
-        advance: Called after each evaluation of a batch, for whoever waits to see it.
+        bar: Counts the evaluations of batches, for whoever waits to see it; None where none is shown.
+        watch: Remembers the fit's first batch.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.callback = _AtTheFirstBatch(self)
         self.finding: ProbeFinding | None = None
-        self.advance: Callable[[], object] | None = None
+        self.bar: Any = None
+        self.watch = BatchWatch()
+
+    def advance(self) -> None:
+        """Count an evaluation."""
+        if self.bar is not None:
+            self.bar.update()
 
     def measure(self, trainer: Trainer, module: LightningModule, plan: Plan) -> None:
         """Measure on the batches of a plan, at the weights as they are.
@@ -122,7 +133,8 @@ class Measurement:
             module: Its module.
             plan: The epoch's batches.
         """
-        self.finding = self._measured(trainer, module, plan)
+        with self.watch.looking_away():
+            self.finding = self._measured(trainer, module, plan)
 
     def _measured(self, trainer: Trainer, module: LightningModule, plan: Plan) -> ProbeFinding:
         settings = self.settings
@@ -136,6 +148,8 @@ class Measurement:
         held = plan.first(count // 2)  # so that a sweep of the held-out batches need not pass over others
         generator = seeded(trainer.strategy.broadcast(torch.initial_seed()) if settings.seed is None else settings.seed)
         learning = BatchGradients(trainer, module, plan, parameters, range(held.length, count), self.advance)
+        if self.bar is not None:
+            self.bar.total = self._evaluations(len(learning.positions), held.length)
         learned, moments = _learned(learning, settings, generator)
         random = OrthonormalDirections("seeded").draw(parameters, learned.count, generator)
         seen = HeldOut(learned, random, moments, module)
@@ -143,13 +157,15 @@ class Measurement:
         if seen.moments.count < 2:
             raise UnsupportedError("Fewer than two held-out batches gave a finite gradient: there is no noise to look at.")
         swept, forward_seconds = self._swept(trainer, module, held, parameters, learned)
-        rows = learned.whiten(swept.deltas)[seen.positions].double().cpu()
+        same = self._comes_twice(trainer, swept)
+        rows = learned.whiten(swept.deltas)[seen.positions].double().cpu() if same else None
+        control = settings.control if same or not settings.control.watches else Recompute()
         # Clocks differ, and no rank is to give other advice than the others.
         step_seconds, forward_seconds = trainer.strategy.broadcast((seen.seconds, forward_seconds))
         accumulated = trainer.accumulate_grad_batches
         if settings.accumulation is not None:
             accumulated = settings.accumulation.get_accumulate_grad_batches(trainer.current_epoch)
-        sweeps = settings.control.sweeps(plan.length / accumulated)
+        sweeps = control.sweeps(plan.length / accumulated)
         spectrum, figures = seen.figures(rows, forward_seconds / step_seconds, settings.difference, sweeps)
         noise = noise_of(torch.cat((moments.squares, seen.moments.squares)), torch.stack(seen.products))
         return ProbeFinding(
@@ -165,10 +181,24 @@ class Measurement:
             mu=swept.mu,
             difference=settings.difference,
             snr=swept.snr,
+            comes_twice=same,
             step_seconds=step_seconds,
             forward_seconds=forward_seconds,
             figures=figures,
         )
+
+    def _evaluations(self, learned_from: int, held: int) -> int:
+        """How many evaluations of batches there will be, unless the search for the radius ends early."""
+        probes, sides = min(self.settings.maximum, learned_from - 1), 2 if self.settings.difference == "central" else 1
+        looks = 1 + sides * (min(8, held) + min(4, held))
+        if self.settings.mu == "auto":
+            looks += sides * SEARCH
+        return 2 * learned_from + held + held * (1 + sides * probes) + looks
+
+    def _comes_twice(self, trainer: Trainer, swept: Sweep) -> bool:
+        """Whether the sweep read the fit's first batch as the training loader gave it, on every rank."""
+        first = swept.fingerprints[0]
+        return bool(least(trainer, first is None or self.watch.seen is None or first == self.watch.seen))
 
     def _swept(
         self, trainer: Trainer, module: LightningModule, plan: Plan, parameters: Sequence[Tensor], learned: ProbeDirections
@@ -180,8 +210,7 @@ class Measurement:
         def advance() -> None:
             # From the first batch on: before it workers start, which they do once an epoch.
             began[0] = began[0] or now(module.device)
-            if self.advance is not None:
-                self.advance()
+            self.advance()
 
         oracle.advance = advance
 

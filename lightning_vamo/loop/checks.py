@@ -152,16 +152,21 @@ def one_optimizer(strategy: Strategy, name: str) -> Iterator[None]:
 
 
 def check_optimizer(optimizers: Sequence[Any], name: str) -> None:
-    """Refuse an optimizer that evaluates its closure several times per step.
+    """Refuse an optimizer that evaluates its closure several times per step, and none at all.
 
     Args:
         optimizers: The Trainer's optimizers, of which Lightning allows one.
         name: Name of the callback, for messages.
 
     Raises:
-        UnsupportedError: If it is LBFGS. Others of the kind are noticed in their first step.
+        UnsupportedError: If it is LBFGS, or if there is none. Others of the kind are noticed in their first step.
     """
     for optimizer in optimizers:
+        if compat.has_no_optimizer(optimizer):
+            raise UnsupportedError(
+                f"`configure_optimizers` returned None, so there is no optimizer whose steps {name} could change: return one,"
+                " for example `torch.optim.SGD(self.parameters(), lr=0.1)`."
+            )
         if isinstance(optimizer, torch.optim.LBFGS):
             raise UnsupportedError(
                 f"LBFGS evaluates its closure several times per step; {name} has one gradient per step. Use an optimizer"

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 
 import lightning as L
 import pytest
@@ -61,17 +62,21 @@ def test_figures():
     assert 0 < report.sweep_seconds < report.training_seconds
     added = report.sweep_seconds + report.warmup_seconds
     assert report.relative_time == pytest.approx(1 / (1 - added / report.training_seconds))
-    assert "24 corrected steps, 12 batches of warm-up." in str(report)
+    assert "2 snapshots, 24 corrected steps, 12 batches of warm-up" in str(report)
     assert "did not pay" in str(report)
 
 
 @pytest.mark.parametrize(
     ("removed", "seconds", "verdict"),
     [
-        (0.7, 1.0, "The probes paid for themselves on this run."),
-        (0.7, 9.0, "paid for themselves on this run; by the clock of this machine they did not"),
-        (0.2, 1.0, "In evaluations the probes did not pay on this run; by the clock of this machine they did"),
-        (0.2, 9.0, "The probes did not pay on this run: a larger batch"),
+        (0.7, 1.0, "the probes paid. For 2.00× the compute they removed 70 % .* removes 50 % at most.$"),
+        (0.7, 9.0, "the probes paid. .* at most. By the clock of this machine they did not pay.$"),
+        (0.2, 1.0, "the probes did not pay. .* By the clock of this machine they did pay.$"),
+        (
+            0.2,
+            9.0,
+            "did not pay. You paid 2.00× .* up to 50 % .* removed 20 %. Train with probes=0, or with a larger batch.$",
+        ),
     ],
 )
 def test_the_report_weighs_what_was_removed_against_evaluations_and_the_clock(removed, seconds, verdict):
@@ -88,7 +93,32 @@ def test_the_report_weighs_what_was_removed_against_evaluations_and_the_clock(re
         variance_removed=removed,
     )
     assert report.relative_cost == 2
-    assert verdict in str(report)
+    assert re.search(verdict, str(report).splitlines()[0])
+
+
+@pytest.mark.parametrize(
+    ("figures", "sentence"),
+    [
+        (
+            {"rows_unused": 1},
+            "no step was corrected.* you paid 2.00× .*: 1 batch was not what the sweep had seen .*recompute",
+        ),
+        ({"snapshots": 0}, "no step was corrected, and you paid 2.00× .*: there was no snapshot"),
+        ({}, "no step was corrected, and you paid 2.00× .*: no row of a batch was finite"),
+        ({"batches": 0, "forward_evaluations": 0}, "VAMO: no batch has been trained on.$"),
+        (
+            {"forward_evaluations": 10, "variance_removed": 0.3},
+            "the probes paid. They removed 30 % .* at no extra evaluation.$",
+        ),
+        ({"method": "MeZO", "made_of": None}, "MeZO: 10 batches trained on, at 2.00× the compute of plain training.$"),
+        ({"method": "MeZO", "made_of": None, "batches": 1}, "MeZO: 1 batch trained on, "),
+    ],
+)
+def test_the_report_gives_cost_and_cause_in_its_first_line(figures, sentence):
+    plain = dict.fromkeys(("warmup_evaluations", "sweep_seconds", "warmup_seconds", "training_seconds"), 0)
+    counts = {"snapshots": 1, "steps": 0, "batches": 10, "forward_evaluations": 40, "backward_evaluations": 10}
+    report = MethodReport(**{**plain, **counts, "variance_removed": None, **figures})
+    assert re.search(sentence, str(report).splitlines()[0])
 
 
 def test_central_differences_cost_twice_the_forwards():
@@ -328,3 +358,51 @@ def test_a_second_fit_counts_and_seeds_anew():
     _, second, _ = fit(callback, max_epochs=1)
     assert callback.report.snapshots == 1
     assert torch.equal(first.net[0].weight, second.net[0].weight)
+
+
+def test_each_epoch_and_the_end_are_told_unless_that_is_switched_off(caplog):
+    caplog.set_level("INFO")
+    callback = VAMOCallback(probes=1, mu=0.01)
+    fit(callback)
+    told = [record.message for record in caplog.records if record.message.startswith("VAMO")]
+    for epoch, line in enumerate(told[:2]):
+        assert re.fullmatch(
+            rf"VAMO, epoch {epoch}: -?[\d.e-]+ % of the gradient's second moment removed with 1 probe, at [\d.]+× the"
+            r" compute of plain training so far\.",
+            line,
+        )
+    assert told[2:] == [str(callback.report)]
+    caplog.clear()
+    fit(VAMOCallback(probes=1, mu=0.01, verbose=False))
+    fit(VAMOCallback(probes=0))
+    assert not [record for record in caplog.records if record.message.startswith("VAMO")]
+
+
+def test_a_run_that_is_interrupted_tells_what_it_cost(caplog):
+    class Interrupts(L.Callback):
+        def on_train_batch_end(self, run, *arguments):
+            if run.global_step == 5:
+                raise KeyboardInterrupt
+
+    caplog.set_level("INFO")
+    callback = VAMOCallback(probes=1, mu=0.01)
+    with pytest.raises(SystemExit):
+        fit(callback, callbacks=[Interrupts()])
+    assert [record.message for record in caplog.records if record.message.startswith("VAMO")] == [str(callback.report)]
+
+
+class Logged(L.pytorch.loggers.logger.DummyLogger):
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, metrics))
+
+
+def test_a_snapshots_figures_are_logged_once_at_its_step():
+    logger = Logged()
+    run, _, _ = fit(VAMOCallback(probes=1, mu=0.01), logger=logger, max_epochs=2)
+    rows = [(step, metrics["vamo/snapshot_loss"]) for step, metrics in logger.rows if "vamo/snapshot_loss" in metrics]
+    assert [step for step, _ in rows] == [0, 12]
+    assert rows[1][1] == pytest.approx(run.callback_metrics["vamo/snapshot_loss"].item())

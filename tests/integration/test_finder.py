@@ -86,6 +86,27 @@ def test_planted_noise_of_rank_one_pays_with_one_probe():
     assert finding.snr > 100
 
 
+class Anew(torch.utils.data.Dataset):
+    """Gives other numbers each time, with the same noise along one direction."""
+
+    def __len__(self):
+        return 128
+
+    def __getitem__(self, index):
+        return (torch.randn(61),)
+
+
+def test_data_that_does_not_come_twice_is_seen_and_said():
+    finding = found(Noisy(), DataLoader(Anew(), 4, shuffle=True))
+    assert not finding.comes_twice
+    assert finding.advice.startswith("the data gives other batches when it is read again, so rows are recomputed in each step;")
+    assert finding.advice.endswith("use probes=1 with control='recompute'")
+    one = finding.figures[0]
+    assert one.removed == one.learned > 0.9
+    assert one.work == pytest.approx(1 + 2 * 2 * finding.forward_seconds / finding.step_seconds)  # a sweep, and a row per step
+    assert found(Noisy()).comes_twice
+
+
 def test_the_noise_scale_is_that_of_the_samples():
     finding = found(Noisy(planted=1.0, signal=1.0), batches=64)
     assert finding.batch_size == 4
@@ -266,18 +287,17 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
 def test_an_error_leaves_no_trace_either(error, tmp_path):
-    class Breaking(Everything):
-        countdown = 20
+    countdown = []  # not on the class, whose attributes are put back between two evaluations
 
+    class Breaking(Everything):
         def training_step(self, batch, batch_idx):
-            Breaking.countdown -= 1
-            if Breaking.countdown == 0:
+            if countdown and countdown.pop() == 0:
                 raise error
             return super().training_step(batch, batch_idx)
 
     def run(find):
         L.seed_everything(11, verbose=False)
-        Breaking.countdown = 20 if find else 10**9
+        countdown[:] = range(20 if find else 0)
         module, logger, loader = Breaking(), MemoryLogger(), loaders(generator=torch.Generator().manual_seed(4))[0]
         run = trainer(tmp_path, logger=logger)
         if find:
@@ -469,6 +489,8 @@ def test_a_bar_counts_evaluations_where_the_trainer_shows_one(capsys):
     output = capsys.readouterr().out
     assert "Finding probes" in output
     assert "Epoch" not in output
+    # 32 batches to learn from, twice; 32 held out, their sweep with one probe, and what it looks at beside the table.
+    assert f"/{2 * 32 + 32 + 32 * 2 + 1 + 8 + 4 + 4 * 2 * 9}" in output
 
 
 def test_without_matplotlib(monkeypatch):
@@ -487,12 +509,12 @@ def test_the_command(tmp_path):
         return done.stdout
 
     output = run("find")
-    state = json.loads((tmp_path / "probes.json").read_text())
+    state = json.loads((tmp_path / "lightning_logs" / "find" / "probes.json").read_text())
     assert state["advice"] in output
     assert (state["epoch"], state["batches"], state["parameters"]) == (0, 45, 2410)
     assert state["figures"][-1]["learned"] > 0.4
-    assert (tmp_path / "probes.png").exists()
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    assert (tmp_path / "lightning_logs" / "find" / "probes.png").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["lightning_logs"]
 
     run("fit")
     [checkpoint] = tmp_path.rglob("*.ckpt")

@@ -240,3 +240,25 @@ def test_a_warm_up_in_a_later_epoch_begins_without_the_last_steps_gradient(cls):
     assert all(torch.allclose(a, b) for a, b in zip(first, reference.gradients, strict=True))
     if cls is Looking:
         assert [gradient is None for gradient in module.looked] == [True] + 7 * [False]
+
+
+class Masks(L.Callback):
+    """Keeps a row of the weights where it is, by its gradient."""
+
+    def on_after_backward(self, run, module):
+        module.net[0].weight.grad[0] = 0.0
+
+
+@pytest.mark.parametrize("control", ["replay", "recompute"])
+def test_gradients_that_a_callback_masks_are_learned_from_steps(control):
+    """A warm-up would bypass the callback, and directions that it learned would move what the callback holds."""
+    L.seed_everything(0, verbose=False)
+    module = VAMOEverything()
+    before = module.net[0].weight[0].clone()
+    callback = WatchedCounts(probes=2, control=control, mu=0.01)
+    run = trainer(callbacks=[callback, Masks()], max_epochs=3)
+    run.fit(module, *loaders())
+    assert callback.report.warmup_evaluations == 0
+    assert callback.report.steps > 0
+    assert (module.net[0].weight[0] - before).abs().max() < 1e-6
+    assert (module.net[0].weight[1:]).isfinite().all()

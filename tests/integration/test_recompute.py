@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import warnings
 from collections import Counter
 from contextlib import nullcontext
 from typing import ClassVar
@@ -110,20 +111,41 @@ def test_a_row_is_of_the_very_batch_and_randomness_of_its_step(data, cls):
                 assert torch.allclose(row, slopes, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:A training batch differs from the one that the sweep saw")
-def test_augmentation_leaves_replay_without_rows_and_does_not_disturb_recomputing():
-    def removed(control):
-        callback = every_direction(control=control)
-        fit = trainer(callbacks=[callback], max_epochs=2)
+def fit_augmented(control):
+    callback = Watched(probes=9, directions=OrthonormalDirections(), alpha=1.0, mu=1e-3, control=control, difference="central")
+    fit = trainer(callbacks=[callback], max_epochs=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         fit.fit(VAMOLeastSquares(9, 0.01), DataLoader(Augmented(samples()), 6, shuffle=True))
-        return callback.report.variance_removed, int(fit.callback_metrics["vamo/rows_unused"])
-
-    assert removed("replay") == (None, 7)
-    share, unused = removed("recompute")
-    assert unused == 0
-    assert share > 0.2
+    return callback, fit.callback_metrics, [str(warning.message) for warning in caught]
 
 
+def test_augmentation_leaves_replay_without_rows_and_it_stops_sweeping():
+    callback, metrics, told = fit_augmented("replay")
+    assert callback.report.variance_removed is None
+    assert callback.report.snapshots == 1
+    assert callback.report.rows_unused == 7
+    assert metrics["vamo/probes"] == 0
+    assert sum("Most rows of the sweep were of no use" in message and "No more sweeps" in message for message in told) == 1
+    assert "7 batches were not what the sweep had seen" in str(callback.report)
+
+
+def test_augmentation_does_not_disturb_recomputing():
+    callback, metrics, told = fit_augmented("recompute")
+    assert metrics["vamo/rows_unused"] == 0
+    assert callback.report.variance_removed > 0.2
+    assert not any("no use" in message for message in told)
+
+
+def test_augmentation_makes_auto_recompute_after_its_first_sweep():
+    callback, metrics, told = fit_augmented("auto")
+    assert [taken.kind for _, _, taken in callback.snapshots] == ["replay", "recompute", "recompute"]
+    assert metrics["vamo/variance_removed"] > 0.2
+    assert callback.report.steps == 2 * 7
+    assert sum("`control='auto'` recomputes rows from now on" in message for message in told) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Most rows of the sweep were of no use")
 def test_augmentation_in_replay_is_answered_with_advice():
     with pytest.warns(UserWarning, match="Set control='recompute'"):
         trainer(callbacks=[Watched(probes=1)], max_epochs=1).fit(VAMOLeastSquares(9, RATE), DataLoader(Augmented(samples()), 6))
@@ -267,8 +289,7 @@ def test_figures():
     report = callback.report
     assert report.row_seconds > metrics["vamo/row_seconds"]
     assert report.sweep_seconds + report.row_seconds < report.training_seconds
-    assert "VAMO: 2 snapshots, 24 corrected steps." in str(report)
-    assert "and the rows of the steps" in str(report)
+    assert "2 snapshots, 24 corrected steps\n" in str(report)
 
 
 def test_probes_that_change_and_a_schedule_that_starts_at_none():

@@ -346,7 +346,7 @@ def test_no_optimizer():
         def configure_optimizers(self):
             return None
 
-    with pytest.raises(UnsupportedError, match="no trainable parameters"):
+    with pytest.raises(UnsupportedError, match="`configure_optimizers` returned None, so there is no optimizer"):
         fit(Nothing())
 
 

@@ -1,5 +1,7 @@
 """A run that is killed anywhere and resumed from its last checkpoint equals the uninterrupted run, bit for bit."""
 
+import contextlib
+import copy
 import multiprocessing
 import os
 import pickle
@@ -9,7 +11,8 @@ import signal
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
@@ -22,6 +25,7 @@ from tests.support.resuming import (
     BATCH,
     SAMPLES,
     WARNINGS,
+    Killed,
     Module,
     Rows,
     VAMOModule,
@@ -306,11 +310,16 @@ class Frozen(VAMOModule):
         self.net[4].bias.requires_grad_(False)
 
 
-def resume(checkpoint, module=None, batch_size=BATCH, **arguments):
+class Reordered(VAMOModule):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(list(self.parameters())[::-1], lr=0.02)
+
+
+def resume(checkpoint, module=None, batch_size=BATCH, samples=SAMPLES, **arguments):
     module = module or VAMOModule()
     # Of the class that saved it, as Lightning finds a callback's state by its class.
     fit = trainer(callbacks=[VAMOCallback(**{"probes": 2, **arguments})], max_epochs=3)
-    data = DataLoader(classification_data(SAMPLES), batch_size, shuffle=True)
+    data = DataLoader(classification_data(samples), batch_size, shuffle=True)
     fit.fit(module, data, DataLoader(classification_data(20, seed=1), 10), ckpt_path=checkpoint, weights_only=True)
     return fit
 
@@ -324,7 +333,13 @@ def resume(checkpoint, module=None, batch_size=BATCH, **arguments):
             "directions was GradientSubspaceDirections, and in .* is OrthonormalDirections",
         ),
         ({"batch_size": 10}, "the number of batches per epoch was 7, and in the present run it is 5"),
+        ({"samples": 52}, "the number of samples of the training data was 50, and in the present run it is 52"),
+        ({"samples": 42, "batch_size": 6}, "the number of samples of the training data was 50, and in .* is 42"),
         ({"module": Frozen}, "the number of trainable parameters was 99, and in the present run it is 96"),
+        (
+            {"module": Reordered},
+            r"trainable parameter 0 of the optimizer was net\.0\.weight of shape \(8, 6\), and .* net\.4\.bias",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -376,6 +391,35 @@ def test_a_state_that_cannot_be_read_is_refused(within, tmp_path):
         torch.save(checkpoint, tmp_path / "other.ckpt")
         with pytest.raises(InvalidArgumentError, match="The checkpoint's state of VAMOCallback cannot be read"):
             resume(tmp_path / "other.ckpt")
+
+
+def places(value, path=()):
+    """Where something stands in nested contents."""
+    yield path
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(item, (*path, key))
+
+
+def damaged(value):
+    if isinstance(value, torch.Tensor) and value.numel():
+        return torch.cat([value.reshape(-1), value.reshape(-1)[:1]])
+    return 3 if value is None else None
+
+
+def test_contents_that_are_damaged_are_refused_before_anything_changes(within, tmp_path):
+    checkpoint = torch.load(within, weights_only=True)
+    [state] = checkpoint["callbacks"]["VAMOCallback"]["ranks"]
+    every = [path for path in places(state) if path]
+    assert len(every) > 100
+    for *path, last in every[:: len(every) // 12]:
+        copied = copy.deepcopy(checkpoint)
+        [place] = copied["callbacks"]["VAMOCallback"]["ranks"]
+        for key in path:
+            place = place[key]
+        place[last] = damaged(place[last])
+        torch.save(copied, tmp_path / "damaged.ckpt")
+        with pytest.raises(InvalidArgumentError, match=r"state of VAMOCallback cannot be read.* or it is damaged"):
+            resume(tmp_path / "damaged.ckpt")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
@@ -432,3 +476,81 @@ def test_batches_that_no_checkpoint_can_hold(tmp_path):
     fit.fit(VAMOModule(), loader, val, ckpt_path=tmp_path / "step=3.ckpt", weights_only=True)
     assert fit.global_step == 5
     assert callback.report.snapshots == 2
+
+
+class Parts(VAMOModule):
+    """A backbone that is frozen at first, and thawed in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = self.net[:1]
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+
+
+def thawing(folder, control, kill=None, ckpt=None):
+    L.seed_everything(1, verbose=False)
+    saver = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    callbacks = [BackboneFinetuning(1, verbose=False), VAMOCallback(probes=2, control=control, seed=3), Watch(kill), saver]
+    fit = trainer(folder, callbacks=callbacks, enable_checkpointing=True, max_epochs=3)
+    module = Parts()
+    with contextlib.suppress(Killed):
+        fit.fit(module, DataLoader(classification_data(SAMPLES), BATCH, shuffle=True), ckpt_path=ckpt, weights_only=bool(ckpt))
+    return module.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.parametrize("control", ["replay", "recompute"])
+@pytest.mark.parametrize("kill", [(0, 4, "step"), (1, 5, "step"), (2, 3, "step")])
+def test_parameters_that_were_thawed_in_training_stay_so(control, kill, tmp_path):
+    whole = thawing(tmp_path / "whole", control)
+    thawing(tmp_path / "killed", control, kill)
+    resumed = thawing(tmp_path / "killed", control, ckpt=last_checkpoint(tmp_path / "killed"))
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+class DrawsAsItGoes(torch.utils.data.Sampler):
+    """Draws each index when it is asked for, from the global generator that the training draws from too."""
+
+    def __iter__(self):
+        for _ in range(SAMPLES):
+            yield int(torch.randint(SAMPLES, ()))
+
+    def __len__(self):
+        return SAMPLES
+
+
+def once_in_a_while(folder, data, control, every, ckpt=None, kill=None):
+    L.seed_everything(1, verbose=False)
+    callback = VAMOCallback(probes=LinearProbes(start=0, end=2, epochs=3), control=control, seed=3)
+    saver = [ModelCheckpoint(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1)] if every else []
+    fit = trainer(folder, callbacks=[callback, Watch(kill), *saver], enable_checkpointing=bool(every), max_epochs=3)
+    module = Parts()
+    with contextlib.suppress(Killed):
+        fit.fit(module, data(), ckpt_path=ckpt, weights_only=bool(ckpt))
+    return module.state_dict()
+
+
+def cycling():
+    parts = [DataLoader(classification_data(size), BATCH, shuffle=True) for size in (SAMPLES, 20)]
+    return CombinedLoader(parts, "max_size_cycle")
+
+
+SAMPLED = {
+    "draws as it goes": lambda: DataLoader(classification_data(SAMPLES), BATCH, sampler=DrawsAsItGoes()),
+    "cycles": cycling,
+}
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.parametrize("control", ["replay", "recompute"])
+@pytest.mark.parametrize("data", SAMPLED.values(), ids=SAMPLED)
+def test_saving_a_checkpoint_changes_nothing(data, control, tmp_path):
+    """Neither in an epoch with a sweep nor in one without; and a run that resumes goes on as it would have."""
+    unsaved = once_in_a_while(tmp_path, data, control, None)
+    saved = once_in_a_while(tmp_path / "saved", data, control, 3)
+    assert all(torch.equal(saved[name], value) for name, value in unsaved.items())
+    once_in_a_while(tmp_path / "killed", data, control, 3, kill=(0, 5, "step"))
+    resumed = once_in_a_while(tmp_path / "killed", data, control, 3, ckpt=last_checkpoint(tmp_path / "killed"))
+    assert all(torch.equal(resumed[name], value) for name, value in unsaved.items())

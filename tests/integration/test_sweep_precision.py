@@ -20,11 +20,8 @@ from tests.support.watched import WatchedSweeps
 NOISY = "The probe differences hardly stand out of their own error"
 
 
-class Types:
-    """An object of a kind that the guards do not know."""
-
-    def __init__(self):
-        self.sweep, self.step = set(), set()
+# The types that the present run computes in. Whatever a module holds is put back, so this is a global of Python's module.
+COMPUTED_IN = {"sweep": set(), "step": set()}
 
 
 class Perceptron(VAMOMixin, L.LightningModule):
@@ -33,11 +30,10 @@ class Perceptron(VAMOMixin, L.LightningModule):
     def __init__(self):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 3))
-        self.types = Types()
 
     def loss(self, batch, where):
         logits = self.net(batch[0])
-        getattr(self.types, where).add(logits.dtype)
+        COMPUTED_IN[where].add(logits.dtype)
         return nn.functional.cross_entropy(logits, batch[1])
 
     def training_step(self, batch, batch_idx):
@@ -52,6 +48,8 @@ class Perceptron(VAMOMixin, L.LightningModule):
 
 def fit(precision="32-true", cls=Perceptron, **arguments):
     L.seed_everything(0, verbose=False)
+    for types in COMPUTED_IN.values():
+        types.clear()
     module = cls()
     callback = WatchedSweeps(**{"probes": 4, "seed": 1, **arguments})
     run = trainer(callbacks=[callback], precision=precision)
@@ -64,16 +62,16 @@ def fit(precision="32-true", cls=Perceptron, **arguments):
 
 def test_a_radius_that_drowns_in_rounding_is_noticed_and_a_float32_sweep_helps():
     with pytest.warns(UserWarning, match=NOISY) as caught:
-        mixed, module, _ = fit("bf16-mixed", mu=1e-4)
+        mixed, _, _ = fit("bf16-mixed", mu=1e-4)
     messages = [str(warning.message) for warning in caught if NOISY in str(warning.message)]
     assert len(messages) == 1  # of two sweeps
     assert "sweep_precision='32-true'" in messages[0]
     assert mixed["vamo/probe_snr"] < 2
-    assert (module.types.sweep, module.types.step) == ({torch.bfloat16}, {torch.bfloat16})
+    assert (COMPUTED_IN["sweep"], COMPUTED_IN["step"]) == ({torch.bfloat16}, {torch.bfloat16})
 
-    full, module, _ = fit("bf16-mixed", mu=1e-4, sweep_precision="32-true")
+    full, _, _ = fit("bf16-mixed", mu=1e-4, sweep_precision="32-true")
     assert full["vamo/probe_snr"] > 20 * mixed["vamo/probe_snr"]
-    assert (module.types.sweep, module.types.step) == ({torch.float32}, {torch.bfloat16})
+    assert (COMPUTED_IN["sweep"], COMPUTED_IN["step"]) == ({torch.float32}, {torch.bfloat16})
 
 
 def test_in_float32_the_advice_is_another():
@@ -144,11 +142,10 @@ def test_one_batch_has_no_ratio():
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 @pytest.mark.filterwarnings("ignore:You passed `Trainer.accelerator='cpu', precision='16-mixed'")
 def test_a_float32_sweep_under_mixed_precision_takes_float32s_radius(precision):
-    _, module, callback = fit(precision, sweep_precision="32-true")
+    _, _, callback = fit(precision, sweep_precision="32-true")
+    assert (COMPUTED_IN["sweep"], COMPUTED_IN["step"]) == ({torch.float32}, {torch.bfloat16})
     _, _, plain = fit()
     _, _, coarse = fit(precision)
-    assert module.types.sweep == {torch.float32}
-    assert module.types.step == {torch.bfloat16}
     # Within a step of the search, where directions were learned from gradients that differ; bfloat16 needs a larger one.
     assert plain.sweeps[0].mu / 4.1 < callback.sweeps[0].mu < 4.1 * plain.sweeps[0].mu
     assert coarse.sweeps[0].mu > 10 * callback.sweeps[0].mu

@@ -25,6 +25,7 @@ class Point:
         self.parameters = [local(parameter) for parameter in parameters]
         self.origin = [parameter.clone() for parameter in self.parameters] if origin is None else origin
         """The copy."""
+        self._step: tuple[ProbeDirections, int, float] | None = None
         # Where the parameters are: at the copy or a step away from it, along which directions, and in which versions.
         self._along: ProbeDirections | None = None
         self._versions = self._seen() if origin is None else None
@@ -43,6 +44,7 @@ class Point:
 
     def restore(self) -> None:
         """Set the parameters back to the point."""
+        self._step = None
         for parameter, origin in zip(self.parameters, self.origin, strict=True):
             parameter.copy_(origin)
         self._along, self._versions = None, self._seen()
@@ -55,7 +57,16 @@ class Point:
             index: Which one, ``0 <= index < q``.
             distance: The step :math:`s`, in units of parameter norm.
         """
+        self._step = directions, index, distance
         known = self._versions is not None and self._versions == self._seen()
         near = known and (self._along is None or self._along is directions)
         directions.move(self.parameters, self.origin, index, distance, near=near)
         self._along, self._versions = directions, self._seen()
+
+    def renew(self) -> None:
+        """Set the parameters again to where they were last set: something else has written to them."""
+        self._versions = None  # which may not tell of the write
+        if self._step is None:
+            self.restore()
+        else:
+            self.perturb(*self._step)

@@ -6,17 +6,16 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_vamo.core.control.coefficients import Regression
-from lightning_vamo.core.control.mixing import coefficient_of
 from lightning_vamo.core.sharding import local
 from lightning_vamo.errors import InvalidArgumentError
 from lightning_vamo.loop import compat
+from lightning_vamo.loop.checkpoint.fits import check_data, check_fits, check_parameters, check_snapshot
 from lightning_vamo.loop.checkpoint.packing import unpacked
 from lightning_vamo.loop.checkpoint.random_state import set_random_state
-from lightning_vamo.loop.checkpoint.state import RankState, loaders_of, read, resumed_plan
+from lightning_vamo.loop.checkpoint.state import RankState, loaders_of, parameters_of, read, resumed_plan
 from lightning_vamo.loop.parameters import trainable_parameters
 from lightning_vamo.loop.plan.plan import remaining
 from lightning_vamo.loop.plan.recorder import RecordingBatchSampler
@@ -28,7 +27,8 @@ class Resumption:
     """A run that goes on from a checkpoint, until its first batch.
 
     Args:
-        trainer: The trainer.
+        trainer: The trainer, with its module.
+        run: The run, which has been set up.
         ranks: What :func:`~lightning_vamo.loop.checkpoint.state.saved` gave.
         checkpoint: The checkpoint, before Lightning's loops read it.
         name: Name of the callback, for messages.
@@ -37,23 +37,27 @@ class Resumption:
         InvalidArgumentError: If the states cannot be read, or another number of processes saved them within an epoch.
     """
 
-    def __init__(self, trainer: Trainer, ranks: Sequence[dict[str, Any]], checkpoint: dict[str, Any], name: str) -> None:
-        states = [read(RankState, state, name) for state in ranks]
+    def __init__(
+        self, trainer: Trainer, run: Run, ranks: Sequence[dict[str, Any]], checkpoint: dict[str, Any], name: str
+    ) -> None:
+        states = [RankState.read(state, name) for state in ranks]
         first = states[0]
         within = first.position is not None
         if within or first.snapshot is not None:
-            _check_fits("the number of processes", len(states), trainer.world_size)
+            check_fits("the number of processes", len(states), trainer.world_size)
         # Between snapshots nothing is missing but the random states, and those of other processes are of no use.
         self._state = states[trainer.global_rank] if len(states) == trainer.world_size else None
         if self._state is not None and self._state.snapshot is not None and first.snapshot is not None:
             own, shared = self._state.snapshot["rows"], first.snapshot["rows"]
-            if "origin" in own and own["origin"] is None:  # saved once, as it is the same on every rank
-                own["origin"] = shared["origin"]
+            # What is the same on every rank, and large, is saved once.
+            own |= {name: shared[name] for name, value in own.items() if value is None}
         self._name = name
         self._within = within
         self._in_validation = within and first.validating
         self._ends_batch = within and (compat.end_batch_on_resume(checkpoint) or self._in_validation)
         self._ended_epoch = not within and compat.ended_epoch(checkpoint)
+        if self._state is not None:  # before the optimizers are made, and before DDP looks which parameters to reduce
+            _thaw(trainer.lightning_module, run, self._state.frozen)
 
     def replay(self, recorder: RecordingBatchSampler, index: int) -> None:
         """Let a loader begin with what is left of its epoch.
@@ -87,6 +91,7 @@ class Resumption:
         if self._state is None:
             yield
             return
+        _thaw(trainer.lightning_module, run, self._state.frozen)
         self._take_up(trainer, run, self._state)
         if self._within:
             compat.resume_schedulers(trainer)
@@ -111,7 +116,10 @@ class Resumption:
         clock = read(SnapshotClock, state.clock, self._name)
         plan = None if state.plan is None else resumed_plan(trainer, state.plan)
         if state.snapshot is not None:
-            _check_snapshot(trainer, run, state, within=self._within)
+            check_snapshot(trainer, run, state)
+        elif self._within:
+            check_data(trainer, state)
+            check_parameters(trainer, state)
         run.cursor, run.sums, run.clock, run.plan = cursor, sums, clock, plan if self._within else None
         self._take_up_learning(trainer, run, state)
         if state.snapshot is not None:
@@ -121,11 +129,11 @@ class Resumption:
     def _take_up_learning(self, trainer: Trainer, run: Run, state: RankState) -> None:
         settings, learning, saved = run.method.settings, run.learning, state.learning
         learning.learned_at, learning.mu = saved["learned_at"], saved["mu"]
-        if saved["coefficient"] is not None and settings.alpha == "adaptive":
-            learning.coefficient = Regression.of(saved["coefficient"])
-        elif state.snapshot is not None:
-            learning.coefficient = coefficient_of(settings.alpha, state.snapshot["probes"], None)
-        if saved["learner"] is not None and settings.directions.learns:
+        learning.changing_data = saved["changing_data"]
+        control = run.method.control
+        learning.coefficient = control.coefficient_again(settings, saved["coefficient"], state.snapshot)
+        same = state.snapshot is not None or state.parameters == parameters_of(trainer)
+        if saved["learner"] is not None and settings.directions.learns and same:
             parameters = trainable_parameters(trainer.optimizers)
             # Between snapshots settings may change; what was learned for others is then learned anew.
             with suppress(InvalidArgumentError) if state.snapshot is None else nullcontext():
@@ -157,27 +165,8 @@ class Resumption:
             set_random_state(self._state.random, loaders_of(trainer))
 
 
-def _check_snapshot(trainer: Trainer, run: Run, state: RankState, *, within: bool) -> None:
-    """Refuse a snapshot whose rows do not fit the present run."""
-    snapshot, settings, control = state.snapshot, run.method.settings, run.method.control
-    assert snapshot is not None
-    if snapshot["kind"] not in control.kinds:
-        _check_fits("`control`", repr(snapshot["kind"]), " or ".join(map(repr, control.kinds)) or "none")
-    if state.plan is not None:
-        _check_fits("the number of batches per epoch", state.plan["length"], trainer.num_training_batches)
-    dimension = sum(parameter.numel() for parameter in trainable_parameters(trainer.optimizers))
-    _check_fits("the family of directions", snapshot["directions"], type(settings.directions).__name__)
-    _check_fits("the number of trainable parameters", snapshot["dimension"], dimension)
-    schedule = settings.schedule if run.choice is None else run.choice.schedule
-    _check_fits("the number of probes", snapshot["probes"], schedule.probes_at(snapshot["epoch"]))
-    if within and "group" in snapshot["rows"]:
-        _check_fits("the number of accumulated batches", snapshot["rows"]["group"], trainer.accumulate_grad_batches)
-
-
-def _check_fits(name: str, then: object, now: object) -> None:
-    if then != now:
-        raise InvalidArgumentError(
-            f"The checkpoint's table of probe differences does not fit: {name} was {then}, and in the present run it is {now}."
-            " Resume with the settings that it was saved with, or from a checkpoint at which a new snapshot is due: an epoch's"
-            " end, unless `control` keeps the table beyond it."
-        )
+def _thaw(module: LightningModule, run: Run, frozen: dict[str, list[str]]) -> None:
+    """Let the parameters need a gradient that needed one, where a callback, and not the module itself, had changed that."""
+    if run.frozen == frozen["before"]:
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name not in frozen["now"])

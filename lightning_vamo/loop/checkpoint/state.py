@@ -4,12 +4,12 @@ Lightning's checkpoints hold weights, optimizers and counters. Each rank adds wh
 position in it, the rows that its steps still need, its random states, and what the epoch has logged so far.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_vamo.core.sharding import local
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat
+from lightning_vamo.loop.checkpoint.checksum import checksum
 from lightning_vamo.loop.checkpoint.packing import packed, unpacked
 from lightning_vamo.loop.checkpoint.random_state import random_state
 from lightning_vamo.loop.parameters import trainable_parameters
@@ -26,6 +27,11 @@ from lightning_vamo.loop.run.parts import Sums
 from lightning_vamo.loop.run.run import Run
 
 _State = TypeVar("_State")
+_UNREADABLE = (
+    "The checkpoint's state of {name} cannot be read: another version of lightning_vamo saved it, or it is damaged. Resume with"
+    " the version that saved it, or delete that state from the checkpoint's `callbacks`: then the run goes on with a new"
+    " snapshot."
+)
 
 
 @dataclass
@@ -46,6 +52,10 @@ class RankState:
         logs: What the epoch has logged.
         metrics: What the module's metrics have gathered.
         gradients: Gradients that are accumulating.
+        parameters: Name and shape of each trainable parameter, in the optimizer's order.
+        data: The number of samples, and the batch size, of each training loader; None where it has none.
+        frozen: Names of the parameters without a gradient when the fit was set up, and of those without one now.
+        checksum: The checksum of all of the above.
     """
 
     position: int | None
@@ -61,6 +71,33 @@ class RankState:
     logs: dict[str, Any]
     metrics: dict[str, Any]
     gradients: list[Tensor | None]
+    parameters: list[list[Any]]
+    data: list[dict[str, int | None]]
+    frozen: dict[str, list[str]]
+    checksum: int = 0
+
+    @classmethod
+    def read(cls, state: Any, name: str) -> "RankState":
+        """A state as a checkpoint holds it.
+
+        Args:
+            state: The fields' values, by name.
+            name: Name of the callback, for the message.
+
+        Returns:
+            The state.
+
+        Raises:
+            InvalidArgumentError: If it cannot be read, or is not what was saved.
+        """
+        own = read(cls, state, name)
+        if own.checksum != own.content():
+            raise InvalidArgumentError(_UNREADABLE.format(name=name))
+        return own
+
+    def content(self) -> int:
+        """The checksum of all but the checksum itself."""
+        return checksum({field: value for field, value in vars(self).items() if field != "checksum"})
 
 
 def saved(trainer: Trainer, run: Run) -> list[dict[str, Any]]:
@@ -116,10 +153,15 @@ def _state(trainer: Trainer, run: Run) -> RankState:
         logs=compat.log_state(trainer, within),
         metrics=compat.metric_states(module) if within else {},
         gradients=[None if p.grad is None else local(p.grad) for p in parameters],
+        parameters=parameters_of(trainer),
+        data=data_of(trainer),
+        frozen={"before": run.frozen, "now": frozen(module)},
     )
     # Copies in host memory: the live tensors go on changing.
     copied = apply_to_collection(dict(vars(state)), Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
-    return RankState(**copied)
+    state = RankState(**copied)
+    state.checksum = state.content()
+    return state
 
 
 def _in_order(plan: Plan | None) -> range:
@@ -148,12 +190,30 @@ def read(cls: type[_State], state: Any, name: str = "VAMOCallback") -> _State:
     """
     names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     if not isinstance(state, Mapping) or state.keys() != names:
-        raise InvalidArgumentError(
-            f"The checkpoint's state of {name} cannot be read: another version of lightning_vamo saved it, or it is damaged."
-            " Resume with the version that saved it, or delete that state from the checkpoint's `callbacks`: then the run goes"
-            " on with a new snapshot."
-        )
+        raise InvalidArgumentError(_UNREADABLE.format(name=name))
     return cls(**state)
+
+
+def parameters_of(trainer: Trainer) -> list[list[Any]]:
+    """Name and shape of each trainable parameter, in the optimizer's order."""
+    names = {id(parameter): name for name, parameter in trainer.lightning_module.named_parameters()}
+    parameters = trainable_parameters(trainer.optimizers)
+    return [[names.get(id(parameter), "a parameter outside the module"), list(parameter.shape)] for parameter in parameters]
+
+
+def data_of(trainer: Trainer) -> list[dict[str, int | None]]:
+    """The number of samples, and the batch size, of each training loader; None where it has none."""
+    return [{"samples": _samples(loader), "batch_size": getattr(loader, "batch_size", None)} for loader in loaders_of(trainer)]
+
+
+def _samples(loader: Any) -> int | None:
+    dataset = getattr(loader, "dataset", None)
+    return len(dataset) if isinstance(dataset, Sized) else None
+
+
+def frozen(module: LightningModule) -> list[str]:
+    """Names of the parameters that need no gradient."""
+    return [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
 
 
 def plan_state(plan: Plan) -> dict[str, Any]:

@@ -21,8 +21,10 @@ from lightning_vamo.loop.compat.resume import (
 )
 from lightning_vamo.loop.compat.steps import (
     accumulates,
+    backward_is_watched,
     counted_step,
     drop_gradients,
+    has_no_optimizer,
     is_compiled,
     manual,
     manual_steps,
@@ -48,6 +50,7 @@ __all__ = [
     "accumulates",
     "autocast_dtype",
     "averages_gradients",
+    "backward_is_watched",
     "before_transfer",
     "continued",
     "counted_step",
@@ -59,6 +62,7 @@ __all__ = [
     "flushed_static_graph",
     "generators",
     "grad_scale",
+    "has_no_optimizer",
     "in_validation",
     "is_compiled",
     "last_reload",

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.core.optimizer import _MockOptimizer
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.trainer import call
@@ -138,3 +139,18 @@ def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) ->
     if batch_idx % trainer.accumulate_grad_batches == 0 and not watched:
         for optimizer in trainer.optimizers:
             optimizer.zero_grad()
+
+
+def backward_is_watched(trainer: Trainer) -> bool:
+    """Whether a callback overrides a hook around the backward pass, where it may look at gradients or change them.
+
+    Returns:
+        Whether one does. ``on_before_optimizer_step`` does not count: it sees gradients that have been corrected.
+    """
+    hooks = ("on_before_backward", "on_after_backward")
+    return any(is_overridden(hook, callback) for callback in trainer.callbacks for hook in hooks)  # type: ignore[attr-defined]
+
+
+def has_no_optimizer(optimizer: Optimizer) -> bool:
+    """Whether an optimizer stands for none, as Lightning puts one where ``configure_optimizers`` returned None."""
+    return isinstance(optimizer, _MockOptimizer)

@@ -6,12 +6,13 @@ from typing import Any
 from lightning_vamo.loop.control.base import Control, Here, Snapshot
 from lightning_vamo.loop.control.recompute import Recompute
 from lightning_vamo.loop.control.replayed import Replay
+from lightning_vamo.loop.ledger.advice import Advice
 from lightning_vamo.loop.plan.plan import Plan, has_plan
 
 
 @dataclass(frozen=True)
 class Auto(Control):
-    """Replay where the batches of an epoch can be told before it; else recompute."""
+    """Replay where the batches of an epoch can be told before it, and come again as they were swept; else recompute."""
 
     kinds = (*Replay.kinds, *Recompute.kinds)
     records = "where possible"
@@ -33,9 +34,14 @@ class Auto(Control):
         """See :meth:`Control.sweeps`: of data whose batches can be told."""
         return Replay().sweeps(steps, twice=twice)
 
+    def warn_of_changing_data(self, advice: Advice) -> None:
+        """See :meth:`Control.warn_of_changing_data`."""
+        advice.on_changing_data("`control='auto'` recomputes rows from now on, at 1 + q forward passes per step.")
+
     def take(self, here: Here, before: Snapshot | None) -> Snapshot | None:
         """See :meth:`Control.take`."""
-        control: Control = Replay() if has_plan(here.trainer) else Recompute()
+        replays = has_plan(here.trainer) and not here.learning.changing_data
+        control: Control = Replay() if replays else Recompute()
         return control.take(here, before)
 
     def restore(self, here: Here, state: dict[str, Any], plan: Plan | None) -> Snapshot:

@@ -11,6 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
+from lightning_vamo.core.control.coefficients import Coefficient, Regression
+from lightning_vamo.core.control.mixing import coefficient_of
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.loop.control.learning import Learning
@@ -81,6 +83,9 @@ class Snapshot(ABC):
     logs: dict[str, float]
     plan: Plan | None
     factors: Tensor | float
+
+    withholds: ClassVar[bool] = False
+    """Whether :meth:`withheld` can keep a rank's part of a row out without the other ranks having to know."""
 
     @property
     @abstractmethod
@@ -237,6 +242,10 @@ class Control(ABC):
         """Warn, if something is lost with a training loader that was made anew."""
         return
 
+    def warn_of_changing_data(self, advice: Advice) -> None:
+        """Say what comes of data that gives other batches when it is read again."""
+        return
+
     @abstractmethod
     def take(self, here: Here, before: Snapshot | None) -> Snapshot | None:
         """Take a snapshot of the weights as they are.
@@ -248,6 +257,23 @@ class Control(ABC):
         Returns:
             The snapshot; None if the steps to come are plain, since there are to be no probes or no directions yet.
         """
+
+    def coefficient_again(
+        self, settings: ProbeSettings, state: dict[str, Any] | None, snapshot: dict[str, Any] | None
+    ) -> Coefficient | None:
+        """Take up what changes the coefficient from step to step.
+
+        Args:
+            settings: How the method probes.
+            state: What the coefficient's ``state_dict`` gave; None if there was none.
+            snapshot: The state of the snapshot; None between snapshots.
+
+        Returns:
+            The coefficient; None where there is none to take up.
+        """
+        if state is not None and settings.alpha == "adaptive":
+            return Regression.of(state)
+        return None if snapshot is None else coefficient_of(settings.alpha, snapshot["probes"], None)
 
     @abstractmethod
     def restore(self, here: Here, state: dict[str, Any], plan: Plan | None) -> Snapshot:

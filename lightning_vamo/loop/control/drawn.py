@@ -17,6 +17,7 @@ from lightning_vamo.loop.control.warmup import warm_up
 from lightning_vamo.loop.ledger.seeds import seeded
 from lightning_vamo.loop.observer import probing
 from lightning_vamo.loop.parameters import same_tensors
+from lightning_vamo.loop.plan.plan import has_plan
 from lightning_vamo.loop.plan.reread import Swept
 
 
@@ -113,15 +114,19 @@ def _learned(here: Here, batches: Callable[[], Swept | None], probes: int) -> bo
     if learning.learner is None or not same_tensors(parameters, learning.parameters):
         learning.parameters = parameters
         learning.learner = family.learner(parameters, probes, seeded(here.seeds.of("learner")))
-        if family.warmup_batches:
+        if family.warmup_batches and compat.backward_is_watched(here.trainer):
+            _learn_from_steps(
+                here, probes
+            )  # gradients of a warm-up would bypass the callback that looks at them, or masks them
+        elif family.warmup_batches:
             _warm_up(here, batches(), learning.learner, probes)
     return learning.learner.ready
 
 
 def _warm_up(here: Here, plan: Swept | None, learner: Learner, probes: int) -> None:
     trainer, family = here.trainer, here.settings.directions
-    if plan is None:  # there are no batches to look at before: as many steps are plain
-        here.learning.learned_at = trainer.global_step + max(family.warmup_batches, probes + 1)
+    if plan is None:  # there are no batches to look at before
+        _learn_from_steps(here, probes)
         return
     turn = functools.partial(learner.directions, probes, seeded(here.seeds.of("second pass of the warm-up")))
     # Fewer than one more than the probes cannot tell so many directions apart.
@@ -132,3 +137,9 @@ def _warm_up(here: Here, plan: Swept | None, learner: Learner, probes: int) -> N
     here.totals.add_warmup(seen, time.perf_counter() - start)
     if not learner.ready:
         here.advice.on_short_warmup(trainer, probes, seen)
+
+
+def _learn_from_steps(here: Here, probes: int) -> None:
+    """Let as many steps be plain as a warm-up has batches, and learn from them; a plan's sweep waits for the next epoch."""
+    if not has_plan(here.trainer) or here.learning.changing_data:
+        here.learning.learned_at = here.trainer.global_step + max(here.settings.directions.warmup_batches, probes + 1)

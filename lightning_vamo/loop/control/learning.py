@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_vamo.core.control.anchored import GradientRegression
 from lightning_vamo.core.control.coefficients import Coefficient, Regression
 from lightning_vamo.core.directions import Directions
 from lightning_vamo.core.directions.learner import Learner
@@ -23,6 +24,7 @@ class Learning:
             to warm up with; None once that is past.
         mu: The smoothing radius that was measured to be best, for the next snapshot; None before the first one, and where the
             radius is given.
+        changing_data: Whether the rows of a sweep could not be used, since the data gives other batches when it is read again.
         coefficient: Changes the effective coefficient from step to step; None where it stays the same.
     """
 
@@ -30,15 +32,17 @@ class Learning:
     parameters: Sequence[Tensor] = ()
     learned_at: int | None = None
     mu: float | None = None
+    changing_data: bool = False
     coefficient: Coefficient | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """What has been learned, as plain types and tensors."""
-        regression = self.coefficient if isinstance(self.coefficient, Regression) else None
+        regression = self.coefficient if isinstance(self.coefficient, (Regression, GradientRegression)) else None
         return {
             "learner": None if self.learner is None else self.learner.state_dict(),
             "learned_at": self.learned_at,
             "mu": self.mu,
+            "changing_data": self.changing_data,
             "coefficient": None if regression is None else regression.state_dict(),
         }
 

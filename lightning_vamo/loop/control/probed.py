@@ -31,6 +31,8 @@ class Probed(Snapshot):
         sweep: What a sweep measured at the snapshot; None if there was none, or if its rows have been replaced since.
     """
 
+    withholds = True
+
     def __init__(self, epoch: int, drawn: Drawn, correction: Correction, logs: dict[str, float]) -> None:
         self.epoch = epoch
         self.drawn = drawn

@@ -84,7 +84,7 @@ class Recompute(ProbedControl):
 
     def take(self, here: Here, before: Snapshot | None) -> Recomputed | None:
         """See :meth:`Control.take`."""
-        batches = functools.cache(lambda: _batches(here))
+        batches = functools.cache(lambda: swept_batches(here))
         steps = here.trainer.num_training_batches / here.trainer.accumulate_grad_batches
         drawn = draw(here, batches, lambda: self.sweeps(steps, twice=batches() is not None))
         if drawn is None:
@@ -136,7 +136,7 @@ def _recomputed(
     return Recomputed(epoch, drawn, center, compat.train_loader(here.trainer), correction, logs, origin)
 
 
-def _batches(here: Here) -> Swept | None:
+def swept_batches(here: Here) -> Swept | None:
     """The epoch's plan, or another reading of the data; None if the data cannot be read twice."""
     # Rows are recomputed in any part of an epoch, of which the loaders may have been given a part.
     plan = here.plan or (plan_of(here.trainer) if has_plan(here.trainer) else None)

@@ -19,6 +19,7 @@ from lightning_vamo.loop import compat
 from lightning_vamo.loop.control.base import Here
 from lightning_vamo.loop.control.drawn import Drawn
 from lightning_vamo.loop.control.probed import Probed
+from lightning_vamo.loop.guards.module_state import ModuleState
 from lightning_vamo.loop.guards.no_trace import no_trace
 from lightning_vamo.loop.observer import probing
 from lightning_vamo.loop.sweep.batch import SweptBatch
@@ -82,7 +83,7 @@ class Recomputed(Probed):
         self._loader = loader
         self._origin = Point(drawn.parameters).origin if origin is None else origin
         self._row = torch.empty(0)  # of the current batch, shape `(q,)`; NaN if it gave no loss
-        self._others: Any = None
+        self._last: ModuleState | None = None
 
     @torch.no_grad()
     def before_step(self, here: Here, batch: Any) -> int:
@@ -109,16 +110,16 @@ class Recomputed(Probed):
             reshard()  # what is kept and put back are the shards
             with (
                 compat.without_buffer_sync(trainer),
-                no_trace(trainer, module, parameters, self._others) as state,
+                no_trace(trainer, module, parameters, self._last) as state,
                 Point(parameters),  # the weights that are trained, to which the parameters return
                 here.oracle.asking(),
             ):
                 point = Point(parameters, self._origin)
                 point.restore()
-                swept = SweptBatch(batch, batch_idx, here.oracle, state, reshard)
+                swept = SweptBatch(batch, batch_idx, here.oracle, point, state, reshard)
                 self._look(here, swept, point)
                 [row] = probe([swept], point, self.directions, self._center.mu, difference, samples=False)
-            self._others = state.others
+            self._last = state
         if row.losses is None or self._center.spoilt:
             deltas = self._nothing()
         else:

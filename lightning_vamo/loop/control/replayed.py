@@ -14,6 +14,7 @@ from lightning_vamo.loop.control.base import Here, Snapshot
 from lightning_vamo.loop.control.drawn import Drawn, draw
 from lightning_vamo.loop.control.measured import measure
 from lightning_vamo.loop.control.probed import Probed, ProbedControl
+from lightning_vamo.loop.ledger.advice import Advice
 from lightning_vamo.loop.plan.plan import Plan, plan_of
 from lightning_vamo.loop.sweep.sweep import Sweep
 
@@ -106,8 +107,14 @@ class Replay(ProbedControl):
         """See :meth:`Control.sweeps`."""
         return 1 / self.every_n_epochs
 
+    def warn_of_changing_data(self, advice: Advice) -> None:
+        """See :meth:`Control.warn_of_changing_data`."""
+        advice.on_changing_data("No more sweeps are made, and the steps are plain: set control='recompute', or probes=0.")
+
     def take(self, here: Here, before: Snapshot | None) -> Replayed | None:
         """See :meth:`Control.take`."""
+        if here.learning.changing_data:
+            return None
         batches = functools.cache(lambda: plan_of(here.trainer))
         drawn = draw(here, batches, lambda: 1 / self.every_n_epochs)
         if drawn is None:

@@ -1,149 +1,80 @@
-"""What a forward pass can change on a module."""
+"""What a forward pass can change: all that the module and the Trainer's optimizers and schedulers reach."""
 
-import copy
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any
+from collections.abc import Sequence
+from operator import is_
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from lightning_vamo.loop.guards.tensors import FrozenCopy, TensorCopy
-
-_CONTAINERS = (list, dict, set, deque)
-
-
-# Bookkeeping that torch and Lightning keep on a module, not state of the user's code. `training` is the exception.
-_INTERNAL = (nn.Module().__dict__.keys() | LightningModule().__dict__.keys()) - {"training"}
+from lightning_vamo.loop.guards.found import Found, LeftBehind
+from lightning_vamo.loop.guards.walk import Walk
+from lightning_vamo.loop.guards.watch import Learned
 
 
 class ModuleState:
-    """What a forward pass can change on a module, apart from the values of the parameters being probed.
+    """What a forward pass can change, apart from the values of the parameters being probed, as it is now.
 
-    That is, for the module and every submodule, torchmetrics among them: buffers, the ``training`` flag, and plain attributes
-    (numbers, tensors, and lists, dicts, sets and deques of them, at any depth); the values of other parameters, such as
-    those of a teacher that the step updates; and every parameter's ``requires_grad`` flag. Objects of other kinds, such as
-    a plain object that counts calls, are not known to the guard.
+    A walk finds what there is, see :mod:`~lightning_vamo.loop.guards.walk`: the attributes, parameters, buffers and
+    submodules of the module and of every module in it or hidden from it, of plain objects and of the user's classes; the items
+    of containers; the numbers of tensors and arrays, torchmetrics among them; flags and gradients of parameters; random
+    generators; iterators that can be copied; and the state and settings of optimizers and schedulers.
 
     Args:
         module: The module to remember.
         probed: The parameters that whoever perturbs them restores.
-        last: ``others`` of the state before, whose copies serve again where nothing has written to a parameter.
-
-    Attributes:
-        others: Copies of the parameters that are not probed, by their ``id``.
+        last: The state before, which has been put back, and is of no more use then. Its copies serve again where nothing has
+            written to a parameter, and the walk is spared if nothing but numbers and the like has been exchanged since.
+        trainer: The trainer, if its optimizers and schedulers, and what the user's code has set on it, are to be remembered. If
+            not, iterators are left alone too: while something stands in for them, no more than forward passes must run.
     """
 
-    def __init__(self, module: nn.Module, probed: Sequence[Tensor] = (), last: Mapping[int, FrozenCopy] | None = None) -> None:
-        modules = list(module.modules())
-        self._registered = [(m, dict(m._buffers), m._parameters.keys() | m._modules.keys()) for m in modules]
-        self._flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-        self._attributes = [(m, _plain(m)) for m in modules]
-        self._lengths = [len(m.__dict__) for m in modules]
-        values = [value for _, attributes in self._attributes for value in attributes.values()]
-        self._contents = _contents(values)
-        held = [value for value in values if isinstance(value, Tensor)]
-        held += [item for contents in self._contents for item in contents.held if isinstance(item, Tensor)]
-        ids = {id(parameter) for parameter in probed}
-        others = [parameter for parameter in module.parameters() if id(parameter) not in ids and not is_lazy(parameter)]
-        self._buffers = [
-            TensorCopy(buffer) for _, buffers, _ in self._registered for buffer in buffers.values() if buffer is not None
-        ]
-        self.others = {id(parameter): FrozenCopy.of(parameter, last or {}) for parameter in others}
-        self._tensors = [*map(TensorCopy, held), *self.others.values()]
+    def __init__(
+        self,
+        module: nn.Module,
+        probed: Sequence[Tensor] = (),
+        last: "ModuleState | None" = None,
+        trainer: Trainer | None = None,
+    ) -> None:
+        self._start = (module, trainer, *probed)
+        self._found: Found
+        if last is not None and last._is_of(self._start) and last._found.refresh():
+            self._found = last._found
+            return
+        walk = Walk(probed).go(module, trainer)
+        if trainer is None:
+            walk.iterators.clear()
+        self._found = Found(walk, None if last is None else last._found)
 
-    def restore_tensors(self) -> None:
-        """Put back the tensors that were written to: cheap enough to do after every forward pass."""
-        for module, buffers, _ in self._registered:
-            if any(module._buffers.get(name) is not buffer for name, buffer in buffers.items()):
-                module._buffers.update(buffers)
-        for buffer in self._buffers:
-            # Always: BatchNorm writes its running statistics without a trace on the tensors' version counters.
-            buffer.restore()
-        for tensor in self._tensors:
-            tensor.restore_if_written()
+    def _is_of(self, start: Sequence[object]) -> bool:
+        return len(self._start) == len(start) and all(map(is_, self._start, start))
 
-    def restore_attributes(self) -> None:
-        """Put back plain attributes, and containers that grew: what a batch should not leave for the next one."""
-        for module, buffers, names in self._registered:
-            _drop_new(module._buffers, buffers.keys())
-            _drop_new(module._parameters, names)
-            _drop_new(module._modules, names)
-        for (module, attributes), length in zip(self._attributes, self._lengths, strict=True):
-            module.__dict__.update(attributes)
-            if len(module.__dict__) != length:
-                _drop_new(module.__dict__, attributes.keys() | _INTERNAL)
-        for contents in self._contents:
-            contents.restore(only_if_resized=True)
+    @property
+    def learned(self) -> Learned:
+        """What this state and those before have learned of how the step writes to tensors."""
+        return self._found.learned
 
-    def changed_attributes(self) -> list[tuple[nn.Module, dict[str, Any]]]:
-        """Plain attributes that are new, or other objects than they were, by module."""
-        missing = object()
-        changed = []
-        for module, attributes in self._attributes:
-            new = {name: v for name, v in _plain(module).items() if attributes.get(name, missing) is not v}
-            changed += [(module, new)] if new else []
-        return changed
+    def put_back(self) -> None:
+        """Put back what a forward pass changed; nearly free if nothing has changed.
+
+        A write through ``.data`` is not always found here: see :class:`~lightning_vamo.loop.guards.watch.Watch`.
+        """
+        self._found.put_back()
+
+    def left_behind(self) -> LeftBehind:
+        """What is no longer as it was: what a transfer hook left for the step to find.
+
+        Returns:
+            What lays it out again, after :meth:`put_back`.
+        """
+        return LeftBehind(self._found)
 
     def restore(self) -> None:
         """Put back everything, also what a write through ``.data`` hid from the version counters."""
-        self.restore_tensors()
-        for tensor in self._tensors:
-            tensor.restore()
-        self.restore_attributes()
-        for contents in self._contents:
-            contents.restore()
-        for parameter, flag in self._flags:
-            parameter.requires_grad_(flag)
-
-
-class _Contents:
-    """A container and what it holds, but not what the containers in it hold."""
-
-    def __init__(self, value: Any) -> None:
-        self.detached = value
-        self._copy = copy.copy(value)
-        self.held = _items(value)
-
-    def restore(self, only_if_resized: bool = False) -> None:
-        if len(self.detached) == len(self._copy) and (only_if_resized or self._unchanged()):
-            return
-        self.detached.clear()
-        if isinstance(self.detached, (dict, set)):
-            self.detached.update(self._copy)
-        else:
-            self.detached.extend(self._copy)
-
-    def _unchanged(self) -> bool:
-        if isinstance(self.detached, set):
-            return bool(self.detached == self._copy)
-        if isinstance(self.detached, dict) and list(self.detached) != list(self._copy):
-            return False
-        return all(a is b for a, b in zip(_items(self.detached), self.held, strict=True))
-
-
-def _items(container: Any) -> list[Any]:
-    return list(container.values() if isinstance(container, dict) else container)
-
-
-def _contents(values: Iterable[Any]) -> list[_Contents]:
-    """Every container among ``values``, and in them, once; containers may hold each other."""
-    found: dict[int, _Contents] = {}
-    waiting = [value for value in values if isinstance(value, _CONTAINERS)]
-    while waiting:
-        value = waiting.pop()
-        if id(value) not in found:
-            found[id(value)] = contents = _Contents(value)
-            waiting += [item for item in contents.held if isinstance(item, _CONTAINERS)]
-    return list(found.values())
-
-
-def _drop_new(registry: dict[str, Any], names: Set[str]) -> None:
-    if registry and not registry.keys() <= names:
-        for name in registry.keys() - names:
-            del registry[name]
-
-
-def _plain(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in module.__dict__.items() if name not in _INTERNAL}
+        self._found.restore()
+        if self._found.is_beyond_repair:
+            rank_zero_warn(
+                "`training_step`, or `probe_loss`, writes to the state of the Trainer's optimizer, which is too large for a"
+                " copy to be kept. VAMO evaluates the loss more often than plain training and cannot undo the write: define a"
+                " `probe_loss` without the write."
+            )

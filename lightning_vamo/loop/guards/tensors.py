@@ -1,75 +1,234 @@
 """Copies of tensors that know whether their originals were written to."""
 
-from collections.abc import Mapping
+import ctypes
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-from lightning_vamo.core.sharding import local
+from lightning_vamo.core.sharding import is_sharded, local
 
-
-class TensorCopy:
-    """A tensor and its numbers."""
-
-    def __init__(self, tensor: Tensor, device: str | None = None) -> None:
-        self._tensor = tensor
-        # Holds on to the storage: a step may give the tensor another one, as in `teacher.data = ...`.
-        self._data = tensor.data
-        self._local = local(self._data)
-        # Nothing can write to a tensor that was expanded, and nothing can be copied into it.
-        writable = not any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
-        self._copy = self._local.to(device, copy=True) if writable else None
-        self._version = tensor._version
-
-    def restore(self) -> None:
-        """Put the numbers back, and the storage they were in."""
-        if self._replaced():
-            self._tensor.data = self._data
-        if self._copy is not None:
-            self._local.copy_(self._copy)
-            self._version = self._tensor._version
-
-    def restore_if_written(self) -> None:
-        """Put the numbers back if the tensor's version or storage is another."""
-        if self._tensor._version != self._version or self._replaced():
-            self.restore()
-
-    def _replaced(self) -> bool:
-        return local(self._tensor.data).data_ptr() != self._local.data_ptr()
+SMALL = 2**16
+"""Bytes up to which a tensor is copied anew for each state, which takes no longer than to see whether an old copy holds."""
 
 
-class FrozenCopy(TensorCopy):
-    """A parameter that is not probed, most often one of a frozen backbone.
+class Place:
+    """A tensor, and the storage that its numbers are in.
 
-    That may fill the device, so the copy waits in host memory. To make it anew for every step would take longer than the step:
-    the copy serves for as long as a checksum of the parameter's bits stays the same. Version counters do not tell of writes
-    through ``.data``, as a teacher's update often is.
+    Args:
+        tensor: The tensor.
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        super().__init__(tensor, "cpu")
-        self._checksum = checksum(self._local)
+        self.tensor = tensor
+        # Holds on to the storage: a step may give the tensor another one, as in `teacher.data = ...`. What is written to it
+        # leaves the tensor's version counter alone, as it must: a graph that the user keeps may have saved the tensor.
+        self.data = tensor.data
+        self.is_sharded = is_sharded(tensor)
+        self.numbers = local(self.data) if self.is_sharded else self.data
 
-    @classmethod
-    def of(cls, tensor: Tensor, last: Mapping[int, "FrozenCopy"]) -> "FrozenCopy":
-        """The parameter's copy among ``last`` if it still holds, else a new one."""
-        other = last.get(id(tensor))
-        if other is None or other._tensor is not tensor or other._replaced():
-            return cls(tensor)
-        if checksum(other._local) != other._checksum:
-            return cls(tensor)
-        other._version = tensor._version
-        return other
+    def rebind(self) -> None:
+        """Put the tensor back into its storage."""
+        if self.is_elsewhere():
+            self.tensor.data = self.data
+
+    def is_elsewhere(self) -> bool:
+        """Whether the tensor has got another storage, or another shape."""
+        held = local(self.tensor.data) if self.is_sharded else self.tensor
+        return held.data_ptr() != self.numbers.data_ptr() or held.shape != self.numbers.shape
+
+
+class TensorCopy(Place):
+    """A tensor and its numbers.
+
+    Args:
+        tensor: The tensor.
+        device: Where the copy is to be; by default where the tensor is.
+        owner: Whose numbers they are, if the tensor only stands for them; by default the tensor itself.
+    """
+
+    def __init__(self, tensor: Tensor, device: str | None = None, owner: Any = None) -> None:
+        super().__init__(tensor)
+        self.owner = tensor if owner is None else owner
+        # Nothing can write to a tensor that was expanded, and nothing can be copied into it.
+        self.copy = self.numbers.to(device, copy=True) if _is_writable(self.numbers) else None
 
     def restore(self) -> None:
-        """Put the numbers back if the checksum is another."""
-        if self._replaced() or checksum(self._local) != self._checksum:
+        """Put the numbers back, and the storage they were in."""
+        self.rebind()
+        if self.copy is not None:
+            self.numbers.copy_(self.copy)
+
+    def is_written(self) -> bool:
+        """Whether the numbers are others; this reads all of them."""
+        return self.copy is not None and not same_bits(self.numbers, self.copy)
+
+    def refreshed(self) -> "TensorCopy":
+        """A copy of the tensor as it is now: this one, with other numbers in it."""
+        if self.copy is not None:
+            self.copy.copy_(self.numbers)
+        return self
+
+    def capture(self) -> Any:
+        """What is in the tensor now, and the storage that it is in."""
+        return self.tensor.data, self.tensor.data.clone()
+
+    def put(self, state: Any) -> None:
+        """Give the tensor what :meth:`capture` gave."""
+        data, numbers = state
+        if self.is_elsewhere() or data.data_ptr() != self.data.data_ptr():
+            self.tensor.data = data
+        data.copy_(numbers)
+
+
+class FrozenCopy(TensorCopy):
+    """A large tensor, or a parameter that is not probed, most often one of a frozen backbone.
+
+    The parameters may fill the device, so their copies wait in host memory. To make them anew for every step would take longer
+    than the step: a copy serves for as long as the tensor's bits stay the same. Version counters do not tell of writes through
+    ``.data``, as a teacher's update often is.
+    """
+
+    def __init__(self, tensor: Tensor, device: str | None = None, owner: Any = None) -> None:
+        super().__init__(tensor, device, owner)
+        self._device = device
+        apart = self.copy is not None and self.copy.device != self.numbers.device
+        self._checksum = checksum(self.numbers) if apart else None
+
+    def refreshed(self) -> TensorCopy:
+        """The copy itself, or a new one if it no longer holds."""
+        return FrozenCopy(self.tensor, self._device, self.owner) if self.is_elsewhere() or self.is_written() else self
+
+    def restore(self) -> None:
+        """Put the numbers back if they are others."""
+        self.rebind()
+        if self.is_written():
             super().restore()
-        self._version = self._tensor._version
+
+    def is_written(self) -> bool:
+        """Whether the numbers are others: by the bits, or a sum over them where the copy is on another device."""
+        if self._checksum is None:
+            return super().is_written()
+        return checksum(self.numbers) != self._checksum
 
 
-def checksum(tensor: Tensor) -> int:
-    """A sum over a tensor's bits, which a change of its numbers changes, but for a coincidence."""
-    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[real.element_size()]
-    return int(real.detach().contiguous().view(whole).sum(dtype=torch.int64))
+class WholeCopy(TensorCopy):
+    """A tensor without strides, such as a sparse one: it has no storage to hold on to, and gets a new one if written to."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = self.owner = tensor
+        self.is_sharded = False
+        self.copy = tensor.detach().clone()
+
+    def refreshed(self) -> TensorCopy:
+        """A new copy."""
+        return WholeCopy(self.tensor)
+
+    def restore(self) -> None:
+        """Give the tensor a copy of what was in it."""
+        self.tensor.data = self.copy.clone()  # type: ignore[union-attr]
+
+    def rebind(self) -> None:
+        """Do nothing."""
+
+    def is_elsewhere(self) -> bool:
+        """False: nothing tells."""
+        return False
+
+    def is_written(self) -> bool:
+        """False: only the version counter tells."""
+        return False
+
+    def capture(self) -> Any:
+        """A copy of what is in the tensor now."""
+        return self.tensor.detach().clone()
+
+    def put(self, state: Any) -> None:
+        """Give the tensor what :meth:`capture` gave."""
+        self.tensor.data = state.clone()
+
+
+def can_be_copied(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers of its own that can be copied, and written back.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        False for those that have no numbers yet, and for those that validation has made in inference mode, which torch does not
+        let anyone write to.
+    """
+    return not (is_lazy(tensor) or tensor.is_inference() or tensor.is_meta)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers lie in memory as its strides say."""
+    return tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same bits, NaN included.
+
+    Args:
+        one: Any tensor with strides.
+        other: A tensor of the same shape and type, on the same device.
+
+    Returns:
+        True if all bits are the same.
+    """
+    one, other = _as_integers(one), _as_integers(other)
+    if one.device.type == "cpu" and one.nbytes > SMALL and one.is_contiguous() and other.is_contiguous():
+        return np.array_equal(_read(one), _read(other))  # twice as fast as torch
+    return torch.equal(one, other)
+
+
+def _read(tensor: Tensor) -> "np.ndarray[Any, Any]":
+    """What is in a tensor's memory; ``tensor.numpy()`` would leave the tensor unable to be resized, as a step may do."""
+    return np.frombuffer(memoryview((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())), np.int8)
+
+
+def checksum(tensor: Tensor) -> tuple[int, ...]:
+    """Sums over a tensor's bits, which a change of its numbers changes, but for a coincidence.
+
+    Args:
+        tensor: Any tensor with strides.
+
+    Returns:
+        The sum over all, every second and every third integer, so that an exchange of numbers is seen too.
+    """
+    bits = _as_integers(tensor).reshape(-1)
+    sums = torch.stack([bits[::step].sum(dtype=torch.int64) for step in (1, 2, 3)])
+    return tuple(sums.tolist())
+
+
+def _as_integers(tensor: Tensor) -> Tensor:
+    """A tensor's bits, as the widest integers that they can be read as."""
+    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor.resolve_neg()
+    real = real.detach()
+    if real.is_contiguous() and real.nbytes % 8 == 0 and real.storage_offset() * real.element_size() % 8 == 0:
+        return real.view(-1).view(torch.int64)
+    return real.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[real.element_size()])
+
+
+def _is_writable(tensor: Tensor) -> bool:
+    if tensor.is_contiguous():
+        return True
+    return not any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def where(tensor: Tensor) -> int:
+    """The address of the storage that a tensor's numbers are in; 0 if there is none.
+
+    Args:
+        tensor: Any tensor; of a sharded one, the part that this process holds counts.
+
+    Returns:
+        The address.
+    """
+    held = local(tensor) if is_sharded(tensor) else tensor
+    try:
+        return held.untyped_storage().data_ptr()
+    except (RuntimeError, ValueError):  # it has no storage, or none yet
+        return 0

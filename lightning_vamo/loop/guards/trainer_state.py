@@ -40,8 +40,8 @@ def as_found(trainer: Trainer, module: LightningModule, datamodule: LightningDat
         for owner, before in attributes:
             vars(owner).clear()
             vars(owner).update(before)
-        state.restore()
         weights.restore()
+        state.restore()
         torch.set_grad_enabled(grad_enabled)
         compat.set_rng_states(random)
         if signal.getsignal(signal.SIGINT) is not interrupt:  # Lightning ignores further ones once it was interrupted

@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_vamo.errors import UnsupportedError
+from lightning_vamo.report import MadeOf
 
 LOWEST_SNR = 2.0
 """Below it more than a quarter, ``1 / snr ** 2``, of what the table varies by is error, which the corrections would add."""
@@ -110,13 +111,18 @@ class Advice:
             raise UnsupportedError(f"{error} {ways}") from error
         self._once("changing loss", f"{error} The steps are not corrected until the next snapshot. {ways}")
 
-    def on_reloaded_rows(self) -> None:
-        """Warn of carried rows that are lost with the loader whose batches they belong to."""
+    def on_reloaded_rows(self, made_of: MadeOf | None = "probes") -> None:
+        """Warn of carried rows that are lost with the loader whose batches they belong to.
+
+        Args:
+            made_of: What rows are made of.
+        """
+        other = "gradients='cache'" if made_of == "gradients" else "control=Carry(sweep_every_n_epochs=...)"
         self._once(
             "reloaded",
             "The training DataLoader was made anew, so the rows that were carried from epoch to epoch are lost, and an epoch of"
             " plain training fills a new table: set Trainer(reload_dataloaders_every_n_epochs=0), or a large number, or"
-            " control=Carry(sweep_every_n_epochs=...).",
+            f" {other}.",
         )
 
     def on_short_warmup(self, trainer: Trainer, probes: int, seen: int) -> None:
@@ -135,20 +141,52 @@ class Advice:
             " has found its scale.",
         )
 
-    def on_other_batch(self, left_out: bool) -> None:
+    def on_other_batch(self, left_out: bool, made_of: MadeOf | None = "probes") -> None:
         """Warn of a dataset that does not give the same batch twice.
 
         Args:
             left_out: Whether its row is left out. Over shards that would take a message to the other ranks in each step.
+            made_of: What rows are made of.
         """
+        gradients = made_of == "gradients"
+        row, are = ("row", "is") if gradients else ("probe differences", "are")
+        prefix, setting, plain = ("svrg", "gradients", "alpha") if gradients else ("vamo", "control", "probes")
         what = (
-            "so its probe differences are not used; the number of such batches is logged as vamo/rows_unused"
+            f"so its {row} {are} not used; the number of such batches is logged as {prefix}/rows_unused"
             if left_out
-            else "but its probe differences are used, which adds noise, and no bias: sharded ranks cannot leave out one's part"
+            else f"but its {row} {are} used, which adds noise, and no bias: {'' if gradients else 'sharded '}ranks cannot leave"
+            " out one's part"
         )
         self._once(
             "other batch",
             f"A training batch differs from the one that the sweep saw in its place, {what}. The dataset gives other samples"
-            " for the same indices: random augmentation, or data that changes. Set control='recompute', let an augmentation"
-            " depend on the index only, or train with probes=0.",
+            f" for the same indices: random augmentation, or data that changes. Set {setting}='recompute', let an augmentation"
+            f" depend on the index only, or train with {plain}=0.",
+        )
+
+    def on_lost_rows(self, count: int, batches: int) -> None:
+        """Warn of batches whose gradient is not finite, which have no row.
+
+        Args:
+            count: How many there are.
+            batches: How many were swept.
+        """
+        if count:
+            self._once(
+                "lost rows",
+                f"The gradients of {count} of {batches} training batches are not finite at the snapshot, or not there: their"
+                " steps are not corrected. Check the data; under 16-mixed, gradients overflow until the GradScaler has found"
+                " its scale.",
+            )
+
+    def on_changing_data(self, outcome: str) -> None:
+        """Warn that most rows of a sweep could not be used, for the data gives other batches when it is read again.
+
+        Args:
+            outcome: What follows from that.
+        """
+        self._once(
+            "changing data",
+            "Most rows of the sweep were of no use: the dataset gives other samples for the same indices, as with random"
+            f" augmentation. {outcome}",
         )

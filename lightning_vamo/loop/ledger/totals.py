@@ -25,17 +25,20 @@ class Totals:
     row_seconds: float = 0.0
     warmup_seconds: float = 0.0
     training_seconds: float = 0.0
+    rows_unused: int = 0
     moment_before: float = 0.0
     moment_removed: float = 0.0
 
-    def add_sweep(self, evaluations: int, seconds: float) -> None:
+    def add_sweep(self, evaluations: int, seconds: float, backwards: int = 0) -> None:
         """Count a sweep.
 
         Args:
             evaluations: Forward passes of a batch.
             seconds: Wall-clock time.
+            backwards: Backward passes of a batch.
         """
         self.forward_evaluations += evaluations
+        self.backward_evaluations += backwards
         self.sweep_seconds += seconds
 
     def add_warmup(self, batches: int, seconds: float) -> None:

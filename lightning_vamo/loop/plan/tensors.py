@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_vamo.core.sharding import local
+from lightning_vamo.errors import UnsupportedError
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:
@@ -40,9 +41,31 @@ def fresh_copy(batch: Any) -> Any:
 
     Returns:
         A copy that shares nothing with it.
+
+    Raises:
+        UnsupportedError: If something in the batch cannot be copied.
     """
-    plain = (tensor for tensor in tensors_in(batch) if type(tensor) is Tensor and not tensor.requires_grad)
-    return copy.deepcopy(batch, {id(tensor): tensor.clone() for tensor in plain})
+    copies = {id(tensor): _copied(tensor) for tensor in tensors_in(batch)}
+    try:
+        return copy.deepcopy(batch, copies)
+    except Exception as error:
+        raise UnsupportedError(
+            f"A batch of type {type(batch).__name__} cannot be copied, and each evaluation gets a copy of its own: {error}."
+            " Give its class a `__deepcopy__`, or let the collate function return plain tensors."
+        ) from error
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy of a tensor, of its class, and with what else is kept on it."""
+    if type(tensor) is Tensor and not tensor.requires_grad:
+        return tensor.clone()
+    try:
+        return copy.deepcopy(tensor)
+    except Exception:  # of a class whose operations give plain tensors, or the result of a computation
+        plain = tensor.detach().as_subclass(Tensor).clone()
+        twin = plain.as_subclass(type(tensor)).requires_grad_(tensor.requires_grad)
+        twin.__dict__.update(copy.deepcopy(vars(tensor)))
+        return twin
 
 
 def size_in_bytes(tensors: Iterator[Tensor]) -> int:

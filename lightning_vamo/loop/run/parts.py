@@ -17,17 +17,19 @@ class Cursor:
         order: The row of the plan that each step of the epoch takes, shape ``(K,)``.
         first: Lightning's index of the plan's first batch; not 0 where the run resumed within the epoch without its plan.
         rows: The rows of the batches whose gradients are accumulating, as the snapshot's ``key`` gives them.
+        begins: Whether the epoch has not trained on a batch yet.
         withheld: Whether this rank has kept its part of one of these rows out of the correction.
     """
 
     order: list[int] = field(default_factory=list)
     first: int = 0
     rows: list[Any] = field(default_factory=list)
+    begins: bool = False
     withheld: bool = False
 
     def begin_epoch(self) -> None:
         """Begin with the first batch of an epoch."""
-        self.first = 0
+        self.first, self.begins = 0, True
 
     def follow(self, plan: Plan | None) -> None:
         """Take the batches of a plan in the order in which they were drawn."""

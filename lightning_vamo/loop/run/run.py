@@ -1,7 +1,6 @@
 """Everything that one fit owns on one rank."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,39 +8,23 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_vamo.loop import compat
-from lightning_vamo.loop.control.base import Control, Here, Snapshot
+from lightning_vamo.loop.control.base import Here, Snapshot
 from lightning_vamo.loop.control.learning import Learning
 from lightning_vamo.loop.control.probe_count import ProbeChoice
-from lightning_vamo.loop.control.settings import ProbeSettings
-from lightning_vamo.loop.gradient.base import Evaluated, Gradient
+from lightning_vamo.loop.gradient.base import Evaluated
 from lightning_vamo.loop.ledger.advice import Advice
 from lightning_vamo.loop.ledger.ledger import Ledger
 from lightning_vamo.loop.ledger.seeds import Seeds, seeded
 from lightning_vamo.loop.observer import observers
 from lightning_vamo.loop.plan.fingerprint import BatchWatch
-from lightning_vamo.loop.plan.plan import Plan
+from lightning_vamo.loop.plan.plan import Plan, has_plan, plan_of
+from lightning_vamo.loop.run.method import Method
 from lightning_vamo.loop.run.parts import Cursor, SnapshotClock, Sums
 from lightning_vamo.loop.step.correct import correct, withheld
 from lightning_vamo.loop.step.driver import Driver
+from lightning_vamo.loop.sweep.agree import total
 from lightning_vamo.loop.sweep.gradients import gradients_of
 from lightning_vamo.loop.sweep.oracle import Oracle
-
-
-@dataclass(frozen=True)
-class Method:
-    """What a callback trains with.
-
-    Attributes:
-        name: Name of the callback, for messages.
-        gradient: Where the gradient comes from.
-        control: What is taken out of the gradient.
-        settings: How to probe.
-    """
-
-    name: str
-    gradient: Gradient
-    control: Control
-    settings: ProbeSettings
 
 
 class Run:
@@ -64,6 +47,7 @@ class Run:
         ledger: What the run costs and what it was worth.
         watch: Tells batches that are other ones than the sweep saw.
         advice: What the run has warned of.
+        frozen: Names of the parameters that needed no gradient when the fit was set up.
     """
 
     def __init__(self, method: Method, driver: Driver) -> None:
@@ -79,6 +63,7 @@ class Run:
         self.ledger = Ledger()
         self.watch = BatchWatch()
         self.advice = Advice()
+        self.frozen: list[str] = []
         self._driver = driver
 
     def release(self) -> None:
@@ -127,30 +112,38 @@ class Run:
             order = self.snapshot.begin_epoch(seeded(self.seeds.of(f"order of epoch {epoch}")))
             self.cursor.order = self.cursor.order if order is None else order
 
-    def before_batch(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
+    def before_batch(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> Snapshot | None:
         """Take the snapshot, if one is due, and compare the batch with the one that its row was measured on.
 
         Args:
             trainer: The trainer.
             module: Its module.
             batch_idx: Lightning's index of the batch that has been drawn.
+
+        Returns:
+            The snapshot, if one has been taken.
         """
         if compat.skips_backward(trainer):
-            return
+            return None
         clock, every, snapshot = self.clock, self.method.control.every_n_train_steps, self.snapshot
         if batch_idx - self.cursor.first >= trainer.num_training_batches:
             # No row can be this batch's: after a BatchSizeFinder, Lightning counts an epoch's batches on from the last one's.
             self.snapshot, clock.due, self.watch.differs = None, True, False
-            return
+            return None
         # A tuner that runs at the epoch's start may have made the loader anew, after the epoch has begun.
         if snapshot is not None and not (
             snapshot.fits(trainer.accumulate_grad_batches) and snapshot.belongs_to(compat.train_loader(trainer))
         ):
             self.snapshot, clock.due = None, True
+        if self.cursor.begins:
+            self.cursor.begins = False
+            if self.method.control.records != "never" and has_plan(trainer):
+                plan_of(trainer)  # drawn whether there is a sweep or not, so that saving a checkpoint draws nothing
         if batch_idx % trainer.accumulate_grad_batches == 0:
             learned_at = self.learning.learned_at
             clock.due |= every is not None and trainer.global_step - clock.step >= every
             clock.due |= learned_at is not None and trainer.global_step >= learned_at
+        taken = clock.due
         if clock.due:
             if self.choice is not None:
                 self.choice.clock.stop(trainer.strategy.root_device)
@@ -158,11 +151,12 @@ class Run:
             self._take_snapshot(trainer, module)
             clock.due = False
         if self.watch.check(self._fingerprint(batch_idx)):
-            left_out = trainer.world_size == 1 or compat.averages_gradients(trainer)
+            left_out = trainer.world_size == 1 or (self._withholds and compat.averages_gradients(trainer))
             self.sums.unused += left_out
-            self.advice.on_other_batch(left_out)
+            self.advice.on_other_batch(left_out, self.method.control.made_of)
         if self.choice is not None:
             self.choice.clock.batch_starts()
+        return self.snapshot if taken else None
 
     def _take_snapshot(self, trainer: Trainer, module: LightningModule) -> None:
         before, self.snapshot = self.snapshot, None
@@ -205,9 +199,21 @@ class Run:
             figures["rows_unused"] = self.sums.unused
             if snapshot.unused is not None:
                 figures |= {"rows_unused": snapshot.unused, "row_seconds": row_seconds}
+        totals.rows_unused += self.sums.unused
+        self._judge_data(trainer)
         if self.method.control.ends(trainer.current_epoch):
             self.snapshot = None
         return figures
+
+    def _judge_data(self, trainer: Trainer) -> None:
+        """Find out whether the data gives the same batches again: whether most rows of a sweep could be used, on all ranks."""
+        control, plan = self.method.control, None if self.snapshot is None else self.snapshot.plan
+        if plan is None or not control.watches:
+            return
+        unused = total(trainer, torch.tensor(float(self.sums.unused), dtype=torch.float64))
+        if unused > plan.length * trainer.world_size / 2:
+            self.learning.changing_data = True
+            control.warn_of_changing_data(self.advice)
 
     def _mean_factor(self, trainer: Trainer) -> dict[str, float]:
         """The mean effective coefficient of the epoch's steps, where it changes from step to step."""
@@ -245,9 +251,13 @@ class Run:
             with self.ledger.timing_row(module.device):
                 self.ledger.totals.forward_evaluations += snapshot.before_step(self.here(trainer, module), batch)
 
+    @property
+    def _withholds(self) -> bool:
+        return self.snapshot is not None and self.snapshot.withholds
+
     def around_backward(self, trainer: Trainer) -> AbstractContextManager[None]:
         """Where several ranks have to correct alike, keep this rank's part of the row out if it is another batch's."""
-        if self.snapshot is None or not self.watch.differs or not compat.averages_gradients(trainer):
+        if self.snapshot is None or not self.watch.differs or not compat.averages_gradients(trainer) or not self._withholds:
             return nullcontext()
         self.cursor.withheld = True
         row = self.snapshot.key(self.cursor.row(trainer.fit_loop.batch_idx))

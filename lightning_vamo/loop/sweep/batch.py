@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.probes.difference import scalar
-from lightning_vamo.loop import compat
+from lightning_vamo.core.probes.point import Point
 from lightning_vamo.loop.guards.module_state import ModuleState
-from lightning_vamo.loop.plan.tensors import fresh_copy, size_in_bytes, tensors_in
+from lightning_vamo.loop.guards.randomness import RandomState
+from lightning_vamo.loop.guards.tensors import same_bits
+from lightning_vamo.loop.plan.tensors import size_in_bytes, tensors_in
+from lightning_vamo.loop.sweep.lending import LentBatch
 from lightning_vamo.loop.sweep.oracle import Oracle
 
 
@@ -20,6 +23,7 @@ class SweptBatch:
         batch: The batch, on the module's device, just loaded.
         position: Its place in the plan.
         oracle: Evaluates the loss of a batch.
+        point: Where the parameters are: they hold the point itself now, and are set to others around it later on.
         state: The module's state, to which it returns after each evaluation.
         reshard: Lets go of parameters that FSDP2 has gathered for an evaluation.
     """
@@ -29,25 +33,28 @@ class SweptBatch:
         batch: Any,
         position: int,
         oracle: Oracle,
+        point: Point,
         state: ModuleState,
         reshard: Callable[[], None],
     ) -> None:
-        self._batch = batch
+        self._batch = LentBatch(batch)
+        self._given = batch is not None
         self.position = position
         self._oracle = oracle
+        self._point = point
         self._state = state
         self._reshard = reshard
         # A transfer hook may have left something on the module for the step to find.
-        self._attributes = state.changed_attributes()
-        self._restore()
-        self._random = compat.rng_states(oracle.module.device)
+        self._left = state.left_behind()
+        state.put_back()
+        self._random = RandomState(oracle.module.device)
         self.bytes = size_in_bytes(tensors_in(batch))
         """Memory that the batch's tensors take; 0 where none are found."""
         self.evaluations = 0
         """Forward passes of it so far."""
         self._several = oracle.trainer.world_size > 1
         self.skipped = batch is None
-        """Whether ``training_step`` gave no loss."""
+        """Whether ``training_step`` gave no loss, or has changed the batch for good."""
         self.epsilon = 0.0
         """Machine epsilon of the type that the loss came in."""
         self.none = torch.zeros((), device=oracle.module.device)
@@ -62,7 +69,7 @@ class SweptBatch:
         On one of several ranks a batch that gave no loss is evaluated too: forward passes may communicate, and those of the
         other ranks would wait.
         """
-        return self._batch is not None and (self._several or not self.skipped)
+        return self._given and (self._several or not self.skipped)
 
     @property
     def rounding(self) -> float:
@@ -79,24 +86,40 @@ class SweptBatch:
         """The loss at the current parameters, shape ``()``; None if the batch is skipped."""
         if not self.visits:
             return None
-        if self.evaluations > 0:  # else the batch has just been loaded, and the generators are there
-            compat.set_rng_states(self._random)
-        for module, attributes in self._attributes:
-            vars(module).update(attributes)
+        is_first = self.evaluations == 0  # then the batch has just been loaded, and the generators are there
+        if not is_first:
+            self._random.set()
+        self._left.lay()
+        versions = self._versions()
         self.evaluations += 1
-        # A copy, since a step may take its batch apart: `labels = batch.pop("labels")`, or `images /= 255`.
         try:
-            value = self._oracle.loss(fresh_copy(self._batch), self.position)
+            value = self._oracle.loss(self._batch.lend(), self.position)
         finally:
             self._reshard()
-        self.skipped |= value is None
+        if is_first:
+            self._random.settle()
         loss = None
         if value is not None:
             loss = scalar(value).clone()  # of what may be a tensor on the module, before that is put back
             self.epsilon = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
-        self._restore()
+        self._clean_up(versions, is_first)
+        self.skipped |= value is None or self._batch.spoilt
         return loss
 
-    def _restore(self) -> None:
-        self._state.restore_tensors()
-        self._state.restore_attributes()
+    def _clean_up(self, versions: list[int], is_first: bool) -> None:
+        """Put back what the evaluation changed."""
+        self._batch.take_back()
+        self._left.take_away()
+        if self._versions() != versions or self._is_moved(is_first):
+            self._point.renew()
+        self._state.put_back()
+
+    def _versions(self) -> list[int]:
+        return [parameter._version for parameter in self._point.parameters]
+
+    def _is_moved(self, is_at_point: bool) -> bool:
+        """Whether the step writes to the parameters behind their version counters, as in ``weight.data.clamp_(-1, 1)``."""
+        learned = self._state.learned
+        if is_at_point and learned.looks_again and not learned.weights:
+            learned.weights = not all(map(same_bits, self._point.parameters, self._point.origin))
+        return learned.weights

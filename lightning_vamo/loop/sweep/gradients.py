@@ -11,9 +11,15 @@ from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
 
 from lightning_vamo.core.control.correction import check_dense
+from lightning_vamo.core.sharding import is_sharded
+from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_loss
 from lightning_vamo.loop.guards.no_trace import no_trace
+from lightning_vamo.loop.plan.tensors import size_in_bytes
+
+SMALL_MODEL = 2**24
+"""Bytes of trained parameters up to which a copy is kept of them, in case the step writes to them."""
 
 
 def gradients_of(trainer: Trainer, parameters: Sequence[Tensor]) -> list[Tensor | None]:
@@ -44,6 +50,8 @@ def differentiate(
     batches: Iterable[tuple[int, Any]],
     parameters: Sequence[Tensor],
     see: Callable[[int, list[Tensor | None], float], None],
+    *,
+    transferred: bool = False,
 ) -> None:
     """Compute the gradients of batches, leaving no trace.
 
@@ -54,24 +62,33 @@ def differentiate(
         parameters: The parameters that have gradients.
         see: Called for each that gives a loss, with its position, the gradients, which are not kept, and the time at which the
             batch was asked for.
+        transferred: Whether the batches are on the module's device already, after the hooks around the transfer.
 
     Raises:
-        UnsupportedError: If a loss is one that cannot be trained on.
+        UnsupportedError: If a loss is one that cannot be trained on, or if the step writes to parameters that are too large to
+            be copied.
     """
     reshard = compat.resharding(module)
     reshard()  # as before a sweep: what is kept and put back are the shards
-    with _gradients_set_aside(parameters), no_trace(trainer, module, parameters) as state:
+    is_copied = size_in_bytes(iter(parameters)) <= SMALL_MODEL and not any(map(is_sharded, parameters))
+    versions = [parameter._version for parameter in parameters]
+    with _gradients_set_aside(parameters), no_trace(trainer, module, () if is_copied else parameters) as state:
         start = time.perf_counter()
         for position, loaded in batches:
-            batch = compat.to_device(trainer, compat.before_transfer(trainer, loaded))
+            batch = loaded if transferred else compat.to_device(trainer, compat.before_transfer(trainer, loaded))
             if batch is not None and _backward(trainer, module, batch, position):
                 see(position, gradients_of(trainer, parameters), start)
             for parameter in parameters:
                 parameter.grad = None
             reshard()
-            state.restore_tensors()
-            state.restore_attributes()
+            state.put_back()
             start = time.perf_counter()
+    if not is_copied and [parameter._version for parameter in parameters] != versions:
+        raise UnsupportedError(
+            "`training_step` writes to the parameters that it trains, and the warm-up, which takes gradients before the first"
+            " step, keeps no copy of parameters as large as these: do it in `on_train_batch_end`, or pass `directions` that do"
+            " not learn, such as OrthonormalDirections()."
+        )
 
 
 @contextmanager

@@ -67,17 +67,17 @@ def _rich(bar: RichProgressBar, description: str, total: int) -> Iterator[Callab
 
 
 @contextmanager
-def finder_bar(bar: ProgressBar | None) -> Iterator[Callable[[], object] | None]:
-    """Count evaluations for the length of the context, in the place of the training bar; how many there will be is not known.
+def finder_bar(bar: ProgressBar | None) -> Iterator[Tqdm | None]:
+    """Show a bar of evaluations for the length of the context, in the place of the training bar.
 
     Args:
         bar: The Trainer's bar; where it has none, or shows none, none is shown here.
 
     Yields:
-        A function to call after each evaluation, if there is a bar.
+        The bar, whose total is not known yet, if there is one.
     """
     if not getattr(bar, "is_enabled", False):
         yield None
         return
     with Tqdm(desc="Finding probes", unit=" evaluations", leave=False, dynamic_ncols=True, file=sys.stdout) as tqdm:
-        yield tqdm.update
+        yield tqdm

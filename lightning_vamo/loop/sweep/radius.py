@@ -10,12 +10,15 @@ from torch import Tensor
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.probes.difference import Difference, perturbed_losses, probe_differences
 from lightning_vamo.core.probes.point import Point
-from lightning_vamo.core.probes.radius import best_radius
+from lightning_vamo.core.probes.radius import LADDER, best_radius
 from lightning_vamo.loop.sweep.agree import total
 from lightning_vamo.loop.sweep.batch import SweptBatch
 
 SAMPLES = 4
 """How many pairs of a batch and a direction are evaluated at each radius, and at twice the radius."""
+
+EVALUATIONS = 2 * SAMPLES * len(LADDER)
+"""How many evaluations of a batch a search takes at most, with forward differences."""
 
 
 class RadiusSearch:

@@ -17,6 +17,7 @@ from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.guards.module_state import ModuleState
 from lightning_vamo.loop.guards.no_trace import no_trace
+from lightning_vamo.loop.guards.randomness import RandomState
 from lightning_vamo.loop.plan.fingerprint import fingerprint
 from lightning_vamo.loop.plan.reread import Swept
 from lightning_vamo.loop.sweep.agree import check_batches, least
@@ -147,16 +148,15 @@ def _rows(
         Point(parameters) as point,
         plan.loaded() as loaded,
     ):
-        batches = _swept(oracle, loaded, state, reshard, fingerprints)
+        batches = _swept(oracle, loaded, point, state, reshard, fingerprints)
         agree = partial(least, trainer) if trainer.world_size > 1 else None
         for group in groups(batches, parameters, agree):
-            random = compat.rng_states(module.device)
-            if not rows:
-                check_repeats(trainer, group[0])
-                if search:
-                    mu = RadiusSearch(trainer, group, point, directions, difference).best(mu)
+            random = RandomState(module.device)
+            if search and not rows:
+                mu = RadiusSearch(trainer, group, point, directions, difference).best(mu)
             rows += probe(group, point, directions, mu, difference)
-            compat.set_rng_states(random)
+            random.settle()
+            random.set()
             group.clear()  # its memory is for the next one, which is loaded before the name is bound again
     return rows, mu
 
@@ -164,6 +164,7 @@ def _rows(
 def _swept(
     oracle: Oracle,
     loaded: Iterator[Any],
+    point: Point,
     state: ModuleState,
     reshard: Callable[[], None],
     fingerprints: list[int | None],
@@ -172,4 +173,10 @@ def _swept(
     for position, batch in enumerate(loaded):
         prepared = compat.before_transfer(oracle.trainer, batch)
         fingerprints.append(fingerprint(prepared))
-        yield SweptBatch(compat.to_device(oracle.trainer, prepared), position, oracle, state, reshard)
+        swept = SweptBatch(compat.to_device(oracle.trainer, prepared), position, oracle, point, state, reshard)
+        if position == 0:  # at once: what changes to and fro would be where it was after a second batch
+            random = RandomState(oracle.module.device)
+            check_repeats(oracle.trainer, swept)
+            random.settle()
+            random.set()
+        yield swept

@@ -1,0 +1,104 @@
+"""SVRG: a first-order gradient, and a first-order control variate."""
+
+from typing import Literal, get_args
+
+from lightning_vamo.callbacks.base import MethodCallback
+from lightning_vamo.errors import InvalidArgumentError
+from lightning_vamo.loop.control.anchored import AnchoredControl, NamedAlpha
+from lightning_vamo.loop.control.base import Control
+from lightning_vamo.loop.control.kept_gradients import CacheGradients, CarryGradients, TableType
+from lightning_vamo.loop.control.nothing import Nothing
+from lightning_vamo.loop.control.recomputed_gradients import RecomputeGradients
+from lightning_vamo.loop.gradient.first_order import FirstOrder
+
+Gradients = Literal["recompute", "cache", "carry"]
+
+
+class SVRGCallback(MethodCallback):
+    r"""Trains a module that has the :class:`~lightning_vamo.VAMOMixin` with SVRG, α-SVRG, or SAGA over batches.
+
+    A snapshot :math:`\tilde x` of the weights is taken, and the gradients of the batches are evaluated there. Each step then
+    corrects its gradient with that of its own batch at the snapshot,
+
+    .. math:: v_k = \nabla f_{B_k}(x_k) - \alpha\,\bigl(\nabla f_{B_k}(\tilde x) - \nabla f(\tilde x)\bigr),
+
+    and the optimizer that the module configures, whichever it is, steps with :math:`v_k`.
+
+    Cost, beside plain training of ``d`` parameters with ``K`` batches per epoch:
+
+    ================ ================================ ======================== ====================================
+    ``gradients``    per step                         per snapshot             memory
+    ================ ================================ ======================== ====================================
+    ``"recompute"``  one forward and one backward     K forwards, K backwards  3 d numbers: the snapshot, its full
+                     pass                                                      gradient, and the row of the step
+    ``"cache"``      none                             K forwards, K backwards  the table, K d numbers, and 2 d
+    ``"carry"``      none                             none                     the table, K d numbers, and 2 d
+    ================ ================================ ======================== ====================================
+
+    Communication under DDP and FSDP2: that of each of these backward passes, as of a training step's; with FSDP2 three numbers
+    more per step. A checkpoint from within a snapshot holds what the memory column says.
+
+    Logged at the end of each epoch under ``svrg/``: ``alpha``, the mean coefficient; ``variance_removed``, the share of the
+    gradient's second moment that the corrections removed; ``forward_evaluations`` and ``backward_evaluations`` of a batch so
+    far; ``rows_unused``; ``sweep_seconds``, and ``row_seconds`` where gradients are recomputed.
+
+    Args:
+        alpha: The mixing coefficient :math:`\alpha`. ``"adaptive"`` is what a regression of the steps' gradients on their rows
+            finds: 1 while the rows are fresh, and 0 where they say nothing any more. ``"linear-decay"``, α-SVRG, falls from
+            0.75 to 0 over the steps of each snapshot. 0 is plain training.
+        every_n_epochs: Epochs from one snapshot to the next.
+        gradients: Where a step has its batch's gradient at the snapshot from. ``"recompute"`` evaluates it anew. ``"cache"``
+            keeps the gradients of the coming epoch's batches, and trains on these very batches. ``"carry"`` takes no snapshot:
+            each step puts its gradient into a table for the next time that its batch is trained on, as SAGA does, and the
+            batches keep their composition. The first epoch is plain training, which fills the table.
+        table_dtype: Type of the table of gradients: ``"float64"``, ``"float32"`` or ``"bfloat16"``; by default the
+            parameters'.
+        table_device: Where the table is kept, such as ``"cpu"``; by default where the parameters are.
+        seed: Seed of the order in which batches are trained on again; by default it follows from the global seed.
+
+    Raises:
+        InvalidArgumentError: If an argument has a value that is not allowed, or two do not go together.
+
+    References:
+        Johnson & Zhang, "Accelerating stochastic gradient descent using predictive variance reduction", NIPS 2013; Yin et al.,
+        "A Coefficient Makes SVRG Effective", arXiv:2311.05589; Defazio et al., "SAGA", arXiv:1407.0202; Ying et al.,
+        "Convergence of variance-reduced stochastic learning under random reshuffling", arXiv:1708.01383.
+
+    Example:
+        >>> import lightning as L
+        >>> trainer = L.Trainer(max_epochs=10, callbacks=[SVRGCallback(alpha="adaptive")], logger=False)
+    """
+
+    title = "SVRG"
+    prefix = "svrg"
+
+    def __init__(
+        self,
+        alpha: float | NamedAlpha = 1.0,
+        every_n_epochs: int = 1,
+        gradients: Gradients = "recompute",
+        table_dtype: TableType | None = None,
+        table_device: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if gradients not in get_args(Gradients):
+            raise InvalidArgumentError(f"`gradients` must be one of {get_args(Gradients)}, got {gradients!r}.")
+        if gradients == "recompute":
+            for name, value in (("table_dtype", table_dtype), ("table_device", table_device)):
+                if value is not None:
+                    raise InvalidArgumentError(
+                        f"`{name}={value!r}` is of the table that gradients='cache' and 'carry' keep, and gradients='recompute'"
+                        " keeps none: leave it out."
+                    )
+        if gradients == "carry" and every_n_epochs != 1:
+            raise InvalidArgumentError(
+                f"`every_n_epochs={every_n_epochs!r}` counts snapshots, and gradients='carry' takes none: leave it out."
+            )
+        chosen: AnchoredControl
+        if gradients == "recompute":
+            chosen = RecomputeGradients(alpha, every_n_epochs)
+        else:
+            kept = CacheGradients if gradients == "cache" else CarryGradients
+            chosen = kept(alpha, every_n_epochs, dtype=table_dtype, device=table_device)
+        control: Control = Nothing() if alpha == 0 else chosen
+        super().__init__(FirstOrder(), control, seed=seed)

@@ -1,0 +1,185 @@
+r"""SVRG's gradient: the mini-batch gradient with a first-order control variate taken out, in place."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.control.coefficients import Coefficient
+from lightning_vamo.core.control.correction import check_dense
+from lightning_vamo.core.numerics import at_least_float32
+from lightning_vamo.core.sharding import local, shard_group
+
+
+class Fixed(Coefficient):
+    r"""The same :math:`\alpha` in every step.
+
+    Args:
+        alpha: The mixing coefficient.
+    """
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+
+    def factors(self, progress: float) -> float:
+        """See :meth:`Coefficient.factors`."""
+        return self.alpha
+
+
+class Falling(Coefficient):
+    r"""Falls linearly over the steps of each snapshot, as it goes stale: :math:`\alpha = \alpha_0\,(1 - k/K)`.
+
+    Args:
+        start: :math:`\alpha_0`.
+
+    References:
+        Yin et al., "A Coefficient Makes SVRG Effective", arXiv:2311.05589.
+    """
+
+    def __init__(self, start: float = 0.75) -> None:
+        self.start = start
+
+    def factors(self, progress: float) -> float:
+        """See :meth:`Coefficient.factors`."""
+        return self.start * (1 - progress)
+
+
+class GradientRegression(Coefficient):
+    r"""The regression coefficient of the step's gradient on its row: one factor for all parameters.
+
+    With :math:`g_t` the gradient of a step and :math:`r_t` its row, which has mean zero over an epoch, the second moment of
+    :math:`g - \alpha r` is least at
+
+    .. math:: \alpha = \frac{\mathbb{E}\langle g, r\rangle}{\mathbb{E}\langle r, r\rangle},
+
+    1 at the snapshot, and 0 where the rows say nothing any more. Both are exponentially weighted sums over the steps before, of
+    which about the last ``memory`` count. While there are few, the estimate is drawn towards 1, as if ``prior`` steps at the
+    snapshot had been seen before the first. The result is clipped to :math:`[0, 1]`. It depends on earlier steps only, so the
+    corrected gradient stays unbiased.
+
+    Args:
+        memory: How many steps count, about.
+        prior: How many steps of fresh rows the first estimates lean on.
+    """
+
+    def __init__(self, memory: int = 100, prior: float = 10.0) -> None:
+        self.memory = memory
+        # Exponentially weighted sums of <g, r>, <r, r> and 1, and what is left of the prior's weight.
+        self._sums = torch.tensor([0.0, 0.0, 0.0, prior], dtype=torch.float64)
+
+    def factors(self, progress: float = 0.0) -> Tensor:
+        """See :meth:`Coefficient.factors`; shape ``(1,)``."""
+        product, square, weight, prior = self._sums
+        estimate = torch.where(square > 0, product / square.clamp(min=1e-300), 1.0)
+        result: Tensor = ((weight * estimate + prior) / (weight + prior)).clamp(0, 1).unsqueeze(0)
+        return result
+
+    def see(self, product: Tensor, square: Tensor) -> None:
+        r"""See what a step's gradient was, when the factor of its correction has been taken.
+
+        Args:
+            product: :math:`\langle g, r\rangle`, shape ``()``. If it is not finite, the step is left out.
+            square: :math:`\langle r, r\rangle`, shape ``()``. If it is zero, there was no row, and the step is left out.
+        """
+        finite = (product.isfinite() & square.isfinite() & (square > 0)).double()
+        self._sums = self._sums.to(product.device)
+        seen = torch.stack((product.double(), square.double(), finite, torch.zeros_like(finite)))
+        self._sums = self._sums * (1 - finite / self.memory) + torch.where(finite > 0, seen, 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums, as a tensor."""
+        return {"gradients": self._sums}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "GradientRegression":
+        """One that goes on from the sums of :meth:`state_dict`."""
+        regression = cls()
+        regression._sums = state["gradients"]
+        return regression
+
+
+class GradientCorrection:
+    r"""Takes a control variate made of gradients out of ``.grad``.
+
+    .. math:: v = g - \alpha\,r, \qquad
+        r = \frac{1}{N} \sum_{k \in \text{step}} \bigl(\nabla f_k(\tilde x) - \nabla f(\tilde x)\bigr)
+
+    where the step accumulates :math:`N` batches, each of whose losses was divided by :math:`N`. A parameter whose ``.grad`` is
+    None stays out: the step does not touch it.
+
+    Args:
+        parameters: The parameters. Of sharded ones this process corrects its part.
+        coefficient: Gives :math:`\alpha`.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], coefficient: Coefficient) -> None:
+        self.parameters = parameters
+        self.coefficient = coefficient
+        self.shards = shard_group(parameters)
+        self.factors: Tensor | float = 1.0
+        """The factor of the row that the last step used."""
+        self.usable: Tensor | None = None
+        """Whether that row was finite, shape ``()``; None before the first step."""
+
+    def zeros(self) -> list[Tensor]:
+        """A row of zeros, by parameter, in a type to add up gradients in."""
+        held = [local(parameter) for parameter in self.parameters]
+        return [torch.zeros_like(part, dtype=at_least_float32(part.dtype)) for part in held]
+
+    def square(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """The squared norm of a gradient over all shards, which every process must ask for.
+
+        Args:
+            gradients: The gradient, by parameter; None counts as zeros.
+
+        Returns:
+            Shape ``()``, float64, the same on every rank.
+        """
+        held = [local(gradient) for gradient in gradients if gradient is not None]
+        parts = [_dot(part, part) for part in held]
+        zero = torch.zeros((), dtype=torch.float64, device=local(self.parameters[0]).device)
+        return self.shards.total(torch.stack([zero, *parts]).sum())
+
+    def apply(
+        self, row: Sequence[Tensor], scale: Callable[[Tensor], Tensor] | None = None, progress: float = 0.0
+    ) -> Tensor | None:
+        """Correct the gradient of one optimizer step, in place.
+
+        Args:
+            row: The control variate :math:`r`, by parameter. If it is not finite, nothing is corrected.
+            scale: Scales the row as the gradients are scaled, where a GradScaler did so.
+            progress: Share of the snapshot's steps that has been made.
+
+        Returns:
+            Shape ``(2,)``, float64: the squared norm of the gradient, without the scale, and how much of it the correction
+            removed; zeros if they are not finite. None if there is no gradient.
+
+        Raises:
+            UnsupportedError: If a gradient is sparse.
+        """
+        gradients = [parameter.grad for parameter in self.parameters]
+        check_dense(gradients)
+        pairs = [(local(g), part) for g, part in zip(gradients, row, strict=True) if g is not None]
+        if not pairs:
+            return None
+        unit = 1.0 if scale is None else scale(torch.ones((), device=pairs[0][1].device))
+        dots = [torch.stack((_dot(g, g) / unit**2, _dot(g, r) / unit, _dot(r, r))) for g, r in pairs]
+        before, product, square = self.shards.total(torch.stack(dots).sum(dim=0))
+        self.factors = self.coefficient.factors(progress)
+        # Without a part that is not finite, wherever it is: all shards have to leave out the same rows.
+        self.usable = square.isfinite()
+        used = torch.as_tensor(self.factors, dtype=torch.float64, device=square.device).reshape(()) * self.usable
+        for g, r in pairs:
+            g.sub_(torch.where(self.usable, r * (used * unit).to(r.dtype), 0.0))
+        if isinstance(self.coefficient, GradientRegression):
+            self.coefficient.see(product, square)
+        removed = torch.where(self.usable, 2 * used * product - used**2 * square, 0.0)
+        moments = torch.stack((before, removed))
+        return torch.where(moments.isfinite().all(), moments, 0.0)
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """The inner product of two tensors of one shape, taken in float32 at least, shape ``()``, float64."""
+    dtype = at_least_float32(torch.promote_types(one.dtype, other.dtype))
+    return torch.dot(one.to(dtype).reshape(-1), other.to(dtype).reshape(-1)).double()

@@ -1,0 +1,97 @@
+"""Does a checkpoint fit the run that is to go on from it? Each difference is one sentence, before anything has changed."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lightning_vamo.errors import InvalidArgumentError
+from lightning_vamo.loop.checkpoint.state import RankState, data_of, parameters_of
+from lightning_vamo.loop.parameters import trainable_parameters
+from lightning_vamo.loop.run.run import Run
+
+
+def check_fits(name: str, then: object, now: object) -> None:
+    """Refuse a checkpoint that one thing tells apart from the present run.
+
+    Args:
+        name: What the thing is called.
+        then: What was when the checkpoint was saved.
+        now: What is in the present run.
+
+    Raises:
+        InvalidArgumentError: If the two differ.
+    """
+    if then != now:
+        raise InvalidArgumentError(
+            f"The checkpoint does not fit the present run: {name} was {then}, and in the present run it is {now}. Resume with"
+            " the settings, the module and the data that it was saved with, or from a checkpoint at which a new snapshot is"
+            " due: an epoch's end, unless `control` keeps the rows beyond it."
+        )
+
+
+def check_snapshot(trainer: Trainer, run: Run, state: RankState) -> None:
+    """Refuse a snapshot whose rows do not fit the present run.
+
+    Args:
+        trainer: The trainer.
+        run: The present run.
+        state: What the checkpoint holds of this rank, with a snapshot.
+
+    Raises:
+        InvalidArgumentError: If they do not fit.
+    """
+    snapshot, settings, control = state.snapshot, run.method.settings, run.method.control
+    assert snapshot is not None
+    if snapshot["kind"] not in control.kinds:
+        check_fits("`control`", repr(snapshot["kind"]), " or ".join(map(repr, control.kinds)) or "none")
+    check_data(trainer, state)
+    dimension = sum(parameter.numel() for parameter in trainable_parameters(trainer.optimizers))
+    check_fits("the number of trainable parameters", snapshot["dimension"], dimension)
+    if control.made_of == "probes":
+        check_fits("the family of directions", snapshot["directions"], type(settings.directions).__name__)
+        schedule = settings.schedule if run.choice is None else run.choice.schedule
+        check_fits("the number of probes", snapshot["probes"], schedule.probes_at(snapshot["epoch"]))
+    check_parameters(trainer, state)
+    if state.position is not None and "group" in snapshot["rows"]:
+        check_fits("the number of accumulated batches", snapshot["rows"]["group"], trainer.accumulate_grad_batches)
+
+
+def check_data(trainer: Trainer, state: RankState) -> None:
+    """Refuse a plan of batches over other data than the present run's.
+
+    Args:
+        trainer: The trainer.
+        state: What the checkpoint holds of this rank.
+
+    Raises:
+        InvalidArgumentError: If the number of batches, of samples, or of samples in a batch differs.
+    """
+    if state.plan is None:
+        return
+    check_fits("the number of batches per epoch", state.plan["length"], trainer.num_training_batches)
+    now = data_of(trainer)
+    check_fits("the number of training DataLoaders", len(state.data), len(now))
+    for then, present in zip(state.data, now, strict=True):
+        check_fits("the number of samples of the training data", then["samples"], present["samples"])
+        check_fits("the batch size", then["batch_size"], present["batch_size"])
+
+
+def check_parameters(trainer: Trainer, state: RankState) -> None:
+    """Refuse directions for parameters that are others, or come in another order.
+
+    Args:
+        trainer: The trainer.
+        state: What the checkpoint holds of this rank.
+
+    Raises:
+        InvalidArgumentError: If the optimizer's trainable parameters are not those of the checkpoint.
+    """
+    then, now = [[name, list(shape)] for name, shape in state.parameters], parameters_of(trainer)
+    for index, (before, present) in enumerate(zip(then, now, strict=False)):
+        check_fits(f"trainable parameter {index} of the optimizer", _named(before), _named(present))
+    check_fits("the number of trainable tensors", len(then), len(now))
+
+
+def _named(parameter: list[Any]) -> str:
+    name, shape = parameter
+    return f"{name} of shape {tuple(shape)}"

@@ -1,0 +1,234 @@
+"""First-order control variates: a step's gradient against the gradient of the same batch at a snapshot, as SVRG has it."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_vamo.core.control.anchored import Falling, Fixed, GradientCorrection, GradientRegression
+from lightning_vamo.core.control.coefficients import Coefficient
+from lightning_vamo.core.directions.slopes import Slopes
+from lightning_vamo.core.sharding import is_sharded
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.loop import compat
+from lightning_vamo.loop.checks import check_whole
+from lightning_vamo.loop.control.base import Control, Here, Snapshot
+from lightning_vamo.loop.control.settings import ProbeSettings
+from lightning_vamo.loop.observer import observers, probing
+from lightning_vamo.loop.plan.reread import Swept
+from lightning_vamo.loop.sweep.gradient_sweep import GradientSweep, sweep_gradients
+
+NamedAlpha = Literal["linear-decay", "adaptive"]
+
+
+class Anchored(Snapshot):
+    """A snapshot whose rows are gradients.
+
+    Args:
+        epoch: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
+        correction: Corrects the gradients of the steps.
+        logs: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
+        period: Optimizer steps that the snapshot is to last; 0 if it has no end.
+
+    Attributes:
+        correction: As given.
+        period: As given.
+        steps: Optimizer steps since the snapshot.
+    """
+
+    def __init__(self, epoch: int, correction: GradientCorrection, logs: dict[str, float], period: int) -> None:
+        self.epoch = epoch
+        self.correction = correction
+        self.logs = logs
+        self.period = period
+        self.plan = None
+        self.steps = 0
+
+    @property
+    def count(self) -> int:
+        """See :attr:`Snapshot.count`: there are no probes."""
+        return 0
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """The parameters that are corrected."""
+        return self.correction.parameters
+
+    @property
+    def factors(self) -> Tensor | float:  # type: ignore[override]
+        """See :class:`Snapshot`."""
+        return self.correction.factors
+
+    @abstractmethod
+    def row(self, keys: Sequence[Any], accumulated: int, scale: Callable[[Tensor], Tensor] | None) -> list[Tensor] | None:
+        """The control variate of an optimizer step.
+
+        Args:
+            keys: What the snapshot knows the step's batches by.
+            accumulated: The number that each of their losses was divided by.
+            scale: What the gradients in ``.grad`` are scaled by.
+
+        Returns:
+            By parameter, this process's part; None if there is nothing to correct with yet.
+        """
+
+    def correct(
+        self,
+        rows: Sequence[Any],
+        accumulated: int,
+        scale: Callable[[Tensor], Tensor] | None,
+        progress: float,
+        slopes: Slopes | None,
+    ) -> Tensor | None:
+        """See :meth:`Snapshot.correct`."""
+        row = self.row(rows, accumulated, scale) if rows else None
+        return None if row is None else self.correction.apply(row, scale, progress)
+
+    def total(self, moments: Tensor) -> Tensor:
+        """See :meth:`Snapshot.total`: the correction has added them up."""
+        return moments
+
+    def rows(self, trainer: Trainer, keys: Sequence[Any]) -> Sequence[Any]:
+        """See :meth:`Snapshot.rows`."""
+        self.steps += 1
+        return keys
+
+    def progress(self, share: float) -> float:
+        """See :meth:`Snapshot.progress`: a share of the snapshot's steps."""
+        return min(1.0, max(0, self.steps - 1) / self.period) if self.period else share
+
+    def state_dict(self, trainer: Trainer) -> dict[str, Any]:
+        """See :meth:`Snapshot.state_dict`."""
+        # What is the same on every rank is saved once; of shards each rank saves its own.
+        holds = trainer.is_global_zero or any(map(is_sharded, self.parameters))
+        return {
+            "kind": self.kind,
+            "epoch": self.epoch,
+            "dimension": sum(parameter.numel() for parameter in self.parameters),
+            "logs": self.logs,
+            "period": self.period,
+            "steps": self.steps,
+            "rows": {name: value if holds else None for name, value in self.row_state().items()},
+        }
+
+    @abstractmethod
+    def row_state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the rows, as plain types and tensors."""
+
+
+@dataclass(frozen=True)
+class AnchoredControl(Control):
+    r"""A control variate made of gradients.
+
+    Args:
+        alpha: The mixing coefficient :math:`\alpha`: a number, ``"linear-decay"``, or ``"adaptive"``.
+        every_n_epochs: Epochs from one snapshot to the next, at least 1.
+        title: Name of the method, for what is shown.
+
+    Raises:
+        InvalidArgumentError: If a value is not allowed.
+    """
+
+    alpha: float | NamedAlpha = 1.0
+    every_n_epochs: int = 1
+    title: str = "SVRG"
+
+    made_of = "gradients"
+
+    def __post_init__(self) -> None:
+        check_whole("every_n_epochs", self.every_n_epochs)
+        alpha = self.alpha
+        if isinstance(alpha, str) and alpha in get_args(NamedAlpha):
+            return
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha < 0:
+            raise InvalidArgumentError(f"`alpha` must be one of {get_args(NamedAlpha)} or a finite number >= 0, got {alpha!r}.")
+
+    def begins(self, epoch: int) -> bool:
+        """See :meth:`Control.begins`."""
+        return epoch % self.every_n_epochs == 0
+
+    def ends(self, epoch: int) -> bool:
+        """See :meth:`Control.ends`."""
+        return self.begins(epoch + 1)
+
+    def replaces(self, epoch: int) -> bool:
+        """See :meth:`Control.replaces`."""
+        return True
+
+    def correction(self, here: Here) -> GradientCorrection:
+        """What corrects gradients; an adaptive coefficient goes on from the last snapshot's.
+
+        Args:
+            here: Where the run stands.
+
+        Returns:
+            The correction.
+        """
+        learning = here.learning
+        if not (self.alpha == "adaptive" and isinstance(learning.coefficient, GradientRegression)):
+            learning.coefficient = _coefficient(self.alpha)
+        return GradientCorrection(here.parameters, learning.coefficient)
+
+    def coefficient_again(
+        self, settings: ProbeSettings, state: dict[str, Any] | None, snapshot: dict[str, Any] | None
+    ) -> Coefficient | None:
+        """See :meth:`Control.coefficient_again`."""
+        if state is not None and self.alpha == "adaptive":
+            return GradientRegression.of(state)
+        return None if snapshot is None else _coefficient(self.alpha)
+
+    def period(self, here: Here) -> int:
+        """How many optimizer steps a snapshot is to last."""
+        steps = here.trainer.num_training_batches / here.trainer.accumulate_grad_batches
+        if math.isfinite(steps):
+            return math.ceil(steps) * self.every_n_epochs
+        raise UnsupportedError(
+            f"{self.title} takes the gradient of all the data at its snapshots, and the training data has no length that tells"
+            " how much that is: set Trainer(limit_train_batches=...) to a whole number, or use VAMOCallback(control="
+            "'recompute'), which needs no pass over the data."
+        )
+
+    def sweep(self, here: Here, plan: Swept, see: Callable[[int, list[Tensor | None]], None]) -> GradientSweep:
+        """Differentiate all batches at the snapshot, and count what that took.
+
+        Args:
+            here: Where the run stands.
+            plan: The batches.
+            see: Called with the position and the gradient of each.
+
+        Returns:
+            What the sweep took.
+        """
+        trainer, module = here.trainer, here.module
+        compat.drop_gradients(trainer, module, trainer.fit_loop.batch_idx)
+        with probing(trainer, module, "sweep"), here.watch.looking_away():
+            swept = sweep_gradients(trainer, module, plan, here.parameters, see, f"{self.title} sweep")
+        for observer in observers(trainer):
+            observer.on_sweep(trainer, module, swept)
+        here.totals.add_sweep(swept.evaluations, swept.seconds, swept.evaluations)
+        here.totals.snapshots += 1
+        return swept
+
+
+def _coefficient(alpha: float | NamedAlpha) -> Coefficient:
+    if isinstance(alpha, str):
+        return GradientRegression() if alpha == "adaptive" else Falling()
+    return Fixed(alpha)
+
+
+def is_finite(correction: GradientCorrection, gradients: Sequence[Tensor | None]) -> Tensor:
+    """Whether a gradient is finite on all shards.
+
+    Args:
+        correction: Knows the shards.
+        gradients: The gradient, by parameter.
+
+    Returns:
+        Shape ``()``, bool, the same on every rank.
+    """
+    return torch.as_tensor(correction.square(gradients).isfinite())

@@ -1,0 +1,183 @@
+"""SVRG as its paper has it: the gradient of each step's own batch is evaluated anew at the weights of the snapshot."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
+
+from lightning_vamo.core.control.anchored import GradientCorrection
+from lightning_vamo.core.directions.slopes import Slopes
+from lightning_vamo.core.probes.point import Point
+from lightning_vamo.core.sharding import local
+from lightning_vamo.errors import NonFiniteLossError, UnsupportedError
+from lightning_vamo.loop import compat
+from lightning_vamo.loop.control.anchored import Anchored, AnchoredControl, is_finite
+from lightning_vamo.loop.control.base import Here, Snapshot
+from lightning_vamo.loop.control.recompute import swept_batches
+from lightning_vamo.loop.ledger.seeds import seeded
+from lightning_vamo.loop.observer import probing
+from lightning_vamo.loop.plan.plan import Plan
+from lightning_vamo.loop.plan.tensors import fresh_copy
+from lightning_vamo.loop.sweep.gradient_sweep import sample_counts
+from lightning_vamo.loop.sweep.gradients import differentiate
+
+
+class RecomputedGradients(Anchored):
+    r"""A snapshot that keeps its weights and the full gradient there, and differentiates the batch of each step there too.
+
+    Args:
+        epoch: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
+        correction: See :class:`Anchored`.
+        logs: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
+        period: See :class:`Anchored`.
+        mean: :math:`\nabla f(\tilde x)`, by parameter, this process's part.
+        loader: The training loader that batches come from.
+        origin: The numbers of :math:`\tilde x` that this process holds; by default the parameters' own.
+    """
+
+    kind = "recompute-gradients"
+
+    def __init__(
+        self,
+        epoch: int,
+        correction: GradientCorrection,
+        logs: dict[str, float],
+        period: int,
+        mean: list[Tensor],
+        loader: CombinedLoader | None,
+        origin: Sequence[Tensor] | None = None,
+    ) -> None:
+        super().__init__(epoch, correction, logs, period)
+        self.mean = mean
+        self.loader = loader
+        self.origin = Point(correction.parameters).origin if origin is None else origin
+        self.sum: list[Tensor] | None = None
+        """Rows of the batches that the coming step accumulates, added up; None between two steps."""
+        self.lost = torch.zeros((), device=mean[0].device)
+        """How many steps had a row that was not finite."""
+
+    def before_step(self, here: Here, batch: Any) -> int:
+        """Differentiate the batch that is trained on next at the snapshot, for its row, leaving no trace.
+
+        The random state is the one that the step begins with, so a dropout mask, or an augmentation in ``training_step``, is
+        the same.
+
+        Args:
+            here: Where the run stands; the backward pass is counted there.
+            batch: The batch, transferred and transformed.
+
+        Returns:
+            How many forward passes it took.
+        """
+        trainer, module, parameters = here.trainer, here.module, list(self.parameters)
+        batch_idx, seen = trainer.fit_loop.batch_idx, 0
+        compat.drop_gradients(trainer, module, batch_idx)
+        total = self.sum or self.correction.zeros()
+        self.sum = total
+
+        def see(position: int, gradients: list[Tensor | None], start: float) -> None:
+            nonlocal seen
+            seen += 1
+            for added, gradient, mean in zip(total, gradients, self.mean, strict=True):
+                added.sub_(mean)
+                if gradient is not None:
+                    added.add_(local(gradient))
+
+        with probing(trainer, module, "row"), compat.without_buffer_sync(trainer):
+            compat.resharding(module)()  # what is kept and put back are the shards
+            with torch.no_grad(), Point(parameters):
+                Point(parameters, self.origin).restore()
+                differentiate(trainer, module, [(batch_idx, fresh_copy(batch))], parameters, see, transferred=True)
+        here.totals.backward_evaluations += seen
+        return seen
+
+    def key(self, row: int | None) -> int:
+        """See :meth:`Snapshot.key`: rows are added up as they come, so there is nothing to tell them by."""
+        return 0
+
+    def row(self, keys: Sequence[Any], accumulated: int, scale: Callable[[Tensor], Tensor] | None) -> list[Tensor] | None:
+        """See :meth:`Anchored.row`."""
+        row, self.sum = self.sum, None
+        return None if row is None else [part.div_(accumulated) for part in row]
+
+    def correct(
+        self,
+        rows: Sequence[Any],
+        accumulated: int,
+        scale: Callable[[Tensor], Tensor] | None,
+        progress: float,
+        slopes: Slopes | None,
+    ) -> Tensor | None:
+        """See :meth:`Snapshot.correct`."""
+        moments = super().correct(rows, accumulated, scale, progress, slopes)
+        self.sum = None
+        if moments is not None and self.correction.usable is not None:
+            self.lost = self.lost + ~self.correction.usable
+        return moments
+
+    def belongs_to(self, loader: CombinedLoader | None) -> bool:
+        """See :meth:`Snapshot.belongs_to`."""
+        return self.loader is loader
+
+    @property
+    def unused(self) -> float:
+        """See :attr:`Snapshot.unused`."""
+        return float(self.lost)
+
+    def row_state(self) -> dict[str, Any]:
+        """See :meth:`Anchored.row_state`."""
+        return {"origin": list(self.origin), "mean": self.mean, "sum": self.sum, "lost": self.lost}
+
+
+@dataclass(frozen=True)
+class RecomputeGradients(AnchoredControl):
+    """Keep the snapshot's weights and its full gradient, and differentiate each step's own batch at the snapshot again."""
+
+    kinds = (RecomputedGradients.kind,)
+    records = "where possible"
+
+    def take(self, here: Here, before: Snapshot | None) -> RecomputedGradients:
+        """See :meth:`Control.take`."""
+        period, correction, plan = self.period(here), self.correction(here), swept_batches(here)
+        if plan is None:
+            raise UnsupportedError(
+                f"{self.title} takes the gradient of all the data at its snapshots, and the training data cannot be read a"
+                " second time: give the dataset `__getitem__` and `__len__`, or use VAMOCallback(control='recompute'), which"
+                " needs no pass over the data."
+            )
+        plan = plan.without_replacement(seeded(here.seeds.of(f"snapshot {here.totals.snapshots}")))
+        counts = sample_counts(here.trainer, plan)
+        mean, weight = correction.zeros(), torch.zeros((), dtype=torch.float64, device=counts.device)
+
+        def see(position: int, gradients: list[Tensor | None]) -> None:
+            nonlocal weight
+            finite, count = is_finite(correction, gradients), counts[position]
+            weight = weight + finite * count
+            for added, gradient in zip(mean, gradients, strict=True):
+                if gradient is not None:
+                    added.add_(torch.where(finite, local(gradient).to(added) * count.to(added), 0.0))
+
+        swept = self.sweep(here, plan, see)
+        if float(weight) == 0:
+            raise NonFiniteLossError(
+                "The gradient of every training batch is not finite at the snapshot, or not there: check the data and the"
+                " learning rate, and that `training_step` returns a loss."
+            )
+        for added in mean:
+            added.div_(weight.to(added))
+        logs = {"sweep_seconds": swept.seconds}
+        loader, epoch = compat.train_loader(here.trainer), here.trainer.current_epoch
+        return RecomputedGradients(epoch, correction, logs, period, mean, loader)
+
+    def restore(self, here: Here, state: dict[str, Any], plan: Plan | None) -> RecomputedGradients:
+        """See :meth:`Control.restore`."""
+        device, rows, correction = here.trainer.strategy.root_device, state["rows"], self.correction(here)
+        origin, mean = ([part.to(device, copy=True) for part in rows[name]] for name in ("origin", "mean"))
+        loader = compat.train_loader(here.trainer)
+        snapshot = RecomputedGradients(state["epoch"], correction, state["logs"], state["period"], mean, loader, origin)
+        snapshot.steps, snapshot.lost = state["steps"], rows["lost"].to(device)
+        snapshot.sum = None if rows["sum"] is None else [part.to(device, copy=True) for part in rows["sum"]]
+        return snapshot

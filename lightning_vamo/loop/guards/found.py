@@ -1,0 +1,169 @@
+"""All that a walk found, as it was at one time, and how it is put back."""
+
+from collections.abc import Mapping
+from operator import is_
+from typing import Any
+
+from torch import Tensor
+
+from lightning_vamo.core.sharding import is_sharded
+from lightning_vamo.loop.guards.contents import Container, Contents
+from lightning_vamo.loop.guards.leaves import Leaf
+from lightning_vamo.loop.guards.tensors import SMALL, FrozenCopy, Place, TensorCopy, WholeCopy, can_be_copied, is_plain
+from lightning_vamo.loop.guards.walk import Walk
+from lightning_vamo.loop.guards.watch import Flags, Learned, Watch
+
+
+class Found:
+    """All that a walk found, as it is now.
+
+    Args:
+        walk: The walk.
+        last: What the walk before has found.
+    """
+
+    def __init__(self, walk: Walk, last: "Found | None" = None) -> None:
+        self.walk = walk
+        self.learned: Learned = Learned() if last is None else last.learned
+        self.leaves: list[Leaf] = [*walk.leaves, *(replay for _, replay in walk.iterators)]
+        places = [Place(p) for p in walk.probed if can_be_copied(p) and is_plain(p) and not is_sharded(p)]
+        copies = _copies(walk, {} if last is None else last.watch.frozen)
+        self.watch: Watch = Watch(copies, walk.unseen, places, self.learned)
+        self._stand_ins = _StandIns(walk)  # only now that there is memory for the copies
+        self.contents = Contents(walk.containers, walk.empty)
+        self._look_at_the_rest()
+
+    def _look_at_the_rest(self) -> None:
+        self.states = [leaf.capture() for leaf in self.leaves]
+        self._flags = Flags(self.walk.flagged)
+        self._classes = [*map(type, self.walk.owners)]
+        self._too_large = [(tensor, tensor._version) for tensor in self.walk.too_large]
+
+    def put_back(self) -> None:
+        """Put back what changed."""
+        self.contents.put_back()
+        self.watch.put_back()
+        self._put_back_the_rest()
+
+    def restore(self) -> None:
+        """Put back everything, and take away what stands in for iterators."""
+        self.contents.put_back(exactly=True)
+        self._stand_ins.remove()
+        self.watch.restore()
+        self._put_back_the_rest()
+
+    def _put_back_the_rest(self) -> None:
+        if not self._are_of_their_classes():
+            for owner, cls in zip(self.walk.owners, self._classes, strict=True):
+                if type(owner) is not cls:
+                    object.__setattr__(owner, "__class__", cls)
+        self._flags.put_back()
+        for leaf, state in zip(self.leaves, self.states, strict=True):
+            leaf.put(state)
+
+    def refresh(self) -> bool:
+        """Take everything as it is now.
+
+        Returns:
+            False if another walk is needed.
+        """
+        as_it_was = not self.walk.iterators and self._are_of_their_classes()
+        come = self.contents.refresh() if as_it_was else None
+        if come is None or not self.watch.refresh():
+            return False
+        if come:
+            new = Walk(self.walk.probed, self.walk.seen).into(come)
+            self.watch.add(_copies(new, {}))
+            self.walk.seen |= new.seen
+        self._look_at_the_rest()
+        return True
+
+    def _are_of_their_classes(self) -> bool:
+        return all(map(is_, map(type, self.walk.owners), self._classes))
+
+    @property
+    def is_beyond_repair(self) -> bool:
+        """Whether something was written to that was too large to be copied."""
+        return any(tensor._version != version for tensor, version in self._too_large)
+
+
+def _copies(walk: Walk, frozen: Mapping[int, TensorCopy]) -> list[TensorCopy]:
+    copies: list[TensorCopy] = []
+    for tensor in filter(can_be_copied, walk.tensors):
+        if not is_plain(tensor):
+            copies.append(WholeCopy(tensor))
+        elif tensor.nbytes > SMALL:
+            copies.append(_frozen(tensor, frozen))
+        else:
+            copies.append(TensorCopy(tensor))
+    copies += (_frozen(tensor, frozen, "cpu") for tensor in filter(can_be_copied, walk.parameters))
+    copies += (_frozen(numbers, frozen, owner=array) for array, numbers in walk.large)
+    return copies
+
+
+def _frozen(tensor: Tensor, frozen: Mapping[int, TensorCopy], device: str | None = None, owner: Any = None) -> TensorCopy:
+    """A tensor's copy: the one that there is if it still holds, else a new one."""
+    owner = tensor if owner is None else owner
+    copy = frozen.get(id(owner))
+    return FrozenCopy(tensor, device, owner) if copy is None or copy.owner is not owner else copy.refreshed()
+
+
+class _StandIns:
+    """What stands in for iterators, and the containers that it is in."""
+
+    def __init__(self, walk: Walk) -> None:
+        self._found: list[tuple[Container, Any]] = []
+        if not walk.iterators:
+            return
+        stand_ins = {id(iterator): replay for iterator, replay in walk.iterators}
+        for container in walk.containers:
+            owner, form = container
+            before = form.capture(owner)
+            if any(id(item) in stand_ins for item in form.items(before)):
+                self._found.append((container, before))
+                form.put(owner, _exchanged(before, stand_ins))
+
+    def remove(self) -> None:
+        """Put the iterators themselves back."""
+        for (owner, form), before in self._found:
+            form.put(owner, before)
+
+
+def _exchanged(contents: Any, stand_ins: dict[int, Any]) -> Any:
+    if isinstance(contents, dict):
+        return {key: stand_ins.get(id(item), item) for key, item in contents.items()}
+    return type(contents)(stand_ins.get(id(item), item) for item in contents)
+
+
+class LeftBehind:
+    """What a transfer hook left for the step to find: laid out before each evaluation of its batch, and taken away afterwards.
+
+    Args:
+        found: The state as it was before the hook.
+    """
+
+    def __init__(self, found: Found) -> None:
+        self._contents = found.contents.changed()
+        self._tensors = [(copy, copy.capture()) for copy in found.watch.changed()]
+        pairs = zip(found.leaves, found.states, strict=True)
+        self._leaves = [(leaf, leaf.capture()) for leaf, state in pairs if leaf.differs(state)]
+        self._inner: Found | None = None
+        if self._contents:  # what is new may be changed by the step as well
+            new = Walk(found.walk.probed, found.walk.seen)
+            self._inner = Found(new.into(item for (_, form), held in self._contents for item in form.items(held)))
+
+    def lay(self) -> None:
+        """Lay it out."""
+        for (owner, form), held in self._contents:
+            form.put(owner, held)
+        for copy, state in self._tensors:
+            copy.put(state)
+        for leaf, state in self._leaves:
+            leaf.put(state)
+
+    def take_away(self) -> None:
+        """Put back what the step changed of it, before the module's state is put back."""
+        if self._inner is not None:
+            self._inner.put_back()
+        for copy, _ in self._tensors:
+            copy.restore()

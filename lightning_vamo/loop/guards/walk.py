@@ -1,0 +1,297 @@
+"""The walk over everything that user code can reach from its module: it finds what holds state, and says how to put it back.
+
+The walk goes from the module, the Trainer's optimizers and schedulers, and what user code has set on the Trainer, through
+attributes, slots, items, closures of functions and the class attributes of the user's own classes. It does not go into Python
+modules, other types, what functions refer to by name, datasets, loaders, loggers, other callbacks, the parts of the Trainer,
+file handles, locks, threads and processes; nor into the items of a container of more than ``LARGE``; and it ends at ``LIMIT``
+objects, the nearest to the module first. What it does not reach is left alone.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from lightning_vamo.core.sharding import local
+from lightning_vamo.loop.guards.contents import LARGE, Container
+from lightning_vamo.loop.guards.forms import ATTRIBUTES, BUILT_IN, CELL, CLASS, SLOTS, SlotsOf, form_of
+from lightning_vamo.loop.guards.kinds import KINDS, Kind, attributes_of, is_users, own_classes, slots_of
+from lightning_vamo.loop.guards.leaves import Leaf, Replay, array_leaf, bytes_leaf, generator_leaf, lazy_leaf
+from lightning_vamo.loop.guards.randomness import global_generators
+from lightning_vamo.loop.guards.tensors import SMALL, where
+
+LIMIT = 2**16
+"""Objects after which the walk ends."""
+
+LARGEST_STATE = 2**20
+"""Bytes beyond which an optimizer's state of the probed parameters is not copied: it may be twice as large as the model."""
+
+
+class Walk:
+    """What was found on a walk.
+
+    Args:
+        probed: The parameters that whoever perturbs them restores: they, and all that shares their memory, are not written to.
+        seen: Objects that another walk has been to, by ``id``.
+
+    Attributes:
+        containers: Whatever holds other objects.
+        empty: Containers of Python's own types that hold nothing.
+        owners: Modules and plain objects, whose class may be exchanged.
+        tensors: Tensors that are not probed, and not parameters.
+        parameters: Parameters that are not probed.
+        probed: Those that are.
+        large: Arrays that take more than ``SMALL`` bytes, as tensors that share their memory.
+        leaves: Small arrays, bytes, and random generators.
+        iterators: Iterators that can be copied, each with what stands in for it meanwhile.
+        unseen: The ``id`` of tensors that are written to behind their version counters: BatchNorm's running statistics.
+        too_large: The state that optimizers keep of the probed parameters, if it is too large to be copied for every row.
+        seen: Every object that the walk has been to, by ``id``.
+    """
+
+    def __init__(self, probed: Sequence[Tensor], seen: dict[int, Any] | None = None) -> None:
+        self.containers: list[Container] = []
+        self.empty: list[Any] = []
+        self.owners: list[Any] = []
+        self.tensors: list[Tensor] = []
+        self.parameters: list[Tensor] = []
+        self.probed = probed
+        self.large: list[tuple[Any, Tensor]] = []
+        self.leaves: list[Leaf] = []
+        self.iterators: list[tuple[Any, Replay]] = []
+        self.unseen: set[int] = set()
+        self.too_large: list[Tensor] = []
+        self.seen: dict[int, Any] = {id(held): held for held in [*global_generators(), *probed]} if seen is None else dict(seen)
+        self._memory = {where(tensor) for tensor in probed} - {0}
+        self._waiting: deque[tuple[Kind, Any]] = deque()
+
+    def go(self, module: nn.Module, trainer: Trainer | None = None) -> "Walk":
+        """Walk from a module, and from what a Trainer holds for it.
+
+        Args:
+            module: The module.
+            trainer: Its trainer, if there is one.
+
+        Returns:
+            The walk itself.
+        """
+        self._expand([module])
+        for parameter in self.probed:
+            self._tensors_own(parameter)
+        if trainer is not None:
+            self._holder(trainer, vars(trainer))
+            self._expand(trainer.optimizers)
+            self._expand(config.scheduler for config in trainer.lr_scheduler_configs)
+        return self._to_the_end()
+
+    def into(self, values: Iterable[Any]) -> "Walk":
+        """Walk from any objects.
+
+        Args:
+            values: The objects.
+
+        Returns:
+            The walk itself.
+        """
+        self._expand(values)
+        return self._to_the_end()
+
+    def _to_the_end(self) -> "Walk":
+        waiting = self._waiting
+        while waiting and len(self.seen) < LIMIT:
+            kind, value = waiting.popleft()
+            _VISITS[kind](self, value)
+        waiting.clear()
+        return self
+
+    def _expand(self, values: Iterable[Any]) -> None:
+        """Note objects to go to, each once."""
+        seen, waiting, left_alone, container = self.seen, self._waiting, Kind.LEFT_ALONE, Kind.CONTAINER
+        for value in values:
+            kind = KINDS[type(value)]
+            if kind is left_alone or id(value) in seen:
+                continue
+            if kind is container and not value and type(value) in BUILT_IN:
+                self.empty.append(value)
+                continue
+            seen[id(value)] = value
+            waiting.append((kind, value))
+
+    @property
+    def flagged(self) -> list[Tensor]:
+        """The parameters, probed or not, and the other tensors that may be told to want a gradient."""
+        others = (tensor for tensor in self.tensors if tensor.is_leaf and tensor.is_floating_point())
+        return [*self.parameters, *(tensor for tensor in self.probed if isinstance(tensor, nn.Parameter)), *others]
+
+    # ---- one method per kind
+
+    def _module(self, module: nn.Module) -> None:
+        attributes = vars(module)
+        self._holder(module, attributes)
+        for registry in ("_parameters", "_buffers", "_modules"):  # of any size
+            self._expand(attributes.get(registry, {}).values())
+        if isinstance(module, _NormBase):
+            self.unseen |= {id(buffer) for buffer in module._buffers.values() if buffer is not None}
+
+    def _script(self, module: nn.Module) -> None:
+        self._expand([*module.parameters(), *module.buffers()])
+
+    def _object(self, value: Any) -> None:
+        attributes = attributes_of(value)
+        if attributes is not None and any(KINDS[type(held)] is Kind.ALIVE for held in attributes.values()):
+            return
+        if isinstance(value, Optimizer) and _size(_states(value, self.probed)) > LARGEST_STATE:
+            states = _states(value, self.probed)
+            self.too_large += (held for state in states for held in state.values() if isinstance(held, Tensor))
+            self.seen |= {id(state): state for state in states}
+        self._holder(value, attributes)
+
+    def _container(self, value: Any) -> None:
+        form = form_of(type(value))
+        self.containers.append(Container(value, form))
+        view = form.views(value)[-1]
+        if len(view) <= LARGE:
+            self._expand(view)
+        if type(value) not in BUILT_IN:
+            self._holder(value, attributes_of(value))
+
+    def _frozen(self, value: Any) -> None:
+        if len(value) <= LARGE:
+            self._expand(value)
+        if type(value) is not tuple and type(value) is not frozenset:
+            self._holder(value, attributes_of(value))
+
+    def _holder(self, value: Any, attributes: dict[str, Any] | None) -> None:
+        """Note an object's attributes, its slots, and those of its classes."""
+        if attributes is not None:
+            self.owners.append(value)
+            self._attributes(attributes)
+        members = slots_of(type(value))
+        if members:
+            slots = SlotsOf(value, members)
+            self.containers.append(Container(slots, SLOTS))
+            self._expand(slots)
+        for owner in own_classes(type(value)):
+            if id(owner) not in self.seen:
+                self.seen[id(owner)] = owner
+                self.containers.append(Container(owner, CLASS))
+                self._expand(CLASS.items(CLASS.capture(owner)))
+                self._methods(owner)
+
+    def _attributes(self, attributes: dict[str, Any]) -> None:
+        self.containers.append(Container(attributes, ATTRIBUTES))
+        self._expand(attributes.values())
+
+    def _methods(self, owner: type) -> None:
+        """Note what the methods of a class hold themselves; what they refer to by name is code, as a module's globals are."""
+        for method in CLASS.capture(owner).values():
+            function = getattr(method, "__func__", method)
+            if isinstance(function, FunctionType) and "__wrapped__" not in vars(function):
+                self._attributes(vars(function))
+                self._expand([function.__defaults__, function.__kwdefaults__])
+
+    def _tensors_own(self, tensor: Tensor) -> None:
+        """Note the attributes that user code has given to a tensor."""
+        if type(tensor) in (Tensor, nn.Parameter):
+            if vars(tensor):
+                self._attributes(vars(tensor))
+            else:
+                self.empty.append(vars(tensor))
+
+    def _tensor(self, tensor: Tensor) -> None:
+        self._tensors_own(tensor)
+        if is_lazy(tensor):
+            self.leaves.append(lazy_leaf(tensor))
+        if where(tensor) in self._memory:
+            return
+        (self.parameters if isinstance(tensor, nn.Parameter) else self.tensors).append(tensor)
+
+    def _array(self, value: np.ndarray[Any, Any]) -> None:
+        if type(value) is not np.ndarray:
+            self._holder(value, attributes_of(value))
+        self._expand([value.base])
+        if not value.flags.writeable or any(start <= value.ctypes.data < end for start, end in self._ranges()):
+            return
+        if value.dtype.hasobject and value.size <= LARGE:
+            self._expand(value.ravel())
+        if value.nbytes > SMALL and value.flags.c_contiguous and not value.dtype.hasobject:
+            self.large.append((value, torch.from_numpy(value.view(np.ndarray).reshape(-1).view(np.uint8))))
+        else:
+            self.leaves.append(array_leaf(value))
+
+    def _ranges(self) -> Iterator[tuple[int, int]]:
+        """Addresses of the probed parameters in host memory."""
+        for storage in (local(tensor).untyped_storage() for tensor in self.probed if tensor.device.type == "cpu"):
+            yield storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+
+    def _generator(self, value: Any) -> None:
+        leaf = generator_leaf(value)
+        if leaf is not None:
+            self.leaves.append(leaf)
+
+    def _bytes(self, value: Any) -> None:
+        self.leaves.append(bytes_leaf(value))
+
+    def _iterator(self, value: Iterator[Any]) -> None:
+        try:
+            self.iterators.append((value, Replay(value)))
+        except TypeError:
+            return
+
+    def _function(self, function: Any) -> None:
+        if not is_users(function):
+            return
+        for cell in function.__closure__ or ():
+            if id(cell) not in self.seen:
+                self.seen[id(cell)] = cell
+                self.containers.append(Container(cell, CELL))
+                self._expand(CELL.capture(cell))
+        self._attributes(vars(function))
+        self._expand([function.__defaults__, function.__kwdefaults__])
+
+    def _method(self, method: Any) -> None:
+        self._expand([method.__self__])
+
+    def _view(self, view: memoryview) -> None:
+        self._expand([view.obj])
+
+    def _partial(self, partial: Any) -> None:
+        self._expand([partial.func, *partial.args, partial.keywords])
+        self._holder(partial, attributes_of(partial))
+
+
+_VISITS: dict[Kind, Callable[[Walk, Any], None]] = {
+    Kind.ALIVE: lambda walk, value: None,
+    Kind.TENSOR: Walk._tensor,
+    Kind.MODULE: Walk._module,
+    Kind.SCRIPT: Walk._script,
+    Kind.OBJECT: Walk._object,
+    Kind.CONTAINER: Walk._container,
+    Kind.FROZEN: Walk._frozen,
+    Kind.ARRAY: Walk._array,
+    Kind.BYTES: Walk._bytes,
+    Kind.GENERATOR: Walk._generator,
+    Kind.ITERATOR: Walk._iterator,
+    Kind.FUNCTION: Walk._function,
+    Kind.METHOD: Walk._method,
+    Kind.VIEW: Walk._view,
+    Kind.PARTIAL: Walk._partial,
+}
+
+
+def _states(optimizer: Optimizer, probed: Sequence[Tensor]) -> list[dict[Any, Any]]:
+    """What an optimizer keeps of each probed parameter."""
+    state = optimizer.state
+    return [state[tensor] for tensor in probed if tensor in state and isinstance(state[tensor], dict)]
+
+
+def _size(states: Sequence[dict[Any, Any]]) -> int:
+    return sum(held.nbytes for state in states for held in state.values() if isinstance(held, Tensor))

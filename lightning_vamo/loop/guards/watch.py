@@ -1,0 +1,191 @@
+"""All tensors that a state knows: which of them were written to is found out at a glance, and put back."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.loop.guards.tensors import FrozenCopy, Place, TensorCopy, WholeCopy
+
+_version = attrgetter("_version")
+_address = Tensor.data_ptr
+_requires_grad = attrgetter("requires_grad")
+_gradient = attrgetter("grad")
+
+
+@dataclass
+class Learned:
+    """What the states of a module learn of it, one after the other.
+
+    Attributes:
+        written: What was seen to be written to behind the version counters, by ``id``.
+        weights: Whether the probed parameters are written to in that way.
+        looks: How often forward passes have been cleaned up after.
+    """
+
+    written: dict[int, Any] = field(default_factory=dict)
+    weights: bool = False
+    looks: int = 0
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether it is time to compare numbers: more and more seldom."""
+        return self.looks & (self.looks - 1) == 0
+
+
+class Watch:
+    """Tensors and their copies.
+
+    A write moves a tensor's version counter, but for a write through ``.data`` or from numpy, and what BatchNorm does to its
+    running statistics. So the running statistics are put back each time, without a look; and after the first forward pass, the
+    second, the fourth and so on all numbers are compared, and a tensor that turns out to be written to behind the counter is
+    from then on put back each time too.
+
+    Args:
+        copies: The tensors whose numbers are put back.
+        unseen: The ``id`` of those that are known to be written to behind the counter.
+        places: The tensors whose storage is put back, but whose numbers are not.
+        learned: What earlier states have learned.
+    """
+
+    def __init__(self, copies: Sequence[TensorCopy], unseen: set[int], places: Sequence[Place], learned: Learned) -> None:
+        self._learned = learned
+        self._unseen = unseen
+        self._places = places
+        self._watched: list[TensorCopy] = []
+        self._each_time: list[TensorCopy] = []
+        self.add(copies)
+
+    def add(self, copies: Sequence[TensorCopy]) -> None:
+        """Watch further tensors.
+
+        Args:
+            copies: The tensors.
+        """
+        for copy in copies:
+            each_time = id(copy.owner) in self._unseen or self._learned.written.get(id(copy.owner)) is copy.owner
+            (self._each_time if each_time and copy.copy is not None else self._watched).append(copy)
+        self._remember()
+
+    def _remember(self) -> None:
+        copies = [*self._watched, *self._each_time]
+        bound = [place for place in [*copies, *self._places] if not isinstance(place, WholeCopy)]
+        self._bound = [place for place in bound if not place.is_sharded]
+        self._tensors = [place.tensor for place in self._bound]
+        self._addresses = [*map(_address, self._tensors)]
+        self._sharded = [place for place in bound if place.is_sharded]  # of these it takes longer to find out
+        self._counted = [copy.tensor for copy in self._watched]
+        self._versions = [*map(_version, self._counted)]
+        self._pairs = _pairs(self._each_time)
+        self._all_pairs = _pairs([copy for copy in copies if not isinstance(copy, (FrozenCopy, WholeCopy))])
+        self._slow = [copy for copy in copies if isinstance(copy, (FrozenCopy, WholeCopy))]
+
+    def put_back(self) -> None:
+        """Put back what was written to."""
+        self._rebind()
+        if [*map(_version, self._counted)] != self._versions:
+            for copy, version in zip(self._watched, self._versions, strict=True):
+                if copy.tensor._version != version:
+                    copy.restore()
+            self._versions = [*map(_version, self._counted)]
+        _copy(self._pairs)
+        self._learned.looks += 1
+        if self._learned.looks_again:
+            self._look()
+
+    def _rebind(self) -> None:
+        if self._are_elsewhere():
+            for place in [*self._bound, *self._sharded]:
+                place.rebind()
+
+    def _are_elsewhere(self) -> bool:
+        return [*map(_address, self._tensors)] != self._addresses or any(place.is_elsewhere() for place in self._sharded)
+
+    def _look(self) -> None:
+        """Compare all numbers, and put back what was written to behind the version counter, now and each time."""
+        found = [copy for copy in self._watched if copy.is_written()]
+        if found:
+            self._learned.written |= {id(copy.owner): copy.owner for copy in found}
+            for copy in found:
+                copy.restore()
+                self._watched.remove(copy)
+            self._each_time += found
+            self._remember()
+
+    def restore(self) -> None:
+        """Put back all numbers, also what was written to behind the version counter."""
+        self._rebind()
+        _copy(self._all_pairs)
+        for copy in self._slow:
+            copy.restore()
+
+    def refresh(self) -> bool:
+        """Copy all numbers anew, where the old copies do not hold.
+
+        Returns:
+            False if a tensor has got another storage: then nothing has been done.
+        """
+        if self._are_elsewhere():
+            return False
+        _copy((self._all_pairs[1], self._all_pairs[0]))
+        if self._slow:
+            slow = set(map(id, self._slow))
+            self._watched = [copy.refreshed() if id(copy) in slow else copy for copy in self._watched]
+            self._each_time = [copy.refreshed() if id(copy) in slow else copy for copy in self._each_time]
+            self._remember()
+        self._versions = [*map(_version, self._counted)]
+        return True
+
+    def changed(self) -> list[TensorCopy]:
+        """The tensors whose version counter or storage tells of a write."""
+        if [*map(_version, self._counted)] == self._versions and not self._are_elsewhere():
+            return []
+        pairs = zip(self._watched, self._versions, strict=True)
+        written = [copy for copy, version in pairs if copy.tensor._version != version or copy.is_elsewhere()]
+        return written + [copy for copy in self._each_time if copy.is_elsewhere()]
+
+    @property
+    def frozen(self) -> dict[int, TensorCopy]:
+        """The copies that may hold for longer, by the ``id`` of what they are copies of."""
+        return {id(copy.owner): copy for copy in self._slow if isinstance(copy, FrozenCopy)}
+
+
+_Pairs = tuple[list[Tensor], list[Tensor]]
+
+
+def _pairs(copies: Iterable[TensorCopy]) -> _Pairs:
+    """Tensors, and the copies of their numbers."""
+    pairs = [(copy.numbers, copy.copy) for copy in copies if copy.copy is not None]
+    return [numbers for numbers, _ in pairs], [copy for _, copy in pairs]
+
+
+def _copy(pairs: _Pairs) -> None:
+    if pairs[0]:
+        torch._foreach_copy_(*pairs)
+
+
+class Flags:
+    """The flag and the gradient of each parameter, and of tensors that are none.
+
+    Args:
+        parameters: The parameters and tensors.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = parameters
+        self._flags = [*map(_requires_grad, parameters)]
+        self._gradients = [*map(_gradient, parameters)]
+
+    def put_back(self) -> None:
+        """Put back ``requires_grad`` and ``grad`` where they are others."""
+        if [*map(_requires_grad, self._parameters)] != self._flags:
+            for parameter, flag in zip(self._parameters, self._flags, strict=True):
+                # A graph may have reached a tensor since, unless it is a view: then nothing takes it off.
+                (parameter if parameter.is_leaf or parameter._is_view() else parameter.detach_()).requires_grad_(flag)
+        if not all(map(is_, map(_gradient, self._parameters), self._gradients)):
+            for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+                if parameter.grad is not gradient:
+                    parameter.grad = gradient

@@ -1,0 +1,70 @@
+"""A batch is lent to the step again and again, and is the same each time."""
+
+from operator import attrgetter
+from typing import Any
+
+from torch import Tensor
+
+from lightning_vamo.loop.guards.tensors import is_plain, same_bits
+from lightning_vamo.loop.plan.tensors import fresh_copy, tensors_in
+
+_version = attrgetter("_version")
+
+
+class LentBatch:
+    """A batch that a step may take apart, as in ``labels = batch.pop("labels")`` or ``images /= 255``.
+
+    The first time the step gets a copy. If the copy is unchanged when the step has ended, the step gets the batch itself from
+    then on, and its tensors' version counters tell whether it really leaves the batch alone. If not, each time is a copy.
+
+    Args:
+        batch: The batch.
+
+    Attributes:
+        spoilt: Whether the step has changed the batch although it first left it alone.
+    """
+
+    def __init__(self, batch: Any) -> None:
+        self._batch = batch
+        self._copy: Any = None
+        self._is_left_alone: bool | None = None
+        self._tensors: list[Tensor] = []
+        self._versions: list[int] = []
+        self.spoilt = False
+
+    def lend(self) -> Any:
+        """The batch for one evaluation; :meth:`take_back` comes afterwards."""
+        if self._is_left_alone:
+            return self._batch
+        copy = fresh_copy(self._batch)
+        if self._is_left_alone is None:
+            self._copy = copy
+        return copy
+
+    def take_back(self) -> None:
+        """See what the evaluation has done to the batch."""
+        if self._is_left_alone:
+            self.spoilt |= [*map(_version, self._tensors)] != self._versions
+        elif self._is_left_alone is None:
+            self._is_left_alone = _are_same(self._copy, self._batch)
+            self._copy = None
+            if self._is_left_alone:
+                self._tensors = [*tensors_in(self._batch)]
+                self._versions = [*map(_version, self._tensors)]
+
+
+_CONSTANTS = (type(None), bool, int, float, complex, str, bytes)
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    """Whether a batch and its copy are the same still; False if they are, or hold, what cannot be compared."""
+    if type(one) is not type(other):
+        return False
+    if type(one) is Tensor:
+        same = one.shape == other.shape and one.dtype == other.dtype and one.requires_grad == other.requires_grad
+        return same and is_plain(one) and same_bits(one, other)
+    if type(one) in (list, tuple) or hasattr(one, "_fields"):
+        return len(one) == len(other) and all(map(_are_same, one, other))
+    if type(one) is dict:
+        return list(one) == list(other) and all(map(_are_same, one.values(), other.values()))
+    return type(one) in _CONSTANTS and (one is other or one == other)

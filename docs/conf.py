@@ -85,7 +85,6 @@ katex_options = "throwOnError: false, strict: false"
 # Pages of classes list all documented members, except here, where the rest is Lightning's hooks.
 autosummary_context = {
     "chosen_members": {
-        "lightning_vamo.VAMOCallback": "report",
         "lightning_vamo.VAMOMixin": "probe_loss",
         "lightning_vamo.callbacks.base.MethodCallback": "report, settings, control",
         "lightning_vamo.cli.VAMOCLI": "subcommands, add_arguments_to_parser, instantiate_classes, instantiate_trainer",

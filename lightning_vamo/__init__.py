@@ -4,8 +4,11 @@ References:
     Chen & Ma, "VAMO: Efficient Zeroth-Order Variance Reduction for SGD with Faster Convergence", arXiv:2505.13954.
 """
 
+from lightning_vamo.callbacks.mezo import MeZOCallback
+from lightning_vamo.callbacks.s2p import S2PCallback
 from lightning_vamo.callbacks.svrg import SVRGCallback
 from lightning_vamo.callbacks.vamo import VAMOCallback
+from lightning_vamo.callbacks.zosvrg import ZOSVRGCallback
 from lightning_vamo.core.gradient.estimate import estimate_gradient
 from lightning_vamo.errors import InvalidArgumentError, NonFiniteLossError, UnsupportedError, VAMOError
 from lightning_vamo.finder.find import find_probes
@@ -22,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Carry",
     "InvalidArgumentError",
+    "MeZOCallback",
     "MethodReport",
     "NonFiniteLossError",
     "ProbeFigures",
@@ -29,11 +33,13 @@ __all__ = [
     "Recompute",
     "Replay",
     "RunObserver",
+    "S2PCallback",
     "SVRGCallback",
     "UnsupportedError",
     "VAMOCallback",
     "VAMOError",
     "VAMOMixin",
+    "ZOSVRGCallback",
     "__version__",
     "estimate_gradient",
     "find_probes",

@@ -3,7 +3,7 @@
 import functools
 from abc import abstractmethod
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from lightning_vamo.callbacks.state import CallbackState
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import checks, compat
 from lightning_vamo.loop.checkpoint.resume import Resumption
@@ -33,23 +34,6 @@ from lightning_vamo.report import MethodReport, epoch_in_words
 
 AT_SNAPSHOT = ("snapshot_loss", "mu", "probe_snr", "directions_dropped", "sweep_seconds")
 """The figures that are logged at the step of the snapshot that they belong to."""
-
-
-@dataclass
-class CallbackState:
-    """What a checkpoint holds of a callback.
-
-    Attributes:
-        seed: Seed of the run; None if it never began.
-        totals: The totals of :class:`~lightning_vamo.loop.ledger.totals.Totals`.
-        choice: What has been measured to choose the number of probes by; None if it is not chosen.
-        ranks: Where each rank stands; empty before and after the training, and where there are no snapshots.
-    """
-
-    seed: int | None
-    totals: dict[str, Any]
-    choice: dict[str, Any] | None
-    ranks: list[dict[str, Any]]
 
 
 class MethodCallback(DrivingCallback):
@@ -119,8 +103,9 @@ class MethodCallback(DrivingCallback):
         return self._method.control
 
     @property
-    def _takes_snapshots(self) -> bool:
-        return not isinstance(self._method.control, Nothing)
+    def _keeps_place(self) -> bool:
+        """Whether a checkpoint has to hold more than plain Lightning's for the run to go on as it would have."""
+        return self._method.gradient.keeps_place or not isinstance(self._method.control, Nothing)
 
     # ---- attach to a Trainer, and detach
 
@@ -143,9 +128,9 @@ class MethodCallback(DrivingCallback):
         self._run.frozen = frozen(pl_module)
         self._resumption = None
         self._attached.enter_context(checks.one_optimizer(trainer.strategy, name))
-        if control.records != "never":
+        if self._method.records:
             required = control.records == "always"
-            self._attached.enter_context(recording(trainer, self._replay, required=required))
+            self._attached.enter_context(recording(trainer, self._replay, required=required, instead=control.instead))
         if control.watches:
             self._attached.enter_context(self._run.watch.watching(trainer))
 
@@ -158,13 +143,16 @@ class MethodCallback(DrivingCallback):
         checks.check_optimizer(trainer.optimizers, self._method.name)
         most = settings.most(trainer.current_epoch)
         if most:
-            checks.check_probes_fit(trainer.optimizers, settings.directions, most, settings.alpha)
+            # Of a gradient from probes the noise is as large as the correction, whatever the coefficient.
+            alpha = settings.alpha if self._method.gradient.uses_backward else "theory"
+            checks.check_probes_fit(trainer.optimizers, settings.directions, most, alpha)
         if settings.sweep_precision is not None:
             check_float32(trainer, trainable_parameters(trainer.optimizers))
         if self.seed is not None:
             run.seeds.seed = self.seed
         elif run.seeds.seed is None:  # else it is a checkpoint's
             run.seeds.seed = trainer.strategy.broadcast(torch.initial_seed())
+        self._method.gradient.begin(trainer, pl_module, self._method.name)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -247,7 +235,7 @@ class MethodCallback(DrivingCallback):
             # What was measured at a snapshot has been logged at its step: it is here for callbacks, such as one that stops.
             logged, shown = False if name in AT_SNAPSHOT else None, name == "variance_removed"
             pl_module.log(f"{self.prefix}/{name}", float(value), prog_bar=shown, logger=logged, sync_dist=True)
-        if self._takes_snapshots:
+        if self._method.control.made_of is not None:
             self._say(f"{self.report.method}, epoch {trainer.current_epoch}: {epoch_in_words(figures, self.report)}.")
 
     @override
@@ -269,7 +257,7 @@ class MethodCallback(DrivingCallback):
             return {}
         run, ranks = self._run, []
         # Before and after the training, and where nothing is ever probed, a checkpoint is plain Lightning's.
-        if self._trainer is not None and self._takes_snapshots:
+        if self._trainer is not None and self._keeps_place:
             ranks = saved(self._trainer, run)
         pending, _ = run.ledger.pending_rows()
         choice = None if run.choice is None else run.choice.state_dict(pending)
@@ -280,7 +268,7 @@ class MethodCallback(DrivingCallback):
         """Prepare to go on where the run was, before Lightning's loops read the checkpoint."""
         state = checkpoint.get("callbacks", {}).get(self.state_key, {})
         training = self._trainer is not None  # a tuner within the training puts back what it has just saved
-        if trainer.state.fn == "fit" and state.get("ranks") and self._takes_snapshots and not training:
+        if trainer.state.fn == "fit" and state.get("ranks") and self._keeps_place and not training:
             self._resumption = Resumption(trainer, self._run, state["ranks"], checkpoint, self._method.name)
 
     @override

@@ -486,3 +486,20 @@ def test_families_that_do_not_learn_have_no_learner():
     with pytest.raises(UnsupportedError, match=r"SphereDirections does not learn .* GradientSubspaceDirections"):
         SphereDirections().learner(zeros(SHAPES), 1, seeded(0))
     assert torch.equal(SphereDirections().draw(zeros(SHAPES), 2, seeded(0)).whiten(torch.ones(2)), torch.ones(2))
+
+
+@forms
+def test_more_directions_than_are_given_are_followed_and_kept(rank):
+    shapes = [(10, 12), (10,), (5, 10)]
+    points, steps = zeros(shapes, torch.float64), gradients(shapes, 40)
+    family = GradientSubspaceDirections(rank, oversampling=2)
+    learner, directions = fed(family, points, steps[:20], count=2)
+    assert directions.count == 2
+    assert learner.leading(2).dense(points) == pytest.approx(directions.dense(points).numpy())
+    other = family.learner(points, 1, seeded(9))
+    other.load_state_dict(learner.state_dict())
+    for one in (learner, other):
+        for step in steps[20:]:
+            one.observe(step)
+    first, second = (one.directions(2, seeded(3)).dense(points) for one in (learner, other))
+    assert torch.equal(first, second)

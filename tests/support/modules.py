@@ -91,6 +91,7 @@ class Everything(L.LightningModule):
         optimizer = {
             "sgd": lambda: torch.optim.SGD(self.parameters(), lr=lr, momentum=0.9),
             "adamw": lambda: torch.optim.AdamW(self.parameters(), lr=lr),
+            "plain": lambda: torch.optim.SGD(self.parameters(), lr=lr),
         }[self.hparams.optimizer]()
         schedulers = torch.optim.lr_scheduler
         config = {

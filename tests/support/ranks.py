@@ -39,7 +39,7 @@ class Data(L.LightningDataModule):
         return DataLoader(self.data, self.batch_size, sampler=sampler)
 
 
-def run(module, folder, data, *, devices, batch_size, callback, strategy=None, datamodule=Data, **options):
+def run(module, folder, data, *, devices, batch_size, callback, strategy=None, datamodule=Data, behind=None, **options):
     L.seed_everything(5, verbose=False)
     torch.manual_seed(5)
     for layer in module.modules():
@@ -48,7 +48,7 @@ def run(module, folder, data, *, devices, batch_size, callback, strategy=None, d
     folder.mkdir()
     if devices == 2:
         options |= {"strategy": strategy or DDPStrategy(start_method="fork"), "devices": 2}
-    callbacks = [Save(folder)] + ([callback] if callback else [])
+    callbacks = [Save(folder)] + ([callback] if callback else []) + ([behind] if behind else [])
     trainer(callbacks=callbacks, **options).fit(module, datamodule=datamodule(data, batch_size))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(devices)]
 

@@ -125,7 +125,8 @@ def as_ddp(folder, **options):
         found[f"{name} {str(dtype).removeprefix('torch.')}"] = results
     plain = train(Plain, [], False, torch.float64, **options)
     with patch.object(compat, "resharding", lambda module: lambda: None), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The probe differences hardly stand out")  # of points that were never visited
+        for message in ("The probe differences hardly stand out", "A training batch has the loss"):  # of points never visited
+            warnings.filterwarnings("ignore", message)
         kept = train(VAMO, [probing(OrthonormalDirections())], True, torch.float64, **options)
     return {"found": found, "plain": plain, "kept": kept}
 

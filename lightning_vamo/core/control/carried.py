@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_vamo.core.control.bounds import bounded
 from lightning_vamo.core.control.rows import Rows
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.small import Small, library, product, small, tensor_of, zeros
@@ -25,6 +26,9 @@ class CarriedRows(Rows):
     mean is right for them: then :math:`\sum_k w_k r_k = 0` over every epoch, and an epoch that begins without rows, with zeros,
     trains plainly and fills the table.
 
+    Rows that fall behind while the loss falls by orders of magnitude, or that belong to batches with enormous gradients, would
+    do harm. So they can be bounded, before they are centred: see :func:`~lightning_vamo.core.control.bounds.bounded`.
+
     Where a step accumulates ``group`` batches, only their mean is known, so they share a row: that of ``group`` consecutive
     batches of the plan, of which the last row may have fewer.
 
@@ -35,6 +39,7 @@ class CarriedRows(Rows):
         beta: The effective coefficient :math:`\beta = \alpha d/q`.
         group: How many batches an optimizer step accumulates.
         deltas: Coordinates of each batch's gradient to begin with, shape ``(K, q)``; by default the first epoch fills it.
+        bounds: Whether rows are bounded.
 
     Raises:
         InvalidArgumentError: If the shapes do not fit.
@@ -46,7 +51,16 @@ class CarriedRows(Rows):
 
     wants_slopes = True
 
-    def __init__(self, weights: Tensor, count: int, beta: float = 1.0, group: int = 1, deltas: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        weights: Tensor,
+        count: int,
+        beta: float = 1.0,
+        group: int = 1,
+        deltas: Tensor | None = None,
+        *,
+        bounds: bool = False,
+    ) -> None:
         if weights.ndim != 1 or (deltas is not None and deltas.shape != (len(weights), count)):
             raise InvalidArgumentError(
                 f"`weights` must have shape (K,) and `deltas` shape (K, {count}), got {tuple(weights.shape)} and"
@@ -54,6 +68,7 @@ class CarriedRows(Rows):
             )
         self.beta = beta
         self.group = group
+        self.bounds = bounds
         self._length = len(weights)
         self._weights = small(self._by_step(weights.double()))
         self._rows = zeros(len(self._weights), count, device=weights.device)
@@ -64,8 +79,9 @@ class CarriedRows(Rows):
             sums = self._by_step(torch.where(weights.unsqueeze(1) > 0, deltas.double(), 0.0))
             self._rows = small(sums / given.clamp(min=1).unsqueeze(1))
             self._known = small((given > 0).double())
-        self._touched = deltas is not None
+        self._touched = self._fresh = deltas is not None
         self.begin_epoch()
+        self._fresh = False
 
     def _by_step(self, values: Tensor) -> Tensor:
         """Sums over the batches of each step."""
@@ -85,12 +101,22 @@ class CarriedRows(Rows):
         # A row that the epoch is the first to fill has no part in the mean, and corrects nothing.
         used = self._known * (self._weights > 0)
         weights = self._weights * used
-        self._mean = product(weights, self._rows) / weights.sum().clip(torch.finfo(torch.float64).tiny)
-        self._centred = used.reshape(-1, 1) * (self._rows - self._mean)
+        total = weights.sum().clip(torch.finfo(torch.float64).tiny)
+        rows = small(bounded(tensor_of(self._rows), tensor_of(used) > 0)) if self.bounds else self._rows
+        self._mean = product(weights, rows) / total
+        self._centred = used.reshape(-1, 1) * (rows - self._mean)
+        self._spread = product(weights, self._centred**2) / total
+        # Rows that were measured at the weights that the epoch begins with are trusted from the first step on.
+        self._trusted = self._fresh
+
+    @property
+    def spread(self) -> Small | None:
+        """See :class:`Rows`."""
+        return None if self._trusted else self._spread
 
     @property
     def mean(self) -> Tensor:
-        """Weighted mean of the rows at the epoch's beginning, shape ``(q,)``, float64."""
+        """Weighted mean of the rows at the epoch's beginning, as they are used, shape ``(q,)``, float64."""
         return tensor_of(self._mean)
 
     def correction(self, key: int) -> Tensor:
@@ -143,6 +169,8 @@ class CarriedRows(Rows):
         """
         turns = small(turning)
         self._rows, self._centred, self._mean = (product(part, turns) for part in (self._rows, self._centred, self._mean))
+        weights = self._weights * self._known
+        self._spread = product(weights, self._centred**2) / weights.sum().clip(torch.finfo(torch.float64).tiny)
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as plain types and tensors."""
@@ -170,5 +198,5 @@ class CarriedRows(Rows):
         return table
 
 
-_PLAIN = ("group", "ready", "_length", "_touched")
-_NUMBERS = ("_mean", "_weights", "_rows", "_centred", "_known")
+_PLAIN = ("group", "bounds", "ready", "_length", "_touched", "_fresh", "_trusted")
+_NUMBERS = ("_mean", "_weights", "_rows", "_centred", "_known", "_spread")

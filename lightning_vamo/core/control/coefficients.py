@@ -30,11 +30,12 @@ class Coefficient(ABC):
             :math:`\beta`, shape ``(q,)`` or one number for all directions.
         """
 
-    def numbers(self, progress: float) -> Small:
+    def numbers(self, progress: float, spread: Small | None = None) -> Small:
         """What :meth:`factors` gives, as numbers for small arithmetic.
 
         Args:
             progress: See :meth:`factors`.
+            spread: See :class:`~lightning_vamo.core.control.rows.Rows`; only a coefficient that is measured heeds the spread.
 
         Returns:
             See :meth:`factors`.
@@ -88,6 +89,12 @@ class Regression(Coefficient):
     .. math:: \beta_t = \frac{W_t \operatorname{Cov}_t + \lambda_t \operatorname{Var}_t}{(W_t + \lambda_t) \operatorname{Var}_t}
         \quad\text{clipped to } [0, 1], \qquad W_t = \sum_{s < t} \gamma^{t-1-s}, \quad \lambda_t = \gamma^t\, \texttt{prior}.
 
+    Rows that the steps of another epoch have measured are not fresh: the estimate is drawn towards 0 then, and their table's
+    mean square :math:`s^2` stands for what the prior has seen, so that small rows earn no trust for large ones:
+
+    .. math:: \beta_t = \frac{W_t \operatorname{Cov}_t}{W_t \operatorname{Var}_t + 0.3\,\lambda_t s^2}
+        \quad\text{clipped to } [0, 1].
+
     Clipped, because the estimate is noisy: with nothing in the rows it has a standard deviation of about
     :math:`\sigma_c / (\sigma_r \sqrt{2\,\texttt{memory}})`, and half of the time the wrong sign. Above 1 the rows would be
     taken for smaller than what they measure, which curvature can make true for a while and rounding cannot.
@@ -113,11 +120,15 @@ class Regression(Coefficient):
         """See :meth:`Coefficient.factors`."""
         return tensor_of(self.numbers(progress))
 
-    def numbers(self, progress: float = 0.0) -> Small:
+    def numbers(self, progress: float = 0.0, spread: Small | None = None) -> Small:
         """See :meth:`Coefficient.numbers`."""
         c, r, both, square, weight, prior = self._sums
-        # W^2 times the covariance and the variance. Where the rows were all the same the estimate is 1.
-        estimate = (weight * both - c * r + _TINY) / (weight * square - r * r + _TINY)
+        # W^2 times the covariance and the variance.
+        covariance, variance = weight * both - c * r, weight * square - r * r
+        if spread is not None:
+            return (covariance / (variance + _DOUBT * prior * weight * spread + _TINY)).clip(0, 1)
+        # Where the rows were all the same the estimate is 1.
+        estimate = (covariance + _TINY) / (variance + _TINY)
         return ((weight * estimate + prior) / (weight + prior)).clip(0, 1)
 
     def observe(self, slopes: Slopes, row: Small) -> None:
@@ -156,3 +167,6 @@ class Regression(Coefficient):
 
 
 _TINY = 1e-300
+
+# By measurement: enough for rows that are 1,000 times too large, and little lost on those that are right.
+_DOUBT = 0.3

@@ -139,7 +139,7 @@ class Correction:
 
     def _weighted(self, row: Small, progress: float) -> Small:
         """A row with the factors of the coming step."""
-        factors = self.coefficient.numbers(progress)
+        factors = self.coefficient.numbers(progress, self.control.spread)
         if not isinstance(factors, float) and isinstance(row, Tensor):
             factors = placed(factors, row.device)
         self._factors = factors

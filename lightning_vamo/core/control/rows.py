@@ -19,11 +19,18 @@ class Rows(ABC):
         beta: The effective coefficient :math:`\beta = \alpha d/q` that rows are multiplied by; at 0 nothing is corrected.
         ready: Whether there is a row to correct with.
         wants_slopes: Whether :meth:`refresh` uses the slopes of each step's gradient.
+        spread: Mean square of the centred rows of each direction, shape ``(q,)``, where a coefficient that adapts is to trust
+            them only as far as they have proved right; None where they are taken to be what the coming steps meet.
     """
 
     beta: float
     ready: bool = True
     wants_slopes: bool = False
+
+    @property
+    def spread(self) -> Small | None:
+        """See the class."""
+        return None
 
     @abstractmethod
     def correction(self, key: Any) -> Tensor:

@@ -5,6 +5,7 @@ from lightning_vamo.core.directions.coordinate import CoordinateDirections
 from lightning_vamo.core.directions.family import Directions
 from lightning_vamo.core.directions.learned.subspace import GradientSubspaceDirections
 from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.core.directions.masked import MaskedDirections
 from lightning_vamo.core.directions.random.gaussian import GaussianDirections
 from lightning_vamo.core.directions.random.orthonormal import OrthonormalDirections
 from lightning_vamo.core.directions.random.rademacher import RademacherDirections
@@ -16,6 +17,7 @@ __all__ = [
     "GaussianDirections",
     "GradientSubspaceDirections",
     "Learner",
+    "MaskedDirections",
     "OrthonormalDirections",
     "ProbeDirections",
     "RademacherDirections",

@@ -6,7 +6,7 @@ parameters*. Then :math:`(d/q) \sum_j \delta_j u_j` estimates the gradient whate
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import ShardGroup, local
 from lightning_vamo.core.small import Small, small, tensor_of
+from lightning_vamo.errors import UnsupportedError
 
 
 class ProbeDirections(ABC):
@@ -108,6 +109,31 @@ class ProbeDirections(ABC):
         Returns:
             See :meth:`subtract_`.
         """
+
+    def sizes(self) -> list[list[int]]:
+        """How many numbers each of the :meth:`parts` has, parameter by parameter.
+
+        Raises:
+            UnsupportedError: If the family has no parts.
+        """
+        raise UnsupportedError(
+            f"{type(self).__name__} are not made to be gone along in place: use a random family, such as GaussianDirections,"
+            " or CoordinateDirections."
+        )
+
+    def parts(self, index: int) -> Iterator[Tensor | None]:
+        """One direction, a part after another, for weights that are moved in place: no more than a part exists at a time.
+
+        Args:
+            index: Which direction, ``0 <= index < count``.
+
+        Returns:
+            Flat tensors of float32 or wider, parameter by parameter, as many and as large as :meth:`sizes` says; of sharded
+            parameters, those of this process. They are not to be changed. None stands for a part of zeros.
+        """
+        del index
+        self.sizes()
+        return iter(())
 
     def whiten(self, slopes: Tensor) -> Tensor:
         """Turn slopes along the directions into coordinates in an orthonormal basis of their span.

@@ -2,23 +2,40 @@
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_vamo.core.directions.base import ProbeDirections
 from lightning_vamo.core.directions.family import Directions
+from lightning_vamo.core.directions.random.streams import CHUNK
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import first_number, local, shard_group
 from lightning_vamo.core.small import Small, small, tensor_of
+from lightning_vamo.errors import InvalidArgumentError
 
 
 class CoordinateDirections(Directions):
     r"""Distinct coordinate axes, chosen uniformly: :math:`u_j = e_{i_j}`.
 
     They are orthonormal, and their ``q`` indices are all there is to store, so there is no choice of storage.
+
+    With as many probes as coordinates the estimate is the gradient by finite differences. Where that is too many for a step,
+    ``blocks`` cuts the coordinates into blocks of neighbours, and each draw takes one block: with as many probes as a block has
+    coordinates, the estimate is the block's part of that gradient, times the number of blocks.
+
+    Args:
+        blocks: Into how many blocks of neighbours the coordinates are cut, at least 1. The axes of one draw are of one block,
+            and there can be as many of them as the smallest block has coordinates.
+
+    Raises:
+        InvalidArgumentError: If the number is not allowed.
+
+    References:
+        Chen et al., "DeepZero", arXiv:2310.02025, whose coordinate-wise estimates are those of a mask's coordinates: see
+        :class:`~lightning_vamo.core.directions.MaskedDirections`.
 
     Example:
         >>> import torch
@@ -29,19 +46,42 @@ class CoordinateDirections(Directions):
 
     orthonormal = True
 
+    def __init__(self, blocks: int = 1) -> None:
+        if isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 1:
+            raise InvalidArgumentError(f"`blocks` must be a whole number >= 1, got {blocks!r}.")
+        self.blocks = blocks
+
+    def check_count(self, count: int, dimension: int) -> None:
+        """See :meth:`Directions.check_count`: no more than the smallest block has coordinates."""
+        super().check_count(count, dimension)
+        if count > dimension // self.blocks:
+            raise InvalidArgumentError(
+                f"CoordinateDirections(blocks={self.blocks}) cannot draw {count} axes of one block, as the smallest of"
+                f" {dimension} trainable parameters' blocks has {dimension // self.blocks}: use so many probes, or fewer"
+                " blocks."
+            )
+
     def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
         ends = list(itertools.accumulate(parameter.numel() for parameter in parameters))
-        dimension = ends[-1]
+        first, last = self._block(ends[-1], generator)
         # Floyd's sampling without replacement: O(q) memory, where a permutation would take O(d).
         chosen: dict[int, None] = {}
-        for bound in range(dimension - count, dimension):
+        for bound in range(last - first - count, last - first):
             index = int(torch.randint(bound + 1, (), generator=generator, device="cpu"))
             chosen[bound if index in chosen else index] = None
         places = []
-        for index in chosen:
+        for index in (first + offset for offset in chosen):
             tensor = bisect.bisect_right(ends, index)
             places.append((tensor, index - (ends[tensor - 1] if tensor else 0)))
-        return _Axes(places, dimension, parameters)
+        return _Axes(places, ends[-1], parameters)
+
+    def _block(self, dimension: int, generator: torch.Generator) -> tuple[int, int]:
+        """First and last coordinate of a block, which is chosen as often as its size says."""
+        if self.blocks == 1:
+            return 0, dimension
+        bounds = [block * dimension // self.blocks for block in range(self.blocks + 1)]
+        block = bisect.bisect_right(bounds, int(torch.randint(dimension, (), generator=generator, device="cpu"))) - 1
+        return bounds[block], bounds[block + 1]
 
 
 class _Axes(ProbeDirections):
@@ -58,6 +98,23 @@ class _Axes(ProbeDirections):
         self._places = {index: place for index, place in shifted if 0 <= place[1] < held[place[0]]}
         like = local(parameters[0])
         self._zeros = torch.zeros(self.count, dtype=at_least_float32(like.dtype), device=like.device)
+        self._held = held
+        self._kinds = [(at_least_float32(parameter.dtype), local(parameter).device) for parameter in parameters]
+
+    def sizes(self) -> list[list[int]]:
+        """See :meth:`ProbeDirections.sizes`."""
+        return [[min(CHUNK, size - start) for start in range(0, size, CHUNK)] for size in self._held]
+
+    def parts(self, index: int) -> Iterator[Tensor | None]:
+        """See :meth:`ProbeDirections.parts`."""
+        tensor, place = self._places.get(index, (-1, 0))
+        for number, (sizes, (dtype, device)) in enumerate(zip(self.sizes(), self._kinds, strict=True)):
+            for start, size in zip(itertools.count(0, CHUNK), sizes, strict=False):
+                part = None
+                if number == tensor and start <= place < start + size:
+                    part = torch.zeros(size, dtype=dtype, device=device)
+                    part[place - start] = 1
+                yield part
 
     def move(
         self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float, *, near: bool = False

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -72,6 +72,26 @@ class Directions(ABC):
                 f"{type(self).__name__} cannot draw {count} orthonormal directions in a space of {dimension} trainable"
                 f" parameters: use at most {dimension} probes, or a family without this limit such as SphereDirections."
             )
+
+    def seeded(self) -> "Directions":
+        """The family as it draws directions that are used once or twice: they take no memory, if it can do without."""
+        return self
+
+    def at(self, parameters: Sequence[Tensor], state: Any = None) -> "Directions":
+        """The family as it draws at a point, for families whose directions depend on where that is.
+
+        Args:
+            parameters: The point.
+            state: What :meth:`state` gave, if it was at another point that the family was to draw.
+
+        Returns:
+            The family; itself, where it draws the same directions everywhere.
+        """
+        return self
+
+    def state(self) -> Any:
+        """What the family keeps of the point that it draws at, as plain types and tensors; None if it keeps nothing."""
+        return None
 
     def learner(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> Learner:
         """What learns directions for ``parameters``, starting from the random ones of :meth:`draw`; it has seen no gradient.

@@ -121,6 +121,7 @@ class Resumption:
             check_data(trainer, state)
             check_parameters(trainer, state)
         run.cursor, run.sums, run.clock, run.plan = cursor, sums, clock, plan if self._within else None
+        run.method.gradient.load_state_dict(state.gradient)
         self._take_up_learning(trainer, run, state)
         if state.snapshot is not None:
             here = run.here(trainer, trainer.lightning_module)

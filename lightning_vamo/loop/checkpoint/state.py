@@ -52,6 +52,7 @@ class RankState:
         logs: What the epoch has logged.
         metrics: What the module's metrics have gathered.
         gradients: Gradients that are accumulating.
+        gradient: What the gradient of the next step needs of the steps before.
         parameters: Name and shape of each trainable parameter, in the optimizer's order.
         data: The number of samples, and the batch size, of each training loader; None where it has none.
         frozen: Names of the parameters without a gradient when the fit was set up, and of those without one now.
@@ -71,6 +72,7 @@ class RankState:
     logs: dict[str, Any]
     metrics: dict[str, Any]
     gradients: list[Tensor | None]
+    gradient: dict[str, Any]
     parameters: list[list[Any]]
     data: list[dict[str, int | None]]
     frozen: dict[str, list[str]]
@@ -128,8 +130,9 @@ def plan_within(trainer: Trainer, run: Run) -> Plan | None:
     """The plan that the run is in, or that it keeps for the epochs to come; None where the data has none."""
     if run.snapshot is not None and run.snapshot.plan is not None:
         return run.snapshot.plan
-    within = compat.position(trainer) is not None
-    return run.plan or (plan_of(trainer) if within and has_plan(trainer) else None)
+    if compat.position(trainer) is None:
+        return None
+    return run.plan or (plan_of(trainer) if has_plan(trainer) else None)
 
 
 def _state(trainer: Trainer, run: Run) -> RankState:
@@ -153,6 +156,7 @@ def _state(trainer: Trainer, run: Run) -> RankState:
         logs=compat.log_state(trainer, within),
         metrics=compat.metric_states(module) if within else {},
         gradients=[None if p.grad is None else local(p.grad) for p in parameters],
+        gradient=run.method.gradient.state_dict(),
         parameters=parameters_of(trainer),
         data=data_of(trainer),
         frozen={"before": run.frozen, "now": frozen(module)},

@@ -139,6 +139,7 @@ class AnchoredControl(Control):
     title: str = "SVRG"
 
     made_of = "gradients"
+    instead = "set gradients='recompute', or train with alpha=0"
 
     def __post_init__(self) -> None:
         check_whole("every_n_epochs", self.every_n_epochs)

@@ -15,6 +15,7 @@ from lightning_vamo.core.control.coefficients import Coefficient, Regression
 from lightning_vamo.core.control.mixing import coefficient_of
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.directions.slopes import Slopes
+from lightning_vamo.core.probes.along import Along
 from lightning_vamo.loop.control.learning import Learning
 from lightning_vamo.loop.control.probe_count import ProbeChoice
 from lightning_vamo.loop.control.settings import ProbeSettings
@@ -23,6 +24,7 @@ from lightning_vamo.loop.ledger.seeds import Seeds
 from lightning_vamo.loop.ledger.totals import Totals
 from lightning_vamo.loop.parameters import trainable_parameters
 from lightning_vamo.loop.plan.fingerprint import BatchWatch
+from lightning_vamo.loop.plan.loadable import INSTEAD
 from lightning_vamo.loop.plan.plan import Plan
 from lightning_vamo.loop.sweep.oracle import Oracle
 from lightning_vamo.report import MadeOf
@@ -44,7 +46,7 @@ class Here:
         advice: The warnings of the run.
         watch: Tells batches apart.
         catch_up: Tells ``choice`` of the steps since it was last told of some.
-        plan: The epoch's plan, where the loaders do not have all of it, as after a resume; else None.
+        plan: The batches of the epoch, where loaders can tell them; else None.
     """
 
     trainer: Trainer
@@ -86,6 +88,11 @@ class Snapshot(ABC):
 
     withholds: ClassVar[bool] = False
     """Whether :meth:`withheld` can keep a rank's part of a row out without the other ranks having to know."""
+
+    @property
+    def shared(self) -> Along | None:
+        """Its directions and their smoothing radius, for gradients that are estimated along them; None if it has none."""
+        return None
 
     @property
     @abstractmethod
@@ -204,6 +211,9 @@ class Control(ABC):
 
     records: ClassVar[Literal["always", "where possible", "never"]]
     """Whether training loaders have to tell their batches before an epoch trains on them."""
+
+    instead: ClassVar[str] = INSTEAD
+    """What to do where batches cannot be told, for messages."""
 
     made_of: ClassVar[MadeOf | None] = "probes"
     """What the control variate is made of; None if there is none."""

@@ -150,7 +150,7 @@ def _swept(here: Here, drawn: Drawn, plan: Plan) -> Carried | None:
     swept, logs = measured
     here.totals.snapshots += 1
     deltas, group = drawn.directions.whiten(swept.deltas), here.trainer.accumulate_grad_batches
-    table = CarriedRows(swept.weights, drawn.directions.count, drawn.beta, group, deltas)
+    table = CarriedRows(swept.weights, drawn.directions.count, drawn.beta, group, deltas, bounds=_bounds(here))
     return _carried(here, drawn, plan, table, logs)
 
 
@@ -163,13 +163,18 @@ def _turned(here: Here, drawn: Drawn, before: Carried | None) -> Carried:
     plan = plan_of(here.trainer) if before is None or before.plan is None else before.plan
     if before is None:
         count, group = drawn.directions.count, here.trainer.accumulate_grad_batches
-        table = CarriedRows(_weights(here.trainer, plan), count, drawn.beta, group)
+        table = CarriedRows(_weights(here.trainer, plan), count, drawn.beta, group, bounds=_bounds(here))
     else:
         table = before.table
         if before.directions is not drawn.directions:
             table.turn(before.directions.turning(drawn.directions, drawn.parameters))
     table.beta = drawn.beta
     return _carried(here, drawn, plan, table, {})
+
+
+def _bounds(here: Here) -> bool:
+    """Whether rows are bounded: where the coefficient is measured, not where its value presumes rows as they are."""
+    return here.settings.alpha == "adaptive"
 
 
 def _weights(trainer: Trainer, plan: Plan) -> Tensor:

@@ -31,6 +31,7 @@ class Drawn:
         seed: What they were drawn with, if they are random.
         parameters: The parameters that they are for.
         beta: The effective coefficient of their rows.
+        kept: What the family keeps of the weights that it drew them for, as plain types and tensors.
     """
 
     directions: ProbeDirections
@@ -38,22 +39,24 @@ class Drawn:
     seed: int
     parameters: Sequence[Tensor]
     beta: float
+    kept: Any = None
 
     @classmethod
-    def of(cls, here: Here, directions: ProbeDirections, seed: int) -> "Drawn":
+    def of(cls, here: Here, directions: ProbeDirections, seed: int, kept: Any = None) -> "Drawn":
         """Directions for the parameters of a run."""
         beta = effective_coefficient(here.settings.alpha, directions.count, directions.dimension)
-        return cls(directions, type(here.settings.directions).__name__, seed, here.parameters, beta)
+        return cls(directions, type(here.settings.directions).__name__, seed, here.parameters, beta, kept)
 
     @classmethod
     def again(cls, here: Here, state: dict[str, Any]) -> "Drawn":
         """The directions of a snapshot's state."""
         learner, count = here.learning.learner, state["probes"]
         if learner is None:
-            directions = here.settings.directions.draw(here.parameters, count, seeded(state["seed"]))
+            family = here.settings.directions.at(here.parameters, state["kept"])
+            directions = family.draw(here.parameters, count, seeded(state["seed"]))
         else:
             directions = learner.leading(count)
-        return cls.of(here, directions, state["seed"])
+        return cls.of(here, directions, state["seed"], state["kept"])
 
 
 def draw(
@@ -85,14 +88,17 @@ def draw(
     count = most if here.choice is None else _chosen(here, sweeps(), parameters)
     if count == 0:
         return None
+    kept = None
     if learner is not None:
         directions = learner.leading(count)
     elif keep is not None and keep.directions.count == count and same_tensors(keep.parameters, parameters):
-        directions = keep.directions  # other random ones would hold next to nothing of the rows, and no more of the noise
+        # Other random ones would hold next to nothing of the rows, and no more of the noise.
+        directions, kept = keep.directions, keep.kept
     else:
-        directions = settings.directions.draw(parameters, count, seeded(seed))
+        family = settings.directions.at(parameters)
+        directions, kept = family.draw(parameters, count, seeded(seed)), family.state()
     here.learning.coefficient = coefficient_of(settings.alpha, count, here.learning.coefficient)
-    return Drawn.of(here, directions, seed)
+    return Drawn.of(here, directions, seed, kept)
 
 
 def _chosen(here: Here, sweeps: float, parameters: Sequence[Tensor]) -> int:

@@ -179,7 +179,7 @@ class CacheGradients(KeepGradients):
 
     def take(self, here: Here, before: Snapshot | None) -> CachedGradients:
         """See :meth:`Control.take`."""
-        plan, correction, period = plan_of(here.trainer), self.correction(here), self.period(here)
+        period, plan, correction = self.period(here), plan_of(here.trainer), self.correction(here)
         table = self.table(here, plan)
 
         def see(position: int, gradients: list[Tensor | None]) -> None:
@@ -223,6 +223,7 @@ class CarryGradients(KeepGradients):
         """See :meth:`Control.take`."""
         if isinstance(before, CarriedGradients) and same_tensors(before.parameters, here.parameters):
             return before
+        self.period(here)  # refuses data without a length
         plan, correction = plan_of(here.trainer), self.correction(here)
         table = self.table(here, plan, here.trainer.accumulate_grad_batches)
         return CarriedGradients(here.trainer.current_epoch, correction, {}, 0, plan, table)

@@ -10,18 +10,19 @@ from lightning_vamo.loop.sweep.repeat import ChangingLossError
 from lightning_vamo.loop.sweep.sweep import Sweep, sweep
 
 
-def radius(here: Here) -> tuple[float, bool]:
+def radius(here: Here, dimension: int) -> tuple[float, bool]:
     """The smoothing radius of a snapshot.
 
     Args:
         here: Where the run stands.
+        dimension: ``d``, of the space that the directions are in.
 
     Returns:
         The radius, and whether to search for a better one from there: if the radius is a guess.
     """
     settings = here.settings
     if settings.mu != "auto":
-        return settings.mu, False
+        return settings.mu * (dimension**0.5 if settings.per_weight else 1.0), False
     if here.learning.mu is not None:
         return here.learning.mu, False
     # Losses change more along learned directions than along random ones.
@@ -46,7 +47,7 @@ def measure(here: Here, drawn: Drawn, plan: Swept) -> tuple[Sweep, dict[str, flo
         UnsupportedError: If the loss turned out not to be a function of the parameters at the run's first snapshot.
     """
     trainer, module, settings = here.trainer, here.module, here.settings
-    mu, search = radius(here)
+    mu, search = radius(here, drawn.directions.dimension)
     try:
         with probing(trainer, module, "sweep"), here.watch.looking_away(), here.oracle.asking():
             swept = sweep(here.oracle, plan, drawn.parameters, drawn.directions, mu, settings.difference, search=search)

@@ -11,6 +11,7 @@ from lightning_vamo.core.control.correction import Correction
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.directions.slopes import Slopes
+from lightning_vamo.core.probes.along import Along
 from lightning_vamo.loop.control.base import Control, Snapshot
 from lightning_vamo.loop.control.drawn import Drawn
 from lightning_vamo.loop.sweep.sweep import Sweep
@@ -50,6 +51,11 @@ class Probed(Snapshot):
     def parameters(self) -> Sequence[Tensor]:
         """The parameters that are corrected."""
         return self.correction.parameters
+
+    @property
+    def shared(self) -> Along:
+        """See :attr:`Snapshot.shared`."""
+        return Along(self.parameters, self.directions, self.logs["mu"])
 
     @property
     def count(self) -> int:
@@ -93,7 +99,8 @@ class Probed(Snapshot):
             "epoch": self.epoch,
             "seed": self.drawn.seed,
             "probes": self.directions.count,
-            "dimension": self.directions.dimension,
+            "dimension": sum(parameter.numel() for parameter in self.parameters),
+            "kept": self.drawn.kept,
             "directions": self.drawn.family,
             "logs": self.logs,
             "rows": self.row_state(trainer),

@@ -89,7 +89,7 @@ class Recompute(ProbedControl):
         drawn = draw(here, batches, lambda: self.sweeps(steps, twice=batches() is not None))
         if drawn is None:
             return None
-        period, plan, (mu, search) = self._period(here), batches(), radius(here)
+        period, plan, (mu, search) = self._period(here), batches(), radius(here, drawn.directions.dimension)
         center = Center(RecomputedControlVariate(drawn.beta), mu, period, unknown=True, search=search)
         sweep, logs = None, {"mu": mu}
         if plan is not None:

@@ -7,6 +7,7 @@ from typing import Any
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from lightning_vamo.core.control.bounds import bounded
 from lightning_vamo.core.control.correction import Correction
 from lightning_vamo.core.control.table import ControlVariate
 from lightning_vamo.loop.checks import check_whole
@@ -61,8 +62,12 @@ def table_correction(here: Here, drawn: Drawn, sweep: Sweep) -> Correction:
         The correction; without a direction left its coefficient is zero, and it changes nothing.
     """
     beta = drawn.beta if sweep.directions_dropped < drawn.directions.count else 0.0
-    tables = (drawn.directions.whiten(deltas) for deltas in (sweep.deltas, sweep.own))
-    control, own = (ControlVariate(table, sweep.weights, beta) for table in tables)
+    table, own_table = (drawn.directions.whiten(deltas) for deltas in (sweep.deltas, sweep.own))
+    if here.settings.alpha == "adaptive":
+        # Each rank's part is moved alike, so that their mean remains the table.
+        within = bounded(table, sweep.weights > 0)
+        table, own_table = within, own_table + (within - table)
+    control, own = (ControlVariate(deltas, sweep.weights, beta) for deltas in (table, own_table))
     return Correction(drawn.parameters, drawn.directions, control, own, here.learning.coefficient)
 
 

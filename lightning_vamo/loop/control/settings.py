@@ -16,7 +16,10 @@ from lightning_vamo.loop.sweep.precision import SweepPrecision, check_sweep_prec
 class ProbeSettings:
     """How many probes there are, along which directions, how far they go, and how much of their rows is used.
 
-    :class:`~lightning_vamo.VAMOCallback` explains each of them.
+    :class:`~lightning_vamo.VAMOCallback` explains each of them, but for one.
+
+    Attributes:
+        per_weight: Whether a number for ``mu`` is how far each weight moves, about, and not the norm of the step.
 
     Raises:
         InvalidArgumentError: If one has a value that is not allowed, or two do not go together.
@@ -28,6 +31,7 @@ class ProbeSettings:
     alpha: Alpha
     difference: Difference
     sweep_precision: SweepPrecision
+    per_weight: bool = False
 
     def __post_init__(self) -> None:
         check_mu(self.mu)

@@ -8,6 +8,9 @@ from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_vamo.core.probes.along import Along
+from lightning_vamo.loop.ledger.seeds import Seeds
+
 
 @dataclass(frozen=True)
 class Step:
@@ -21,6 +24,8 @@ class Step:
         first: Whether the batch is the first of those that the optimizer step accumulates.
         last: Whether the optimizer steps next.
         around_backward: What a backward pass is to run in.
+        seeds: The seeds of the run.
+        shared: Directions of the control variate; None if there are none.
     """
 
     trainer: Trainer
@@ -30,6 +35,8 @@ class Step:
     first: bool
     last: bool
     around_backward: Callable[[], AbstractContextManager[None]]
+    seeds: Seeds
+    shared: Along | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,19 @@ class Gradient(ABC):
     uses_backward: ClassVar[bool] = True
     """Whether losses are differentiated, so that they have to depend on a parameter."""
 
+    keeps_place: ClassVar[bool] = False
+    """Whether a checkpoint holds where the run stands in its epoch, also where nothing is taken out of the gradient."""
+
+    def begin(self, trainer: Trainer, module: LightningModule, name: str) -> None:
+        """Begin a fit: forget the last one, and refuse what cannot be trained.
+
+        Args:
+            trainer: The trainer, whose optimizers are set up.
+            module: Its module.
+            name: Name of the callback, for messages.
+        """
+        return
+
     @abstractmethod
     def accumulate(self, step: Step) -> Evaluated:
         """Evaluate a batch, and add its share of the gradient to ``.grad``.
@@ -65,3 +85,19 @@ class Gradient(ABC):
         Returns:
             What came of the batch.
         """
+
+    def end_epoch(self) -> dict[str, float]:
+        """Close an epoch.
+
+        Returns:
+            The epoch's figures, to log.
+        """
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step needs of the steps before, as plain types and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        return

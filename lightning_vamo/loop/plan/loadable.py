@@ -6,12 +6,16 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_vamo.errors import UnsupportedError
 
+INSTEAD = "set control='recompute', or train with probes=0"
+"""What to do, with VAMO, where batches cannot be told."""
 
-def check_loader(loader: object) -> DataLoader[Any]:
+
+def check_loader(loader: object, instead: str = INSTEAD) -> DataLoader[Any]:
     """Refuse training data whose batches cannot be told before they are trained on.
 
     Args:
         loader: What the Trainer is to train on.
+        instead: What else to do, for the message.
 
     Returns:
         The same object.
@@ -21,34 +25,31 @@ def check_loader(loader: object) -> DataLoader[Any]:
             resumes by itself.
     """
     advice = (
-        "With control='replay' VAMO evaluates the very batches of the coming epoch before it trains on them, so it needs a"
+        "The rows of the control variate belong to batches that are known before the epoch trains on them, which takes a"
         " DataLoader over a map-style dataset with a batch sampler"
     )
     if not isinstance(loader, DataLoader):
         raise UnsupportedError(
-            f"The training data is a {type(loader).__name__}. {advice}: pass a torch.utils.data.DataLoader, set"
-            " control='recompute' (not with carry=True), or train with probes=0."
+            f"The training data is a {type(loader).__name__}. {advice}: pass a torch.utils.data.DataLoader, {instead}."
         )
     if isinstance(loader.dataset, IterableDataset):
         raise UnsupportedError(
             f"The training DataLoader iterates over {type(loader.dataset).__name__}, an IterableDataset. {advice}: give"
-            " the dataset `__getitem__` and `__len__`, set control='recompute' (not with carry=True), or train with probes=0."
+            f" the dataset `__getitem__` and `__len__`, {instead}."
         )
     if loader.batch_sampler is None:
         raise UnsupportedError(
-            f"The training DataLoader has batch_size=None. {advice}: set a batch_size or a batch_sampler, set"
-            " control='recompute' (not with carry=True), or train with probes=0."
+            f"The training DataLoader has batch_size=None. {advice}: set a batch_size or a batch_sampler, {instead}."
         )
     if loader.num_workers > 0 and not getattr(loader, "in_order", True):
         raise UnsupportedError(
-            "The training DataLoader has in_order=False, so its workers may deliver batches in another order than VAMO saw"
-            " them in: set in_order=True or control='recompute' (not with carry=True), or train with probes=0."
+            "The training DataLoader has in_order=False, so its workers may deliver batches in another order than that of the"
+            f" rows: set in_order=True, {instead}."
         )
     if hasattr(loader, "load_state_dict"):
         raise UnsupportedError(
-            f"The training data is a {type(loader).__name__}, which resumes in mid-epoch by itself, so VAMO would take its"
-            " batches for others: use a torch.utils.data.DataLoader, set control='recompute' (not with carry=True), or train"
-            " with probes=0."
+            f"The training data is a {type(loader).__name__}, which resumes in mid-epoch by itself, so its batches would be"
+            f" taken for others: use a torch.utils.data.DataLoader, {instead}."
         )
     return loader
 

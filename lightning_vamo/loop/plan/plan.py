@@ -200,7 +200,7 @@ def plan_of(trainer: Trainer) -> Plan:
     if trainer.num_training_batches == float("inf"):
         raise UnsupportedError(
             "The training DataLoader has no length, so VAMO cannot sweep the epoch: give its batch sampler a `__len__`, set"
-            " Trainer(limit_train_batches=...) to a whole number, set control='recompute' (not with carry=True), or train with"
+            " Trainer(limit_train_batches=...) to a whole number, set control='recompute', or train with"
             " probes=0."
         )
     length = int(trainer.num_training_batches)

@@ -8,15 +8,16 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lightning_vamo.loop.compat.attributes import replaced
-from lightning_vamo.loop.plan.loadable import can_record, check_loader
+from lightning_vamo.loop.plan.loadable import INSTEAD, can_record, check_loader
 from lightning_vamo.loop.plan.recorder import RecordingBatchSampler
 
 
-def record(loader: object) -> RecordingBatchSampler:
+def record(loader: object, instead: str = INSTEAD) -> RecordingBatchSampler:
     """Make a training loader record the batches that it draws.
 
     Args:
         loader: The loader, after Lightning has prepared it.
+        instead: See :func:`check_loader`.
 
     Returns:
         The recorder, now the loader's batch sampler; assign its ``wrapped`` back to undo.
@@ -24,7 +25,7 @@ def record(loader: object) -> RecordingBatchSampler:
     Raises:
         UnsupportedError: If there is no plan to record: see :func:`check_loader`.
     """
-    loader = check_loader(loader)
+    loader = check_loader(loader, instead)
     iterator = loader._iterator
     if iterator is not None:
         # Persistent workers of an earlier use, which would go on reading the sampler that they began with.
@@ -41,7 +42,11 @@ def record(loader: object) -> RecordingBatchSampler:
 
 @contextmanager
 def recording(
-    trainer: Trainer, prepare: Callable[[RecordingBatchSampler, int], None], *, required: bool = True
+    trainer: Trainer,
+    prepare: Callable[[RecordingBatchSampler, int], None],
+    *,
+    required: bool = True,
+    instead: str = INSTEAD,
 ) -> Iterator[None]:
     """Let every training loader that the Trainer sets up within the context record its plan; afterwards none does.
 
@@ -52,6 +57,7 @@ def recording(
         trainer: The trainer.
         prepare: Called with each recorder, and how many there were before it, before anything is drawn from it.
         required: Whether a loader that cannot be recorded is refused; else it is left alone.
+        instead: What else to do where it is refused.
     """
     process = trainer.strategy.process_dataloader
     # Weakly, so that loaders which are reloaded do not pile up, with their datasets and workers.
@@ -60,7 +66,7 @@ def recording(
     def process_dataloader(loader: object) -> object:
         loader = process(loader)
         if trainer.training and (required or can_record(loader)):
-            prepare(record(loader), len(recorded))
+            prepare(record(loader, instead), len(recorded))
             recorded.append(weakref.ref(loader))
         return loader
 

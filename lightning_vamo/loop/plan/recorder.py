@@ -102,8 +102,7 @@ class RecordingBatchSampler:
         if self.current is None:
             raise UnsupportedError(
                 "The training DataLoader was not iterated through its batch sampler, so VAMO cannot tell which batches come:"
-                " do not override `__iter__` in a DataLoader, set control='recompute' (not with carry=True), or train with"
-                " probes=0."
+                " do not override `__iter__` in a DataLoader, or let rows be recomputed."
             )
         yield self.current
         index = 0

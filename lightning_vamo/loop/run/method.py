@@ -22,3 +22,8 @@ class Method:
     gradient: Gradient
     control: Control
     settings: ProbeSettings
+
+    @property
+    def records(self) -> bool:
+        """Whether training loaders are to tell their batches, where they can."""
+        return self.control.records != "never" or self.gradient.keeps_place

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_vamo.core.probes.along import Along
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.control.base import Here, Snapshot
 from lightning_vamo.loop.control.learning import Learning
@@ -18,11 +19,11 @@ from lightning_vamo.loop.ledger.seeds import Seeds, seeded
 from lightning_vamo.loop.observer import observers
 from lightning_vamo.loop.plan.fingerprint import BatchWatch
 from lightning_vamo.loop.plan.plan import Plan, has_plan, plan_of
+from lightning_vamo.loop.run.changing import gives_other_batches
 from lightning_vamo.loop.run.method import Method
 from lightning_vamo.loop.run.parts import Cursor, SnapshotClock, Sums
 from lightning_vamo.loop.step.correct import correct, withheld
 from lightning_vamo.loop.step.driver import Driver
-from lightning_vamo.loop.sweep.agree import total
 from lightning_vamo.loop.sweep.gradients import gradients_of
 from lightning_vamo.loop.sweep.oracle import Oracle
 
@@ -37,7 +38,7 @@ class Run:
     Attributes:
         method: As given.
         snapshot: What the steps are corrected with; None if they are plain.
-        plan: The epoch's plan, where the loaders do not have all of it: after an exception, and in an epoch that was resumed.
+        plan: The batches of the epoch, where loaders can tell them; of an epoch that was resumed, all of them.
         cursor: Where the epoch stands in the snapshot's batches.
         sums: What the epoch's steps have added up to.
         clock: When the next snapshot is due.
@@ -137,8 +138,8 @@ class Run:
             self.snapshot, clock.due = None, True
         if self.cursor.begins:
             self.cursor.begins = False
-            if self.method.control.records != "never" and has_plan(trainer):
-                plan_of(trainer)  # drawn whether there is a sweep or not, so that saving a checkpoint draws nothing
+            if self.method.records and has_plan(trainer):
+                self.plan = plan_of(trainer)  # now, whether there is a sweep or not, so that saving a checkpoint draws nothing
         if batch_idx % trainer.accumulate_grad_batches == 0:
             learned_at = self.learning.learned_at
             clock.due |= every is not None and trainer.global_step - clock.step >= every
@@ -192,6 +193,7 @@ class Run:
         figures |= self._removed()
         if self.method.control.made_of != "gradients":
             figures["probes"] = 0 if snapshot is None else snapshot.count
+        figures |= self.method.gradient.end_epoch()
         figures["forward_evaluations"] = totals.forward_evaluations
         figures["backward_evaluations"] = totals.backward_evaluations
         row_seconds = self.ledger.end_rows()
@@ -200,20 +202,12 @@ class Run:
             if snapshot.unused is not None:
                 figures |= {"rows_unused": snapshot.unused, "row_seconds": row_seconds}
         totals.rows_unused += self.sums.unused
-        self._judge_data(trainer)
+        if self.method.control.watches and gives_other_batches(trainer, snapshot, self.sums.unused):
+            self.learning.changing_data = True
+            self.method.control.warn_of_changing_data(self.advice)
         if self.method.control.ends(trainer.current_epoch):
             self.snapshot = None
         return figures
-
-    def _judge_data(self, trainer: Trainer) -> None:
-        """Find out whether the data gives the same batches again: whether most rows of a sweep could be used, on all ranks."""
-        control, plan = self.method.control, None if self.snapshot is None else self.snapshot.plan
-        if plan is None or not control.watches:
-            return
-        unused = total(trainer, torch.tensor(float(self.sums.unused), dtype=torch.float64))
-        if unused > plan.length * trainer.world_size / 2:
-            self.learning.changing_data = True
-            control.warn_of_changing_data(self.advice)
 
     def _mean_factor(self, trainer: Trainer) -> dict[str, float]:
         """The mean effective coefficient of the epoch's steps, where it changes from step to step."""
@@ -244,6 +238,11 @@ class Run:
 
     # ---- steps
 
+    @property
+    def shared(self) -> Along | None:
+        """The snapshot's directions, for gradients that are estimated along them; None if there are none."""
+        return None if self.snapshot is None else self.snapshot.shared
+
     def before_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         """Prepare the row of the batch that is trained on next, where rows come with their steps."""
         snapshot = self.snapshot
@@ -253,7 +252,7 @@ class Run:
 
     @property
     def _withholds(self) -> bool:
-        return self.snapshot is not None and self.snapshot.withholds
+        return self.method.gradient.uses_backward and self.snapshot is not None and self.snapshot.withholds
 
     def around_backward(self, trainer: Trainer) -> AbstractContextManager[None]:
         """Where several ranks have to correct alike, keep this rank's part of the row out if it is another batch's."""

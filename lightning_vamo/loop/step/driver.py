@@ -9,9 +9,11 @@ from typing import Any, Protocol
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_vamo.core.probes.along import Along
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.gradient.base import Evaluated, Gradient, Step
+from lightning_vamo.loop.ledger.seeds import Seeds
 from lightning_vamo.loop.step.closure import Closure
 from lightning_vamo.loop.sweep.oracle import Answer
 from lightning_vamo.loop.sweep.precision import outside_precision_context
@@ -64,7 +66,17 @@ class DrivingCallback(Callback, ABC):
 
 
 class Around(Protocol):
-    """What happens around the gradient of a batch."""
+    """What happens around the gradient of a batch.
+
+    Attributes:
+        seeds: The seeds of the run.
+    """
+
+    seeds: Seeds
+
+    @property
+    def shared(self) -> Along | None:
+        """Directions of the control variate, for gradients that are estimated along them; None if there are none."""
 
     def before_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         """Called before a batch is trained on: its hooks have run, and its forward pass comes next."""
@@ -129,7 +141,8 @@ class ManualSteps:
         accumulates = compat.accumulates(trainer)
         first = trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches == 0
         around = partial(self._around.around_backward, trainer)
-        step = Step(trainer, module, user_step, batch, first, not accumulates, around)
+        seeds, shared = self._around.seeds, self._around.shared
+        step = Step(trainer, module, user_step, batch, first, not accumulates, around, seeds, shared)
         after = partial(self._around.after_gradient, trainer, module, first=first, last=not accumulates)
         closure = Closure(step, self._gradient, after, self._name)
         with outside_precision_context(module.device, self._default_dtype):

@@ -33,14 +33,17 @@ class GradientSubspaceDirections(Directions):
 
     Args:
         rank: Outer products that a matrix of a direction is made of: little memory. None keeps directions as they are, for at
-            most ``(2q + 1) * d`` numbers. Factored directions are not quite orthogonal, which coordinates make up for.
+            most ``(2q + 1) * d`` numbers, where ``q`` counts all that are followed. Factored directions are not quite
+            orthogonal, which coordinates make up for.
         warmup_batches: How many gradients to learn from before the first snapshot, without taking a step: at most as many as
             the epoch has batches, and at least ``q + 1``, without which nothing can be learned. On the MNIST
             perceptron, with ``q = 8``, ``rank=1`` and one pass, 64 give directions that hold 0.31 of the noise, 128 such that
             hold 0.33, and 32 such that hold 0.27. 0: the first epoch trains plainly, and its steps are learned from.
+        oversampling: How many more directions to follow than are probed, as far as there are dimensions. The leading ones are
+            then found in fewer passes; a step learns from that many more inner products.
 
     Raises:
-        InvalidArgumentError: If ``rank`` is less than 1, or ``warmup_batches`` less than 0.
+        InvalidArgumentError: If ``rank`` is less than 1, or another number less than 0.
 
     Example:
         >>> import torch

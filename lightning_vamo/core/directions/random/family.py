@@ -7,6 +7,7 @@ no memory: *seeded* directions regenerate the streams whenever they are used, *s
 gave once. A process that holds shards of the parameters generates only the chunks that they lie in.
 """
 
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -38,6 +39,12 @@ class RandomFamily(Directions):
         if storage not in get_args(Storage):
             raise InvalidArgumentError(f"`storage` must be one of {get_args(Storage)}, got {storage!r}.")
         self.storage = storage
+
+    def seeded(self) -> Directions:
+        """See :meth:`Directions.seeded`."""
+        other = copy.copy(self)
+        other.storage = "seeded"
+        return other
 
     def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
         seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))

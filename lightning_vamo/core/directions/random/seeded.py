@@ -53,7 +53,7 @@ class SeededDirections(ProbeDirections):
         self._terms = [[(i, weight) for i, weight in enumerate(row) if weight] for row in mixing.tolist()]
 
     def sizes(self) -> list[list[int]]:
-        """How many numbers of each chunk this process needs, parameter by parameter."""
+        """See :meth:`ProbeDirections.sizes`: of each chunk, as many numbers as this process needs."""
         return [[chunk.part.stop - chunk.part.start for chunk in chunks] for chunks in self._chunks]
 
     def raw(self, index: int) -> Iterator[Tensor]:
@@ -66,8 +66,8 @@ class SeededDirections(ProbeDirections):
             generator = generators[chunk.device].manual_seed(seed)
             yield self._family.sample(chunk.size, generator, chunk.dtype)[chunk.part]
 
-    def direction(self, index: int) -> Iterator[Tensor]:
-        """Direction ``index``, a chunk at a time, in float32 or wider."""
+    def parts(self, index: int) -> Iterator[Tensor]:
+        """See :meth:`ProbeDirections.parts`: chunks of the random streams."""
         support, weights = zip(*self._terms[index], strict=True)
         for parts in _in_step([self.raw(i) for i in support]):
             yield combination(weights, parts)
@@ -81,7 +81,7 @@ class SeededDirections(ProbeDirections):
         self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float, *, near: bool = False
     ) -> None:
         """See :meth:`ProbeDirections.move`."""
-        stream = self.direction(index)
+        stream = self.parts(index)
         for target, origin, sizes in zip(targets, origins, self.sizes(), strict=True):
             for to, source in zip(pieces(target, sizes), pieces(origin, sizes), strict=True):
                 torch.add(source, next(stream).to(source.dtype), alpha=distance, out=to)

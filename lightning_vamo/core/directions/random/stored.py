@@ -1,6 +1,6 @@
 """Random directions that are kept in memory."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -44,6 +44,15 @@ class StoredDirections(ProbeDirections):
         """See :meth:`ProbeDirections.move`."""
         for target, origin, rows in zip(map(local, targets), map(local, origins), self.rows, strict=True):
             torch.add(origin, rows[index].view(origin.shape), alpha=distance, out=target)
+
+    def sizes(self) -> list[list[int]]:
+        """See :meth:`ProbeDirections.sizes`."""
+        return [[len(part) for part in torch.split(rows[0], BLOCK) if len(part)] for rows in self.rows]
+
+    def parts(self, index: int) -> Iterator[Tensor]:
+        """See :meth:`ProbeDirections.parts`."""
+        for rows in self.rows:
+            yield from (part.to(at_least_float32(part.dtype)) for part in torch.split(rows[index], BLOCK) if len(part))
 
     def project(self, vectors: Sequence[Tensor | None]) -> Tensor:
         """See :meth:`ProbeDirections.project`."""

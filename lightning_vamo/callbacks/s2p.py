@@ -1,0 +1,66 @@
+"""Direct search: steps to the better of two random points, or three."""
+
+from typing import ClassVar
+
+from lightning_vamo.callbacks.base import MethodCallback
+from lightning_vamo.loop.gradient.direct_search import DirectSearch, Variant, check_variant
+
+
+class S2PCallback(MethodCallback):
+    r"""Trains a module that has the :class:`~lightning_vamo.VAMOMixin` by comparing losses: the better point wins.
+
+    Each step draws one random direction :math:`s \sim \mathcal{N}(0, I_d)`, and evaluates the loss of its batch on both sides
+    of the weights. The step length :math:`\alpha` is the learning rate of the parameters' group, so schedulers work.
+
+    - ``"s2p"``, stochastic two-point search: the weights go to the better of :math:`x + \alpha s` and :math:`x - \alpha s`.
+    - ``"stp"``, stochastic three points: they may also stay where they are, so that a step never raises the loss of the batch
+      that it looked at.
+    - ``"vs2p"``, with variable step length: the weights go against the slope,
+
+      .. math:: x \leftarrow x - \operatorname{sign}(\gamma)\,\frac{\alpha\rho}{\tau_b\,\sigma/|\gamma| + \tau_b/\tau_a}\, s,
+          \qquad \gamma = f_B(x + \rho s) - f_B(x - \rho s), \qquad \tau_a = \tau_b = 3.
+
+      The step is longer where the loss is steep for what it was in recent steps. Here :math:`\alpha` has no unit: the step is
+      at most :math:`\alpha\rho` times :math:`s`, so learning rates are of the order of 1.
+
+    The paper of ``"vs2p"`` was not at hand in full, and two things were chosen. :math:`\sigma` is the root mean square of
+    :math:`\gamma` over the last 100 steps, the present one included: the mean of :math:`\gamma` is 0, as :math:`s` and
+    :math:`-s` are as likely. The decay of the step length with the number of steps is left to a scheduler of the learning rate.
+
+    Cost of a step: two forward passes of each batch (``"stp"``: three), no backward pass. An epoch costs nothing beside its
+    steps. Memory: that of a forward pass without gradients, a copy of the batch, and about a hundredth of the weights' memory
+    for their way back. Communication of a step under DDP: two numbers per rank (three), in one exchange.
+
+    The optimizer has to be ``torch.optim.SGD`` without momentum and weight decay: a search has no gradient that others could
+    step with. What ``training_step`` logs and counts is logged and counted once, from the first of the evaluations. With
+    gradient accumulation the losses of the batches are added up before they are compared. A module's ``probe_loss``, if it has
+    one, is what is minimised, and needs no gradient.
+
+    Logged at the end of each epoch under ``s2p/``: ``probes``, which is 1; ``moved``, the share of steps that moved the
+    weights; ``length``, how far they moved on average, relative to :math:`\alpha s`; and ``forward_evaluations`` and
+    ``backward_evaluations`` so far.
+
+    Args:
+        variant: ``"s2p"``, ``"stp"`` or ``"vs2p"``.
+        rho: How far ``"vs2p"`` looks, :math:`\rho`: each weight moves by about so much. The others look as far as they go.
+        seed: Seed of the directions; by default it follows from the global seed. The global generator is never touched.
+
+    Raises:
+        InvalidArgumentError: If an argument has a value that is not allowed.
+
+    References:
+        S2P and VS2P: "Stochastic Two Points Method for Deep Model Zeroth-order Optimization", arXiv:2402.01621. STP: Bergou,
+        Gorbunov & Richtárik, "Stochastic Three Points Method for Unconstrained Smooth Minimization", arXiv:1902.03591.
+
+    Example:
+        >>> import lightning as L
+        >>> trainer = L.Trainer(max_epochs=10, callbacks=[S2PCallback("stp")], logger=False)
+    """
+
+    prefix: ClassVar[str] = "s2p"
+    title: ClassVar[str] = "S2P"
+
+    def __init__(self, variant: Variant = "s2p", rho: float = 1e-3, seed: int | None = None) -> None:
+        check_variant(variant, rho)
+        super().__init__(DirectSearch(variant, rho), seed=seed)
+        self.title = variant.upper()  # type: ignore[misc]  # reports name the variant

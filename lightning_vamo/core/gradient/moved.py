@@ -1,0 +1,132 @@
+r"""A piece of the weights away from where it was: at :math:`x + s`, at :math:`x - s`, and back at :math:`x`, to the bit.
+
+Weights of 64 or 32 bits have bits to spare. There the step is rounded to a grid that the largest weight of the piece is on
+too, and the piece itself is rounded once, to :math:`\bar x`, so that :math:`\bar x + s` and :math:`\bar x - s` are sums that
+need no rounding. Then the piece may go to and fro by plain additions. What the one rounding takes is a
+:class:`~lightning_vamo.core.gradient.remainder.Remainder`: the piece is moved outward, away from zero, by :math:`|s|`, and
+back.
+Weights of 16 bits are too coarse for that. Their steps are of 32 bits, and each way has a remainder of its own.
+A small piece is copied instead, which takes less time than all this.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.gradient.remainder import MANTISSA, Remainder
+from lightning_vamo.errors import InvalidArgumentError
+
+SMALL = 2**12
+"""Pieces of so many numbers, or fewer, are copied: there are few of them in a model that is not small itself."""
+
+_FEWEST = 64
+"""A grid on which the longest step has fewer places than this is too coarse for the steps."""
+
+
+def check_movable(dtype: torch.dtype) -> None:
+    """Refuse weights that cannot be moved and brought back.
+
+    Args:
+        dtype: The weights' type.
+
+    Raises:
+        InvalidArgumentError: If it is another than float64, float32, float16 and bfloat16.
+    """
+    if dtype not in MANTISSA:
+        raise InvalidArgumentError(f"`parameters` must be of one of the types {', '.join(map(str, MANTISSA))}, got {dtype}.")
+
+
+class Moved:
+    """A piece of the weights that is moved along a direction.
+
+    Args:
+        piece: The numbers, a flat tensor; they are moved.
+        part: The direction's numbers for the piece, of float32 or wider.
+        distance: How far along it.
+    """
+
+    def __init__(self, piece: Tensor, part: Tensor, distance: float) -> None:
+        self._distance = distance
+        self._grid = None
+        self._copy = piece.clone() if len(piece) <= SMALL else None
+        if self._copy is not None:
+            self._place(piece, part, self._copy)
+            return
+        self._grid = _grid(piece, part, distance)
+        if self._grid is None:
+            self._remainder = Remainder(piece, self._step(piece, part, distance))
+            return
+        step = self._step(piece, part, distance)
+        outward = torch.copysign(step, piece)
+        self._remainder = Remainder(piece, outward)
+        piece.sub_(outward).add_(step)
+
+    @property
+    def bytes(self) -> int:
+        """How much memory the way back takes."""
+        return self._remainder.bytes if self._copy is None else self._copy.nbytes
+
+    def _place(self, piece: Tensor, part: Tensor, origin: Tensor) -> None:
+        torch.add(origin, self._step(piece, part, self._distance), out=piece)
+
+    def _step(self, piece: Tensor, part: Tensor, distance: float) -> Tensor:
+        if self._grid is None:
+            wide = torch.float32 if piece.element_size() == 2 else torch.float64
+            return part.to(wide) * distance
+        # Adding a large number rounds to its last place, and subtracting it leaves the rest as it was.
+        large = 1.5 * 2.0 ** MANTISSA[piece.dtype] * self._grid
+        return (part.to(piece.dtype) * distance).add_(large).sub_(large)
+
+    def turn(self, piece: Tensor, part: Tensor) -> None:
+        """Go to the other side: from a distance along the direction to the same distance against it.
+
+        Args:
+            piece: The numbers.
+            part: As before.
+        """
+        there, self._distance = self._distance, -self._distance
+        if self._copy is not None:
+            self._place(piece, part, self._copy)
+            return
+        step = self._step(piece, part, there)
+        if self._grid is None:
+            self._remainder.undo(piece, step)
+            self._remainder = Remainder(piece, step.neg_())
+        else:
+            piece.sub_(step).sub_(step)
+
+    def back(self, piece: Tensor, part: Tensor) -> None:
+        """Return to where the piece was, bit for bit.
+
+        Args:
+            piece: The numbers.
+            part: As before.
+        """
+        if self._copy is not None:
+            piece.copy_(self._copy)
+            return
+        step = self._step(piece, part, self._distance)
+        if self._grid is not None:
+            piece.sub_(step)
+            step = torch.copysign(step, piece)
+            piece.add_(step)
+        self._remainder.undo(piece, step)
+
+
+def _grid(piece: Tensor, part: Tensor, distance: float) -> float | None:
+    """The last place of the largest number that the piece may get to; None if steps are to be finer than that."""
+    if piece.element_size() == 2 or not piece.numel():
+        return None
+    longest = abs(distance) * _largest(part)
+    largest = _largest(piece) + longest
+    if not 0 < largest < torch.finfo(piece.dtype).max / 4:
+        return None
+    # Two places more than the largest number needs: it may be rounded up, and the sum that rounds a step is larger still.
+    grid = math.ldexp(1.0, math.frexp(largest)[1] + 1 - MANTISSA[piece.dtype])
+    return grid if longest >= _FEWEST * grid else None
+
+
+def _largest(numbers: Tensor) -> float:
+    low, high = torch.aminmax(numbers)
+    return float(torch.maximum(-low, high))

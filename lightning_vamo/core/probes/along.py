@@ -1,0 +1,23 @@
+"""Directions that several estimates share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_vamo.core.directions import ProbeDirections
+
+
+@dataclass(frozen=True)
+class Along:
+    """Directions, and how far to go along them: a gradient and its control variate have to be estimated along the same ones.
+
+    Attributes:
+        parameters: What they are directions of.
+        directions: The directions.
+        mu: Smoothing radius, in units of parameter norm.
+    """
+
+    parameters: Sequence[Tensor]
+    directions: ProbeDirections
+    mu: float

@@ -1,0 +1,45 @@
+"""Bounds for probe differences, so that a loss that is not finite, or far off, does not carry the weights away."""
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.errors import InvalidArgumentError
+
+
+def check_clip(clip: float | None) -> None:
+    """Refuse a bound that is neither a positive, finite number nor None.
+
+    Args:
+        clip: The bound.
+
+    Raises:
+        InvalidArgumentError: If it is not allowed.
+    """
+    if clip is None:
+        return
+    if isinstance(clip, bool) or not isinstance(clip, (int, float)) or not 0 < clip < float("inf"):
+        raise InvalidArgumentError(f"`clip` must be a positive, finite number or None, got {clip!r}.")
+
+
+def clipped(deltas: Tensor, bound: float | None) -> Tensor:
+    r"""Bound probe differences, and set those to zero that are not finite.
+
+    .. math:: \delta_j \leftarrow \max(-c, \min(c, \delta_j))
+
+    Args:
+        deltas: Probe differences, of any shape.
+        bound: :math:`c`; None bounds nothing but what is not finite.
+
+    Returns:
+        Of the same shape and type.
+
+    References:
+        Shang et al., "Fine-tuning Quantized Neural Networks with Zeroth-order Optimization", arXiv:2505.13430, which clips the
+        directional derivative.
+
+    Example:
+        >>> clipped(torch.tensor([0.5, -3.0, float("nan")]), 1.0)
+        tensor([ 0.5000, -1.0000,  0.0000])
+    """
+    finite = torch.where(deltas.isfinite(), deltas, 0.0)
+    return finite if bound is None else finite.clamp(-bound, bound)

@@ -1,0 +1,180 @@
+"""Evaluating the batch of a step several times, so that it leaves the trace of one evaluation."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.probes.difference import scalar
+from lightning_vamo.core.sharding import local
+from lightning_vamo.loop import compat
+from lightning_vamo.loop.checks import check_none
+from lightning_vamo.loop.gradient.base import Step
+from lightning_vamo.loop.guards.module_state import ModuleState
+from lightning_vamo.loop.guards.silence import silent
+from lightning_vamo.loop.guards.tensors import checksum
+from lightning_vamo.loop.plan.tensors import fresh_copy
+
+_BLOCK = 2**20
+
+
+class Others:
+    """Parameters that a method does not move, and which of them ``training_step`` writes to, as to those of a teacher.
+
+    These have to be put back after all evaluations of a batch but one. Copies of all would take as much memory as a frozen
+    backbone does. So no more are copied than those that an evaluation has been seen to write to.
+    """
+
+    def __init__(self) -> None:
+        self._written: dict[int, Tensor] = {}
+        self._epoch: int | None = None
+
+    def left_alone(self, step: Step, moving: Sequence[Tensor]) -> list[Tensor]:
+        """The parameters whose numbers need no copy.
+
+        Args:
+            step: The step.
+            moving: The parameters that the method moves, and puts back itself.
+
+        Returns:
+            All but those that were seen to be written to.
+        """
+        kept = {id(parameter) for parameter in moving}
+        return [p for p in step.module.parameters() if id(p) in kept or self._written.get(id(p)) is not p]
+
+    def watch(self, step: Step, moving: Sequence[Tensor]) -> "Watched":
+        """Remember what is needed to tell which of them the next evaluation writes to.
+
+        Version counters do not tell of a write through ``.data``, so once in an epoch checksums are compared too.
+
+        Args:
+            step: The step.
+            moving: The parameters that the method moves.
+
+        Returns:
+            What tells.
+        """
+        kept = {id(parameter) for parameter in moving} | self._written.keys()
+        closely, self._epoch = step.trainer.current_epoch != self._epoch, step.trainer.current_epoch
+        return Watched([p for p in step.module.parameters() if id(p) not in kept], self._written, closely=closely)
+
+
+class Watched:
+    """Parameters as they are before an evaluation.
+
+    Args:
+        parameters: The parameters.
+        written: Gets those that turn out to be written to, by their ``id``.
+        closely: Whether to compare checksums as well.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], written: dict[int, Tensor], *, closely: bool) -> None:
+        self._parameters = parameters
+        self._written = written
+        self._closely = closely
+        self._before = self._marks()
+
+    def look(self) -> None:
+        """Find out which were written to."""
+        for parameter, before, after in zip(self._parameters, self._before, self._marks(), strict=True):
+            if before != after:
+                self._written[id(parameter)] = parameter
+
+    def _marks(self) -> list[tuple[Any, ...]]:
+        return [(p._version, *((_checksum(p),) if self._closely else ())) for p in self._parameters]
+
+
+def _checksum(tensor: Tensor) -> tuple[tuple[int, ...], ...]:
+    """Checksums of what this process holds of a tensor, a block at a time."""
+    return tuple(map(checksum, torch.split(local(tensor).reshape(-1), _BLOCK))) if local(tensor).numel() else ()
+
+
+class Evaluations:
+    """Evaluates the batch of a step at one point after another, with the same randomness and from the same module state.
+
+    The first evaluation is the step's own: what it logs, counts and leaves on the module stays. The others leave no trace. What
+    is evaluated is the ``probe_loss`` of a module that defines one, and else what its ``training_step`` returns.
+
+    Args:
+        step: The step.
+        moving: The parameters that are moved between the evaluations.
+        others: The parameters that are not.
+        most: How often the batch will be evaluated.
+
+    Attributes:
+        outputs: What callbacks get as the outputs of the step.
+        count: How many forward passes there were.
+    """
+
+    def __init__(self, step: Step, moving: Sequence[Tensor], others: Others, most: int) -> None:
+        self.outputs: dict[str, Any] = {}
+        self.count = 0
+        self._step = step
+        self._moving = moving
+        self._others = others
+        self._most = most
+        self._own_loss = type(step.module).has_own_probe_loss()  # type: ignore[attr-defined]
+        self._reshard = compat.resharding(step.module)
+        self._device = step.module.device
+        self._reshard()
+
+    def __enter__(self) -> "Evaluations":
+        """Evaluate the batch within the context."""
+        self._before = self._state()
+        self._random = compat.rng_states(self._device)
+        self._rest = fresh_copy(self._step.batch)  # a step may take its batch apart: `labels = batch.pop("labels")`
+        self._after: tuple[ModuleState, dict[str, Any], bool] | None = None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """Put back what the first evaluation left."""
+        if self._after is not None:
+            state, random, self._step.trainer.should_stop = self._after
+            state.restore()
+            compat.set_rng_states(random)
+
+    def __call__(self) -> Tensor | None:
+        """Evaluate the batch at the parameters as they are.
+
+        Returns:
+            The loss, shape ``()``, float32 or wider; None where there is none.
+
+        Raises:
+            UnsupportedError: If ``training_step`` returns None on one of several ranks.
+        """
+        torch.clear_autocast_cache()  # it may hold the weights of the last evaluation, in another type
+        self.count += 1
+        value = self._first() if self.count == 1 else self._silent()
+        if value is None and not self._own_loss:
+            check_none(self._step.trainer)
+        return None if value is None else scalar(value).clone()
+
+    def _first(self) -> Tensor | None:
+        step, watched = self._step, self._others.watch(self._step, self._moving)
+        with step.trainer.precision_plugin.train_step_context():
+            output = self._loss(step.batch) if self._own_loss else step.user_step()
+        self._reshard()
+        watched.look()
+        _, self.outputs = compat.step_output(output, step.trainer.accumulate_grad_batches)
+        loss, _ = compat.step_output(output, 1)
+        return loss
+
+    def _silent(self) -> Tensor | None:
+        step = self._step
+        if self._after is None:
+            self._after = self._state(), compat.rng_states(self._device), step.trainer.should_stop
+        self._before.restore()
+        compat.set_rng_states(self._random)
+        with silent(step.trainer, step.module), step.trainer.precision_plugin.train_step_context():
+            value = self._loss(self._rest if self.count == self._most else fresh_copy(self._rest))
+        self._reshard()
+        return value
+
+    def _loss(self, batch: Any) -> Tensor | None:
+        loss: Tensor | None = self._step.module.probe_loss(batch, self._step.trainer.fit_loop.batch_idx)  # type: ignore[operator]
+        return loss
+
+    def _state(self) -> ModuleState:
+        return ModuleState(self._step.module, self._others.left_alone(self._step, self._moving))

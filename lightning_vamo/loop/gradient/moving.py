@@ -1,0 +1,144 @@
+"""Which parameters a method without a gradient moves, and how far its optimizer's groups say that they move."""
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_vamo.core.gradient.moved import check_movable
+from lightning_vamo.core.gradient.update import Rate
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.loop.parameters import same_tensors, trainable_parameters
+
+Chosen = str | Sequence[str] | Callable[[str, Tensor], bool] | None
+"""Which parameters move: those whose name one of some patterns matches, or for which a function of both returns True."""
+
+
+def check_chosen(chosen: object) -> None:
+    """Refuse what does not choose parameters.
+
+    Args:
+        chosen: The choice.
+
+    Raises:
+        InvalidArgumentError: If it is not allowed.
+    """
+    patterns = [chosen] if isinstance(chosen, str) else chosen
+    named = isinstance(patterns, (list, tuple)) and len(patterns) > 0 and all(isinstance(one, str) for one in patterns)
+    if not (chosen is None or callable(chosen) or named):
+        raise InvalidArgumentError(
+            "`parameters` must be a pattern of names such as '*.bias', a list of patterns, a function of a name and a"
+            f" parameter, or None for all, got {chosen!r}."
+        )
+
+
+class Moving:
+    """The parameters that move: those that the optimizer has, that need a gradient, and that are chosen.
+
+    Args:
+        chosen: Patterns of names as in a shell, such as ``"*.bias"``; or a function that gets a name and the parameter; None
+            for all. A parameter that the module has under several names is chosen if one of them is.
+    """
+
+    def __init__(self, chosen: Chosen = None) -> None:
+        self._chosen = chosen
+        self._among: list[Tensor] = []
+        self._found: list[Tensor] = []
+
+    def parameters(self, trainer: Trainer, module: LightningModule) -> list[Tensor]:
+        """The parameters, in the order of the optimizer's groups.
+
+        Args:
+            trainer: The trainer.
+            module: Its module. What FSDP2 has gathered for a forward pass has to have been let go.
+
+        Returns:
+            The parameters.
+
+        Raises:
+            InvalidArgumentError: If none is chosen.
+            UnsupportedError: If the optimizer has none that need a gradient.
+        """
+        trainable = trainable_parameters(trainer.optimizers)
+        if self._chosen is None:
+            return trainable
+        if not same_tensors(trainable, self._among):
+            self._among, self._found = trainable, self._choose(trainable, module)
+        return self._found
+
+    def _choose(self, trainable: Sequence[Tensor], module: LightningModule) -> list[Tensor]:
+        names: dict[int, list[str]] = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        found = [p for p in trainable if any(self._is_chosen(name, p) for name in names.get(id(p), ()))]
+        if not found:
+            some = [name for p in trainable for name in names.get(id(p), ())][:5]
+            raise InvalidArgumentError(
+                f"`parameters={self._chosen!r}` chooses none of the module's trainable parameters, whose names are such as"
+                f" {', '.join(map(repr, some))}: choose some of these, or leave it out."
+            )
+        return found
+
+    def _is_chosen(self, name: str, parameter: Tensor) -> bool:
+        if isinstance(self._chosen, str):
+            return fnmatch.fnmatchcase(name, self._chosen)
+        if callable(self._chosen):
+            return bool(self._chosen(name, parameter))
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self._chosen or ())
+
+
+def check_parameters(parameters: Sequence[Tensor], name: str) -> None:
+    """Refuse parameters that cannot be moved in place and brought back.
+
+    Args:
+        parameters: The parameters.
+        name: Name of the callback, for messages.
+
+    Raises:
+        InvalidArgumentError: If one has a type that cannot be moved.
+        UnsupportedError: If the numbers of one are somewhere else.
+    """
+    for parameter in parameters:
+        check_movable(parameter.dtype)
+        if parameter.device.type == "meta":
+            raise UnsupportedError(
+                f"A parameter is on the meta device, without numbers that {name} could move: hooks such as accelerate's"
+                " `cpu_offload` keep them elsewhere. Load the weights, or shard the module with FSDP2, whose CPUOffloadPolicy"
+                " keeps them in host memory."
+            )
+
+
+def groups_of(optimizers: Sequence[Any], parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """The group of its optimizer that each parameter is in.
+
+    Args:
+        optimizers: The Trainer's optimizers, of which Lightning allows one.
+        parameters: The parameters.
+
+    Returns:
+        One group for each parameter.
+    """
+    groups = {
+        id(parameter): group for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]
+    }
+    return [groups[id(parameter)] for parameter in parameters]
+
+
+def rates(optimizers: Sequence[Any], parameters: Sequence[Tensor]) -> list[Rate]:
+    """How far parameters move for their gradient, and how fast they decay, by their groups' present settings."""
+    groups = groups_of(optimizers, parameters)
+    return [Rate(float(group["lr"]), float(group.get("weight_decay", 0.0))) for group in groups]
+
+
+def is_plain_sgd(optimizer: Any) -> bool:
+    """Whether an optimizer is SGD without a state: without momentum, and downhill."""
+    if type(optimizer) is not torch.optim.SGD:
+        return False
+    return not any(_extras(group) for group in optimizer.param_groups)
+
+
+def _extras(group: dict[str, Any]) -> bool:
+    return bool(group.get("momentum") or group.get("maximize"))

@@ -1,0 +1,23 @@
+"""What ranks tell each other of a batch: a few numbers, in one exchange."""
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+
+def gathered(trainer: Trainer, values: Tensor) -> Tensor:
+    """The numbers of all ranks, the same to the bit on each of them.
+
+    Args:
+        trainer: The trainer; every rank has to call this.
+        values: This rank's numbers, shape ``(n,)``, float64, on the CPU.
+
+    Returns:
+        Shape ``(ranks, n)``, on the CPU.
+    """
+    if trainer.world_size == 1:
+        return values.unsqueeze(0)
+    own = values.to(trainer.strategy.root_device)
+    parts = [torch.empty_like(own) for _ in range(trainer.world_size)]
+    torch.distributed.all_gather(parts, own)
+    return torch.stack(parts).cpu()

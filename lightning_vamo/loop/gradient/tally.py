@@ -1,0 +1,43 @@
+"""Figures of the derivatives that an epoch's steps have used."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class Tally:
+    """What the steps of an epoch have used.
+
+    Attributes:
+        derivatives: How many derivatives there were.
+        squares: The sum of their squares.
+        clipped: How many of them were clipped.
+        not_finite: How many were not finite, and left out.
+    """
+
+    derivatives: int = 0
+    squares: float = 0.0
+    clipped: int = 0
+    not_finite: int = 0
+
+    def add(self, found: Tensor, used: Tensor) -> None:
+        """Count a step.
+
+        Args:
+            found: Its derivatives, of any shape.
+            used: What became of them, of the same shape.
+        """
+        finite = found.isfinite()
+        self.derivatives += found.numel()
+        self.squares += float(found[finite].square().sum())
+        self.clipped += int((finite & (used != found)).sum())
+        self.not_finite += int((~finite).sum())
+
+    def figures(self) -> dict[str, float]:
+        """The figures to log; none if there were no steps."""
+        finite = self.derivatives - self.not_finite
+        if not self.derivatives:
+            return {}
+        figures: dict[str, float] = {"derivative": (self.squares / finite) ** 0.5} if finite else {}
+        return {**figures, "clipped": self.clipped / self.derivatives, "not_finite": self.not_finite}

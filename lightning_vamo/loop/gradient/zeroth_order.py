@@ -1,0 +1,255 @@
+"""The gradient from function values alone: differences of the loss along random directions, at the weights that train."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_vamo.core.directions import Directions, ProbeDirections
+from lightning_vamo.core.gradient.excursion import Excursion
+from lightning_vamo.core.gradient.update import descend, write_gradient
+from lightning_vamo.core.probes.along import Along
+from lightning_vamo.core.probes.clipping import check_clip, clipped
+from lightning_vamo.core.probes.difference import Difference, check_difference
+from lightning_vamo.core.probes.radius import auto_mu, check_mu
+from lightning_vamo.core.sharding import is_sharded
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.loop import compat
+from lightning_vamo.loop.checks import check_whole
+from lightning_vamo.loop.gradient.base import Evaluated, Gradient, Step
+from lightning_vamo.loop.gradient.evaluations import Evaluations, Others
+from lightning_vamo.loop.gradient.moving import Chosen, Moving, check_chosen, check_parameters, is_plain_sgd, rates
+from lightning_vamo.loop.gradient.ranks import gathered
+from lightning_vamo.loop.gradient.tally import Tally
+from lightning_vamo.loop.ledger.seeds import seeded
+from lightning_vamo.loop.sweep.precision import arithmetic
+
+Update = Literal["auto", "in-place", "gradient"]
+Share = Literal["batches", "probes"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a gradient is estimated: :class:`~lightning_vamo.MeZOCallback` explains each of these.
+
+    Raises:
+        InvalidArgumentError: If one has a value that is not allowed.
+    """
+
+    probes: int
+    directions: Directions
+    mu: float | Literal["auto"] = 1e-3
+    difference: Difference = "central"
+    update: Update = "auto"
+    clip: float | None = None
+    parameters: Chosen = None
+    share: Share = "batches"
+
+    def __post_init__(self) -> None:
+        check_whole("probes", self.probes)
+        check_mu(self.mu)
+        check_difference(self.difference)
+        check_clip(self.clip)
+        check_chosen(self.parameters)
+        if not isinstance(self.directions, Directions) or self.directions.learns:
+            raise InvalidArgumentError(
+                "`directions` must be a family of directions that does not learn from gradients, such as"
+                f" GaussianDirections(), got {self.directions!r}."
+            )
+        for name, allowed in (("update", get_args(Update)), ("share", get_args(Share))):
+            if getattr(self, name) not in allowed:
+                raise InvalidArgumentError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
+
+    @property
+    def evaluations(self) -> int:
+        """Forward passes of a batch."""
+        return 2 * self.probes if self.difference == "central" else 1 + self.probes
+
+
+@dataclass
+class _State:
+    """What the next batch needs of the batches before.
+
+    Attributes:
+        slopes: Sum of the derivatives of the batches whose step is to come, shape ``(q,)``; None if there are none.
+        epoch: The epoch that ``masks`` and ``radius`` were made in; None before the first.
+        masks: What the family keeps of the weights that it was made for.
+        radius: Smoothing radius along a direction, where the arguments do not say it.
+        tally: Figures of the epoch.
+    """
+
+    slopes: Tensor | None = None
+    epoch: int | None = None
+    masks: Any = None
+    radius: float | None = None
+    tally: Tally = field(default_factory=Tally)
+
+
+class ZerothOrder(Gradient):
+    r"""Estimates the gradient of a batch from ``2q`` evaluations of it, or ``1 + q``, without a graph.
+
+    .. math:: g = \frac{1}{q} \sum_j \delta_j z_j,
+        \qquad \delta_j = \frac{f_B(x + \mu z_j) - f_B(x - \mu z_j)}{2\mu}, \qquad z_j = \sqrt d\, u_j
+
+    With plain SGD the weights move by the step in place. For any other optimizer the estimate is put into ``.grad``.
+
+    Args:
+        settings: How to estimate.
+    """
+
+    uses_backward = False
+    keeps_place = True
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._moving = Moving(settings.parameters)
+        self._state = _State()
+        self._others = Others()
+        self._family: Directions | None = None
+        self._name = "The callback"
+
+    def begin(self, trainer: Trainer, module: LightningModule, name: str) -> None:
+        """See :meth:`Gradient.begin`."""
+        settings, self._name = self.settings, name
+        self._moving, self._others = Moving(settings.parameters), Others()
+        self._state, self._family = _State(), None
+        compat.resharding(module)()
+        parameters = self._moving.parameters(trainer, module)
+        check_parameters(parameters, name)
+        count = settings.probes * (trainer.world_size if settings.share == "probes" else 1)
+        settings.directions.check_count(count, sum(parameter.numel() for parameter in parameters))
+        if settings.share == "probes" and any(map(is_sharded, parameters)):
+            raise UnsupportedError(
+                f"{name}(share='probes') needs whole weights on each rank, since ranks evaluate different points, and these are"
+                " sharded: use share='batches', or train with DDP."
+            )
+        if settings.update == "in-place" and (reason := _hindrance(trainer)):
+            raise UnsupportedError(
+                f"{name}(update='in-place') moves the weights as plain SGD does, and {reason}: use update='auto', or"
+                " torch.optim.SGD without momentum."
+            )
+
+    @torch.no_grad()
+    def accumulate(self, step: Step) -> Evaluated:
+        """See :meth:`Gradient.accumulate`: adds up derivatives, and moves the weights, or writes a gradient, at the last."""
+        trainer, settings, state = step.trainer, self.settings, self._state
+        if step.first:
+            compat.zero_grad(trainer, step.module, trainer.fit_loop.batch_idx)
+            state.slopes = None
+        compat.resharding(step.module)()
+        along = step.shared or self._along(step)
+        parameters, directions = along.parameters, along.directions
+        own = self._own(trainer)
+        excursion = Excursion(parameters, directions)
+        try:
+            with Evaluations(step, parameters, self._others, settings.evaluations) as evaluate:
+                slopes = self._slopes(evaluate, excursion, own, along.mu, directions.dimension**0.5)
+            if slopes is not None:
+                slopes = slopes / trainer.accumulate_grad_batches
+                state.slopes = slopes if state.slopes is None else state.slopes + slopes
+            if step.last:
+                self._step(trainer, parameters, directions, excursion)
+        finally:
+            excursion.back()
+        return Evaluated(evaluate.outputs, forwards=evaluate.count, backwards=0, skipped=slopes is None)
+
+    # ---- directions
+
+    def _own(self, trainer: Trainer) -> range:
+        """The directions that this rank evaluates."""
+        first = trainer.global_rank * self.settings.probes if self.settings.share == "probes" else 0
+        return range(first, first + self.settings.probes)
+
+    def _along(self, step: Step) -> Along:
+        """The directions of an optimizer step, the same for all its batches, and the radius along them."""
+        trainer, settings, state = step.trainer, self.settings, self._state
+        parameters = self._moving.parameters(trainer, step.module)
+        if self._family is None or state.epoch != trainer.current_epoch:
+            resumed = state.epoch == trainer.current_epoch
+            self._family = settings.directions.seeded().at(parameters, state.masks if resumed else None)
+            state.masks, state.epoch = self._family.state(), trainer.current_epoch
+            state.radius = (state.radius if resumed else None) or self._radius(trainer, parameters)
+        count = settings.probes * (trainer.world_size if settings.share == "probes" else 1)
+        seed = step.seeds.of(f"directions of step {trainer.global_step}")
+        directions = self._family.draw(parameters, count, seeded(seed))
+        radius = directions.dimension**0.5 * settings.mu if settings.mu != "auto" else state.radius
+        assert radius is not None
+        return Along(parameters, directions, radius)
+
+    def _radius(self, trainer: Trainer, parameters: Sequence[Tensor]) -> float | None:
+        if self.settings.mu != "auto":
+            return None
+        return auto_mu(parameters, self.settings.difference, arithmetic(trainer, None), robust=True)
+
+    # ---- derivatives
+
+    def _slopes(self, evaluate: Evaluations, excursion: Excursion, own: range, radius: float, length: float) -> Tensor | None:
+        r"""Derivatives of the batch along :math:`z_j`, shape ``(q,)``, float64; None if it has no loss."""
+        central = self.settings.difference == "central"
+        origin = None if central else evaluate()
+        pairs: list[tuple[Tensor | None, Tensor | None]] = []
+        for index in own:
+            excursion.go(index, radius)
+            plus = evaluate()
+            minus = origin
+            if central:
+                excursion.go(index, -radius)
+                minus = evaluate()
+            pairs.append((plus, minus))
+        if not evaluate.outputs or any(loss is None for pair in pairs for loss in pair):
+            return None
+        differences = torch.stack([plus.double() - minus.double() for plus, minus in pairs])  # type: ignore[union-attr]
+        return differences.cpu() * (length / (2 * radius if central else radius))
+
+    def _step(self, trainer: Trainer, parameters: Sequence[Tensor], directions: ProbeDirections, excursion: Excursion) -> None:
+        r"""Move the weights, or write the gradient, that the derivatives of the step's batches make."""
+        settings, slopes, self._state.slopes = self.settings, self._state.slopes, None
+        given = torch.zeros(settings.probes, dtype=torch.float64, device="cpu") if slopes is None else slopes
+        table = gathered(trainer, torch.cat([given, given.new_tensor([slopes is not None])]))
+        given, ranks = table[:, :-1], int(table[:, -1].sum())
+        if ranks == 0:
+            return
+        used = given.flatten() if settings.share == "probes" else given.sum(dim=0) / ranks
+        weight = 1 / settings.probes / (ranks if settings.share == "probes" else 1)
+        bounded = clipped(used, settings.clip)
+        self._state.tally.add(used, bounded)
+        coefficients = bounded * (weight * directions.dimension**0.5)
+        if self._in_place(trainer):
+            descend(parameters, directions, coefficients.tolist(), rates(trainer.optimizers, parameters), excursion)
+        else:
+            excursion.back()
+            write_gradient(parameters, directions, coefficients, compat.grad_scale(trainer))
+
+    def _in_place(self, trainer: Trainer) -> bool:
+        return self.settings.update != "gradient" and _hindrance(trainer) is None
+
+    # ---- epochs and checkpoints
+
+    def end_epoch(self) -> dict[str, float]:
+        """See :meth:`Gradient.end_epoch`."""
+        figures, self._state.tally = self._state.tally.figures(), Tally()
+        return {"probes": self.settings.probes, **figures}
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Gradient.state_dict`."""
+        return {**vars(self._state), "tally": dict(vars(self._state.tally))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Gradient.load_state_dict`."""
+        self._state = _State(**{**state, "tally": Tally(**state["tally"])})
+        self._family = None
+
+
+def _hindrance(trainer: Trainer) -> str | None:
+    """Why the optimizer's step cannot be taken in place; None if it can."""
+    [optimizer] = trainer.optimizers
+    if not is_plain_sgd(optimizer):
+        return f"the optimizer is {type(optimizer).__name__}, with a step of its own"
+    if trainer.gradient_clip_val:
+        return f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) clips a gradient, which there is none of"
+    if compat.grad_scale(trainer) is not None:
+        return f"Trainer(precision={trainer.precision!r}) scales gradients, of which there are none"
+    return None

@@ -1,0 +1,24 @@
+"""Data that gives other batches when it is read again."""
+
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_vamo.loop.control.base import Snapshot
+from lightning_vamo.loop.sweep.agree import total
+
+
+def gives_other_batches(trainer: Trainer, snapshot: Snapshot | None, unused: int) -> bool:
+    """Whether most batches of an epoch were not those that the snapshot's sweep had read in their place.
+
+    Args:
+        trainer: The trainer; every rank has to call this.
+        snapshot: The snapshot that the epoch has trained with; None if there was none.
+        unused: How many rows this rank has not used.
+
+    Returns:
+        The same on every rank; False where batches had no place.
+    """
+    if snapshot is None or snapshot.plan is None:
+        return False
+    lost = total(trainer, torch.tensor(float(unused), dtype=torch.float64))
+    return bool(lost > snapshot.plan.length * trainer.world_size / 2)

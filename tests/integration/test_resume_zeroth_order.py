@@ -1,0 +1,54 @@
+"""Methods without gradients go on from a checkpoint bit for bit, though they take no snapshot that would need one."""
+
+import pytest
+import torch
+
+from lightning_vamo import MeZOCallback
+from lightning_vamo.core.directions import GaussianDirections, MaskedDirections
+from tests.support.resuming import WARNINGS, VAMOModule, assert_continues, last_checkpoint, run
+
+pytestmark = WARNINGS
+
+
+class Unaided(VAMOModule):
+    """Plain SGD, whose step is taken in place."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.02)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)}}
+
+
+class Heavy(VAMOModule):
+    """SGD with momentum, which steps with the estimate."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+
+
+CONFIGURATIONS = {
+    "in place": {"module": Unaided, "make": lambda: MeZOCallback(2, seed=4)},
+    "a seed of its own": {"module": Unaided, "make": MeZOCallback, "loader": {"num_workers": 2}},
+    "momentum": {"module": Heavy, "make": lambda: MeZOCallback(seed=4)},
+    "while derivatives add up": {
+        "module": Unaided,
+        "make": lambda: MeZOCallback(directions=MaskedDirections(GaussianDirections()), mu="auto", clip=0.5, seed=4),
+        "accumulate_grad_batches": 2,
+        "val_check_interval": 3,
+        "saver": {"every_n_epochs": 1, "save_on_train_epoch_end": False},
+    },
+}
+POINTS = [("in place", (1, 5, "end")), ("in place", (2, 0, "start")), ("a seed of its own", (1, 4, "end"))]
+POINTS += [
+    ("momentum", (2, 6, "step")),
+    ("while derivatives add up", (1, 4, "end")),
+    ("while derivatives add up", (2, 6, "end")),
+]
+
+
+@pytest.mark.parametrize(("name", "kill"), POINTS, ids=str)
+def test_a_killed_run_goes_on_bit_for_bit(name, kill, tmp_path):
+    uninterrupted = run(tmp_path / "whole", CONFIGURATIONS[name])
+    run(tmp_path / "killed", CONFIGURATIONS[name], kill)
+    checkpoint = last_checkpoint(tmp_path / "killed")
+    resumed = run(tmp_path / "killed", CONFIGURATIONS[name], ckpt=checkpoint, seed=99)
+    assert_continues(resumed, uninterrupted, checkpoint)

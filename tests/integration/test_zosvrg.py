@@ -1,0 +1,231 @@
+"""ZO-SVRG: along all directions it is SVRG; along fewer it is what an independent implementation says."""
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_vamo import Carry, InvalidArgumentError, MeZOCallback, Recompute, Replay, VAMOMixin, ZOSVRGCallback
+from lightning_vamo.core.directions import (
+    CoordinateDirections,
+    GaussianDirections,
+    GradientSubspaceDirections,
+    MaskedDirections,
+    OrthonormalDirections,
+)
+from lightning_vamo.loop.ledger.seeds import Seeds, seeded
+from tests.reference import fo_svrg, sgd
+from tests.support.least_squares import problem
+from tests.support.modules import Perceptron, classification_data, trainer
+from tests.support.ranks import run
+from tests.support.resuming import WARNINGS, VAMOModule, assert_continues, last_checkpoint
+from tests.support.resuming import run as resuming
+
+
+class LeastSquares(VAMOMixin, L.LightningModule):
+    """Remembers the batches that it trains on, and where each step led."""
+
+    def __init__(self, sgd=None):
+        super().__init__()
+        self.weights = nn.ParameterList([nn.Parameter(torch.zeros(7)), nn.Parameter(torch.ones(2))])
+        self.sgd = {"lr": 0.05, **(sgd or {})}
+        self.plan, self.points = [], []
+
+    def training_step(self, batch, batch_idx):
+        inputs, targets, _ = batch
+        return (inputs @ torch.cat(list(self.weights)) - targets).square().mean() / 2
+
+    def on_train_epoch_start(self):
+        self.plan.append([])
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.plan[-1].append(batch[2].tolist())
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.points.append(torch.cat(list(self.weights)).detach().double().numpy().copy())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), **self.sgd)
+
+
+START = np.concatenate([np.zeros(7), np.ones(2)])
+
+
+def train(callback, epochs=4, sgd=None, **options):
+    L.seed_everything(1, verbose=False)
+    module, (a, b) = LeastSquares(sgd).double(), problem()
+    data = TensorDataset(torch.tensor(a), torch.tensor(b), torch.arange(len(a)))
+    fit = trainer(callbacks=[callback], max_epochs=epochs, precision="64-true", **options)
+    fit.fit(module, DataLoader(data, 6, shuffle=True))
+    return np.stack(module.points), module.plan, fit
+
+
+@pytest.mark.parametrize("control", [None, Replay(), Recompute(every_n_epochs=2), Replay(every_n_epochs=2)])
+@pytest.mark.parametrize("family", [OrthonormalDirections(), CoordinateDirections()])
+def test_all_directions_give_svrg(family, control):
+    callback = ZOSVRGCallback(9, family, mu=0.1, control=control, seed=0)
+    points, plan, _ = train(callback)
+    if control is not None and control.every_n_epochs == 2:
+        plan = [plan[0] + plan[1], plan[2] + plan[3]]
+    expected = fo_svrg(*problem(), START, plan, 0.05)
+    assert np.abs(points - expected).max() < 1e-10
+    assert np.abs(points - sgd(*problem(), START, plan, 0.05)).max() > 1e-2
+
+
+def reference(plan, count, lr, mu, difference, alpha, seed=3):
+    """The method with dense directions, a snapshot per epoch."""
+    a, b = (torch.tensor(part, dtype=torch.float64) for part in problem())
+    x, parameters, points = torch.tensor(START), [torch.zeros(7, dtype=torch.float64), torch.ones(2, dtype=torch.float64)], []
+
+    def slopes(point, z, rows):
+        def loss(at):
+            return (a[rows] @ at - b[rows]).square().mean() / 2
+
+        behind = [loss(point - mu * one) if difference == "central" else loss(point) for one in z]
+        return torch.stack([loss(point + mu * one) - minus for one, minus in zip(z, behind, strict=True)]) / (
+            2 * mu if difference == "central" else mu
+        )
+
+    for epoch, batches in enumerate(plan):
+        drawn = GaussianDirections().draw(parameters, count, seeded(Seeds(seed).of(f"snapshot {epoch}")))
+        z, snapshot = drawn.dense(parameters) * 3.0, x.clone()  # the root of nine dimensions
+        mean = sum(len(rows) * slopes(snapshot, z, rows) for rows in batches) / sum(map(len, batches))
+        for rows in batches:
+            x = x - lr * (slopes(x, z, rows) - alpha * (slopes(snapshot, z, rows) - mean)) @ z / count
+            points.append(x.numpy().copy())
+    return np.stack(points)
+
+
+@pytest.mark.parametrize("difference", ["central", "forward"])
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+@pytest.mark.parametrize("control", [Recompute(), Replay()])
+def test_the_steps_are_those_of_an_independent_implementation(control, alpha, difference):
+    callback = ZOSVRGCallback(3, mu=0.01, difference=difference, alpha=alpha, control=control, seed=3)
+    points, plan, fit = train(callback, epochs=3)
+    assert np.abs(points - reference(plan, 3, 0.05, 0.01, difference, alpha)).max() < 1e-9
+    assert fit.callback_metrics["zosvrg/probes"] == 3
+    assert fit.callback_metrics["zosvrg/mu"] == pytest.approx(0.03)
+    assert str(callback.report).startswith("ZO-SVRG: 3 ")
+
+
+def test_any_optimizer_steps_with_it():
+    """Along all directions: the gradient is SVRG's, so momentum makes of it what it makes of SVRG's."""
+    callback = ZOSVRGCallback(9, OrthonormalDirections(), mu=0.1, control=Replay(), seed=0)
+    points, plan, _ = train(callback, sgd={"lr": 0.02, "momentum": 0.9})
+    a, b = problem()
+    x, velocity, expected = START.copy(), np.zeros(9), []
+
+    def gradient(at, rows):
+        return a[rows].T @ (a[rows] @ at - b[rows]) / len(rows)
+
+    for batches in plan:
+        snapshot, rows = x.copy(), [row for batch in batches for row in batch]
+        for batch in batches:
+            velocity = 0.9 * velocity + gradient(x, batch) - gradient(snapshot, batch) + gradient(snapshot, rows)
+            x = x - 0.02 * velocity
+            expected.append(x.copy())
+    assert np.abs(points - np.stack(expected)).max() < 1e-10
+
+
+@pytest.mark.parametrize("mu", [1e-3, "auto"])
+def test_without_a_control_variate_it_is_mezo(mu):
+    points, _, _ = train(ZOSVRGCallback(2, mu=mu, alpha=0.0, seed=3))
+    expected, _, _ = train(MeZOCallback(2, mu=mu, update="gradient", seed=3))
+    assert np.array_equal(points, expected)
+
+
+def counts(control, difference, epochs=2):
+    callback = ZOSVRGCallback(3, difference=difference, control=control, seed=0)
+    train(callback, epochs=epochs)
+    assert callback.report.backward_evaluations == 0
+    assert callback.report.batches == 7 * epochs
+    return callback.report.forward_evaluations
+
+
+def test_the_evaluations_are_those_documented():
+    """Per batch of 7: a step's own, those at the snapshot, and the sweep's; what a sweep looks at beside is left out."""
+    for difference, step, row in (("central", 6, 7), ("forward", 4, 4)):
+        replayed, recomputed = counts(Replay(), difference), counts(Recompute(), difference)
+        assert recomputed - replayed == 14 * row
+        assert replayed - counts(Replay(every_n_epochs=2), difference) >= 7 * row
+        assert replayed >= 14 * (step + row)
+
+
+class Perceptrons(VAMOMixin, Perceptron):
+    def __init__(self):
+        super().__init__(lr=0.05)
+
+
+@pytest.mark.parametrize("control", [Recompute(every_n_train_steps=2), Replay()])
+def test_two_ranks_are_one_process_with_both_batches(control, tmp_path):
+    data = classification_data(48)
+    data.tensors = (data.tensors[0].double(), data.tensors[1])
+    options = {"max_epochs": 2, "precision": "64-true"}
+    callbacks = [ZOSVRGCallback(4, control=control, seed=2) for _ in range(2)]
+    module = Perceptrons().double()
+    one, other = run(module, tmp_path / "two", data, devices=2, batch_size=4, callback=callbacks[0], **options)
+    [alone] = run(module, tmp_path / "one", data, devices=1, batch_size=8, callback=callbacks[1], **options)
+    assert all(torch.equal(one["state"][name], other["state"][name]) for name in one["state"])
+    assert all(torch.allclose(one["state"][name], alone["state"][name], rtol=0, atol=1e-8) for name in one["state"])
+
+
+CONFIGURATIONS = {
+    "recomputed": lambda: ZOSVRGCallback(2, control=Recompute(every_n_train_steps=3), seed=4),
+    "replayed, masked": lambda: ZOSVRGCallback(2, MaskedDirections(GaussianDirections(), 0.5), control=Replay(), seed=4),
+}
+
+
+class Heavy(VAMOModule):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.005, momentum=0.5)
+
+
+@pytest.mark.parametrize(("name", "kill"), [("recomputed", (1, 4, "end")), ("replayed, masked", (2, 5, "step"))])
+@WARNINGS[0]
+@WARNINGS[1]
+def test_a_killed_run_goes_on_bit_for_bit(name, kill, tmp_path):
+    """A mask is of the snapshot's weights, which a resumed run no longer has."""
+    configuration = {"module": Heavy, "make": CONFIGURATIONS[name]}
+    uninterrupted = resuming(tmp_path / "whole", configuration)
+    resuming(tmp_path / "killed", configuration, kill)
+    checkpoint = last_checkpoint(tmp_path / "killed")
+    assert_continues(resuming(tmp_path / "killed", configuration, ckpt=checkpoint, seed=99), uninterrupted, checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"probes": 0}, r"`probes` must be a whole number >= 1, got 0"),
+        ({"alpha": -1.0}, r"`alpha` must be .*a finite number >= 0, got -1.0"),
+        ({"alpha": "adaptive"}, r"`alpha` must be a finite number >= 0, got 'adaptive'"),
+        ({"control": "replay"}, r"`control` must be Recompute\(...\) or Replay\(...\), got 'replay'"),
+        ({"control": Carry()}, r"`control` must be Recompute\(...\) or Replay\(...\)"),
+        ({"directions": GradientSubspaceDirections()}, r"`directions` must be a family of directions that does not learn"),
+        ({"mu": -1}, r"`mu` must be a positive"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        ZOSVRGCallback(**arguments)
+
+
+def test_more_directions_than_there_are_dimensions_are_refused():
+    with pytest.raises(InvalidArgumentError, match="at most 9 probes"):
+        train(ZOSVRGCallback(10, OrthonormalDirections()))
+
+
+def test_shapes_of_data_do_not_matter_for_streams():
+    """A stream cannot be swept: the mean of its rows is a running one."""
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            inputs, labels = classification_data(24).tensors
+            yield from zip(inputs.double(), labels, strict=True)
+
+    callback = ZOSVRGCallback(2, control=Recompute(every_n_train_steps=2), seed=0)
+    fit = trainer(callbacks=[callback], max_epochs=2, precision="64-true")
+    fit.fit(Perceptrons().double(), DataLoader(Stream(), 8))
+    assert fit.global_step == 6
+    assert callback.report.steps > 0

@@ -1,4 +1,4 @@
-"""Draw the pictures of the documentation that need no downloads, each panel as a picture of its own, so that a phone can stack them.
+"""Draw the pictures of the documentation that need no downloads, each panel by itself, so that a phone can stack them.
 
 python docs/pictures.py lightning_logs/version_0    # the folder of a run of the demo: make pictures
 """

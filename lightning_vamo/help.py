@@ -7,7 +7,6 @@ from typing import Any
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
-import lightning_vamo
 from lightning_vamo.callbacks.base import MethodCallback
 from lightning_vamo.core import directions, schedules
 
@@ -54,7 +53,7 @@ def short_names() -> dict[str, list[str]]:
         "vamo.probes": _classes(schedules, lambda cls: hasattr(cls, "probes_at")),
         "vamo.directions": _classes(directions, lambda cls: issubclass(cls, directions.Directions)),
         "vamo.control": ["Carry", "Recompute", "Replay"],
-        "method": _classes(lightning_vamo, lambda cls: issubclass(cls, MethodCallback)),
+        "method": sorted(cls.__name__ for cls in _below(MethodCallback) if cls.__module__.startswith("lightning_vamo.")),
     }
 
 
@@ -63,12 +62,18 @@ def _classes(module: Any, wanted: Any) -> list[str]:
     return [name for name in found if wanted(getattr(module, name)) and not _is_base(getattr(module, name))]
 
 
+def _below(cls: Any) -> list[Any]:
+    """The classes derived from a class that can be made."""
+    below = [each for sub in cls.__subclasses__() for each in (sub, *_below(sub))]
+    return [each for each in below if not inspect.isabstract(each)]
+
+
 def _is_base(cls: Any) -> bool:
     return inspect.isabstract(cls) or bool(getattr(cls, "_is_protocol", False))
 
 
 def plain(text: str) -> str:
-    """A text of a docstring without reST: the names that roles refer to, and code without its double quotes.
+    r"""A text of a docstring without reST: the names that roles refer to, and code without its double quotes.
 
     Args:
         text: The text.
@@ -77,7 +82,7 @@ def plain(text: str) -> str:
         The text in plain words.
 
     Example:
-        >>> plain(r"See :class:`~lightning_vamo.VAMOMixin`; ``q`` times :math:`\\alpha`.")
+        >>> plain(r"See :class:`~lightning_vamo.VAMOMixin`; ``q`` times :math:`\alpha`.")
         'See VAMOMixin; q times alpha.'
     """
     text = ROLE.sub(lambda match: match[1].rpartition(".")[2].replace("\\", ""), text)

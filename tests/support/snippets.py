@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from pathlib import Path
 import torch
 
 FENCE = re.compile(
-    r"^(?P<fence>`{3,})\{?(?P<language>python|testcode|doctest|testoutput|testsetup|testcleanup)\}?[^\n]*\n"
-    r"(?P<body>.*?)^(?P=fence)[ ]*$",
+    r"^(?P<indent>[ ]*)(?P<fence>`{3,})\{?(?P<language>python|testcode|doctest|testoutput|testsetup|testcleanup)\}?[^\n]*\n"
+    r"(?P<body>.*?)^(?P=indent)(?P=fence)[ ]*$",
     re.DOTALL | re.MULTILINE,
 )
 OPTIONS = re.compile(r"\A(?::\w+:.*\n)+\n?")
@@ -54,7 +55,7 @@ def blocks(text: str) -> list[Block]:
     """The blocks of code of a page, in order, each with the output that follows it."""
     found: list[Block] = []
     for match in FENCE.finditer(text):
-        body = OPTIONS.sub("", match["body"])
+        body = OPTIONS.sub("", textwrap.dedent(match["body"]))
         line = text.count("\n", 0, match.start("body")) + 1
         if match["language"] == "testoutput":
             last = found.pop()

@@ -113,6 +113,7 @@ class MethodCallback(DrivingCallback):
         """Refuse what the method cannot train, and let the training loaders record their batches."""
         if stage != "fit" or self._plain:
             return
+        checks.check_package("trainer", trainer)
         name, control = self._method.name, self._method.control
         callbacks = [callback for callback in trainer.callbacks if isinstance(callback, DrivingCallback)]  # type: ignore[attr-defined]
         if len(callbacks) > 1:

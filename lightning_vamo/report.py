@@ -31,6 +31,8 @@ class MethodReport:
         row_seconds: Time in which steps' batches were evaluated at the snapshot, where rows are recomputed.
         method: Name of the method.
         made_of: What the control variate is made of; None where nothing is taken out of the gradient.
+        plain: The argument that trains without a control variate; by default VAMO's, or SVRG's where it is of gradients.
+        recompute: The argument that evaluates each batch at the snapshot.
     """
 
     snapshots: int
@@ -47,6 +49,8 @@ class MethodReport:
     row_seconds: float = 0.0
     method: str = "VAMO"
     made_of: MadeOf | None = "probes"
+    plain: str | None = None
+    recompute: str = "control='recompute'"
 
     @property
     def relative_cost(self) -> float:
@@ -77,6 +81,7 @@ class MethodReport:
         if self.made_of is None:
             return f"{_counted(self.batches, 'batch', 'batches')} trained on, at {times} the compute of plain training."
         what, off = _WORDS[self.made_of]
+        off = self.plain or off
         if self.variance_removed is None:
             return f"no step was corrected, and you paid {times} the compute of plain training: {self._cause(off)}"
         share = f"{100 * self.variance_removed:.3g} % of the gradient's second moment"
@@ -101,7 +106,7 @@ class MethodReport:
         if self.rows_unused:
             return (
                 f"{_counted(self.rows_unused, 'batch was', 'batches were')} not what the sweep had seen in that place, as with"
-                f" random augmentation. Set control='recompute', or train with {off}."
+                f" random augmentation. Set {self.recompute}, or train with {off}."
             )
         if not self.snapshots:
             return (

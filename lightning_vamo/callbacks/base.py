@@ -22,6 +22,7 @@ from lightning_vamo.loop.control.settings import PLAIN, ProbeSettings
 from lightning_vamo.loop.gradient.base import Gradient
 from lightning_vamo.loop.gradient.first_order import FirstOrder
 from lightning_vamo.loop.ledger.totals import Totals
+from lightning_vamo.loop.ledger.ways import VAMO_WAYS, Ways
 from lightning_vamo.loop.parameters import trainable_parameters
 from lightning_vamo.loop.plan.record import recording
 from lightning_vamo.loop.plan.recorder import RecordingBatchSampler
@@ -62,6 +63,9 @@ class MethodCallback(DrivingCallback):
     title: ClassVar[str] = ""
     """What reports call the method; by default the callback's name without its ending."""
 
+    ways: ClassVar[Ways] = VAMO_WAYS
+    """How the callback's arguments say what a warning recommends."""
+
     @abstractmethod  # a method's callback has arguments of its own
     def __init__(
         self,
@@ -79,7 +83,8 @@ class MethodCallback(DrivingCallback):
         self.seed = seed
         self.verbose = verbose
         self._plain = plain
-        self._method = Method(type(self).__name__, gradient or FirstOrder(), control or Nothing(), settings or PLAIN)
+        parts = gradient or FirstOrder(), control or Nothing(), settings or PLAIN
+        self._method = Method(type(self).__name__, *parts, self.prefix, self.ways)
         self._run = Run(self._method, self.driver)
         self._attached = ExitStack()
         self._trainer: Trainer | None = None
@@ -90,7 +95,8 @@ class MethodCallback(DrivingCallback):
         """What the method has cost and removed so far; printed, it reads as a few lines of text."""
         report = self._run.ledger.report(self._run.sums.moments)
         title = self.title or type(self).__name__.removesuffix("Callback")
-        return replace(report, method=title, made_of=self._method.control.made_of)
+        ways, made_of = self.ways, self._method.control.made_of
+        return replace(report, method=title, made_of=made_of, plain=ways.plain, recompute=ways.recompute)
 
     @property
     def settings(self) -> ProbeSettings:

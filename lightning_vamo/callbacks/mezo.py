@@ -57,6 +57,7 @@ class MeZOCallback(MethodCallback):
             each derivative. ``"probes"``: each evaluates ``q`` directions of its own, so that a step averages over ``q`` times
             the number of ranks; each rank draws all of them for the step.
         seed: Seed of the directions; by default it follows from the global seed. The global generator is never touched.
+        verbose: Whether the end of the training says what MeZO cost, in the way of Lightning's own messages.
 
     Raises:
         InvalidArgumentError: If an argument has a value that is not allowed.
@@ -84,7 +85,8 @@ class MeZOCallback(MethodCallback):
         parameters: str | list[str] | Callable[[str, Tensor], bool] | None = None,
         share: Literal["batches", "probes"] = "batches",
         seed: int | None = None,
+        verbose: bool = True,
     ) -> None:
         family = GaussianDirections() if directions is None else directions
         settings = Settings(probes, family, mu, difference, update, clip, parameters, share)
-        super().__init__(ZerothOrder(settings), seed=seed)
+        super().__init__(ZerothOrder(settings), seed=seed, verbose=verbose)

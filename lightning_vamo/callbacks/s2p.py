@@ -44,6 +44,7 @@ class S2PCallback(MethodCallback):
         variant: ``"s2p"``, ``"stp"`` or ``"vs2p"``.
         rho: How far ``"vs2p"`` looks, :math:`\rho`: each weight moves by about so much. The others look as far as they go.
         seed: Seed of the directions; by default it follows from the global seed. The global generator is never touched.
+        verbose: Whether the end of the training says what the method cost, in the way of Lightning's own messages.
 
     Raises:
         InvalidArgumentError: If an argument has a value that is not allowed.
@@ -60,7 +61,7 @@ class S2PCallback(MethodCallback):
     prefix: ClassVar[str] = "s2p"
     title: ClassVar[str] = "S2P"
 
-    def __init__(self, variant: Variant = "s2p", rho: float = 1e-3, seed: int | None = None) -> None:
+    def __init__(self, variant: Variant = "s2p", rho: float = 1e-3, seed: int | None = None, verbose: bool = True) -> None:
         check_variant(variant, rho)
-        super().__init__(DirectSearch(variant, rho), seed=seed)
+        super().__init__(DirectSearch(variant, rho), seed=seed, verbose=verbose)
         self.title = variant.upper()  # type: ignore[misc]  # reports name the variant

@@ -10,6 +10,7 @@ from lightning_vamo.loop.control.kept_gradients import CacheGradients, CarryGrad
 from lightning_vamo.loop.control.nothing import Nothing
 from lightning_vamo.loop.control.recomputed_gradients import RecomputeGradients
 from lightning_vamo.loop.gradient.first_order import FirstOrder
+from lightning_vamo.loop.ledger.ways import Ways
 
 Gradients = Literal["recompute", "cache", "carry"]
 
@@ -55,6 +56,8 @@ class SVRGCallback(MethodCallback):
             parameters'.
         table_device: Where the table is kept, such as ``"cpu"``; by default where the parameters are.
         seed: Seed of the order in which batches are trained on again; by default it follows from the global seed.
+        verbose: Whether each epoch, and the end of the training, says what SVRG cost and removed, in the way of Lightning's own
+            messages.
 
     Raises:
         InvalidArgumentError: If an argument has a value that is not allowed, or two do not go together.
@@ -71,6 +74,7 @@ class SVRGCallback(MethodCallback):
 
     title = "SVRG"
     prefix = "svrg"
+    ways = Ways("gradients='recompute'", "alpha=0", "gradients='carry'", "gradients='cache'", "its row is", "ranks", False)
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class SVRGCallback(MethodCallback):
         table_dtype: TableType | None = None,
         table_device: str | None = None,
         seed: int | None = None,
+        verbose: bool = True,
     ) -> None:
         if gradients not in get_args(Gradients):
             raise InvalidArgumentError(f"`gradients` must be one of {get_args(Gradients)}, got {gradients!r}.")
@@ -101,4 +106,4 @@ class SVRGCallback(MethodCallback):
             kept = CacheGradients if gradients == "cache" else CarryGradients
             chosen = kept(alpha, every_n_epochs, dtype=table_dtype, device=table_device)
         control: Control = Nothing() if alpha == 0 else chosen
-        super().__init__(FirstOrder(), control, seed=seed)
+        super().__init__(FirstOrder(), control, seed=seed, verbose=verbose)

@@ -12,6 +12,7 @@ from lightning_vamo.loop.control.recompute import Recompute
 from lightning_vamo.loop.control.replayed import Replay
 from lightning_vamo.loop.control.settings import ProbeSettings
 from lightning_vamo.loop.gradient.zeroth_order import Settings, ZerothOrder
+from lightning_vamo.loop.ledger.ways import Ways
 
 
 class ZOSVRGCallback(MethodCallback):
@@ -51,6 +52,8 @@ class ZOSVRGCallback(MethodCallback):
             evaluates each step's batch at the snapshot, and :class:`~lightning_vamo.Replay` sweeps the coming epoch's batches
             and trains on these; by default ``Recompute(every_n_epochs=1)``.
         seed: Seed of the directions; by default it follows from the global seed. The global generator is never touched.
+        verbose: Whether each epoch, and the end of the training, says what ZO-SVRG cost and removed, in the way of Lightning's
+            own messages.
 
     Raises:
         InvalidArgumentError: If an argument has a value that is not allowed.
@@ -68,6 +71,7 @@ class ZOSVRGCallback(MethodCallback):
 
     prefix: ClassVar[str] = "zosvrg"
     title: ClassVar[str] = "ZO-SVRG"
+    ways: ClassVar[Ways] = Ways("control=Recompute(...)", "alpha=0", carry=None, anew=None, sweep_precision=False)
 
     def __init__(
         self,
@@ -78,6 +82,7 @@ class ZOSVRGCallback(MethodCallback):
         alpha: float = 1.0,
         control: Recompute | Replay | None = None,
         seed: int | None = None,
+        verbose: bool = True,
     ) -> None:
         family = GaussianDirections("seeded") if directions is None else directions
         gradient = ZerothOrder(Settings(probes, family, mu, difference, update="gradient"))
@@ -87,4 +92,4 @@ class ZOSVRGCallback(MethodCallback):
         chosen = Recompute(every_n_epochs=1) if control is None else control
         if not isinstance(chosen, (Recompute, Replay)):
             raise InvalidArgumentError(f"`control` must be Recompute(...) or Replay(...), got {control!r}.")
-        super().__init__(gradient, chosen if alpha else Nothing(), settings, seed)
+        super().__init__(gradient, chosen if alpha else Nothing(), settings, seed, verbose=verbose)

@@ -1,11 +1,13 @@
 """ZO-SVRG: along all directions it is SVRG; along fewer it is what an independent implementation says."""
 
+import warnings
+
 import lightning as L
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from lightning_vamo import Carry, InvalidArgumentError, MeZOCallback, Recompute, Replay, VAMOMixin, ZOSVRGCallback
 from lightning_vamo.core.directions import (
@@ -16,10 +18,11 @@ from lightning_vamo.core.directions import (
     OrthonormalDirections,
 )
 from lightning_vamo.loop.ledger.seeds import Seeds, seeded
+from lightning_vamo.loop.observer import RunObserver
 from tests.reference import fo_svrg, sgd
 from tests.support.least_squares import problem
 from tests.support.modules import Perceptron, classification_data, trainer
-from tests.support.ranks import run
+from tests.support.ranks import Data, run
 from tests.support.resuming import WARNINGS, VAMOModule, assert_continues, last_checkpoint
 from tests.support.resuming import run as resuming
 
@@ -169,6 +172,94 @@ def test_two_ranks_are_one_process_with_both_batches(control, tmp_path):
     [alone] = run(module, tmp_path / "one", data, devices=1, batch_size=8, callback=callbacks[1], **options)
     assert all(torch.equal(one["state"][name], other["state"][name]) for name in one["state"])
     assert all(torch.allclose(one["state"][name], alone["state"][name], rtol=0, atol=1e-8) for name in one["state"])
+
+
+class Redrawn(Dataset):
+    """Gives other inputs for some indices when it is read again, by a process that sees the reading."""
+
+    def __init__(self, changes):
+        self.data = classification_data(48)
+        self.changes = changes
+        self.generator = torch.Generator().manual_seed(4)
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        inputs, label = self.data[index]
+        if index in self.changes:
+            inputs = inputs + torch.randn(len(inputs), generator=self.generator)
+        return inputs.double(), label
+
+
+class WithoutRow(ZOSVRGCallback, RunObserver):
+    """Makes a row of the table the mean of all rows, which is to correct nothing."""
+
+    def on_snapshot(self, fit, module, snapshot):
+        snapshot.correction.control.rows[2] = 0
+
+
+class Opaque:
+    """A batch that has no fingerprint, as its tensors are not found."""
+
+    def __init__(self, samples):
+        self.parts = default_collate(samples)
+
+    def __getitem__(self, index):
+        return self.parts[index]
+
+    def to(self, device):
+        return self
+
+
+class OpaqueData(Data):
+    def train_dataloader(self):
+        loader = super().train_dataloader()
+        loader.collate_fn = Opaque
+        return loader
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.filterwarnings("ignore:A training batch differs.*so its probe differences are not used")
+def test_the_row_of_a_batch_that_differs_on_one_rank_is_left_out_on_all(accumulate, tmp_path):
+    """Rank 0 has the even samples, four to a batch: all of its third batch changes."""
+
+    def trained(name, cls, datamodule):
+        callback = cls(4, control=Replay(), seed=2)
+        options = {"precision": "64-true", "accumulate_grad_batches": accumulate, "use_distributed_sampler": False}
+        data, module = Redrawn((16, 18, 20, 22)), Perceptrons().double()
+        ranks = run(module, tmp_path / name, data, devices=2, batch_size=4, callback=callback, datamodule=datamodule, **options)
+        assert all(torch.equal(ranks[0]["state"][key], ranks[1]["state"][key]) for key in ranks[0]["state"])
+        return ranks[0]["state"], ranks[0]["metrics"]
+
+    state, metrics = trained("left out", ZOSVRGCallback, Data)
+    assert metrics["zosvrg/rows_unused"] == 1
+    without, _ = trained("zero", WithoutRow, OpaqueData)
+    used, metrics = trained("used", ZOSVRGCallback, OpaqueData)
+    assert metrics["zosvrg/rows_unused"] == 0
+    assert all(torch.allclose(state[name], without[name], rtol=1e-12, atol=1e-14) for name in state)
+    assert not torch.allclose(state["net.0.weight"], used["net.0.weight"], rtol=1e-6)
+
+
+def test_warnings_name_its_own_figures_and_arguments():
+    class Noisy(Redrawn):
+        def __getitem__(self, index):
+            inputs, label = super().__getitem__(index)
+            return inputs.float(), label
+
+    callback = ZOSVRGCallback(2, control=Replay(), seed=2)
+    fit = trainer(callbacks=[callback], max_epochs=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit.fit(Perceptrons(), DataLoader(Noisy(range(48)), 8))
+    said = " ".join(str(warning.message) for warning in caught)
+    assert "zosvrg/rows_unused. " in said
+    assert "Set control=Recompute(...), let an augmentation depend on the index only, or train with alpha=0." in said
+    assert "the steps are plain: set control=Recompute(...), or alpha=0." in said
+    assert "vamo/" not in said
+    assert "probes=0" not in said
+    assert "Set control=Recompute(...), or train with alpha=0." in str(callback.report)
+    assert "vamo" not in " ".join(fit.callback_metrics)
 
 
 CONFIGURATIONS = {

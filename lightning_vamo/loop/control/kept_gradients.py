@@ -217,7 +217,7 @@ class CarryGradients(KeepGradients):
 
     def warn_of_reload(self, advice: Advice) -> None:
         """See :meth:`Control.warn_of_reload`."""
-        advice.on_reloaded_rows(self.made_of)
+        advice.on_reloaded_rows()
 
     def take(self, here: Here, before: Snapshot | None) -> CarriedGradients:
         """See :meth:`Control.take`."""

@@ -114,7 +114,7 @@ class Replay(ProbedControl):
 
     def warn_of_changing_data(self, advice: Advice) -> None:
         """See :meth:`Control.warn_of_changing_data`."""
-        advice.on_changing_data("No more sweeps are made, and the steps are plain: set control='recompute', or probes=0.")
+        advice.on_changing_data()
 
     def take(self, here: Here, before: Snapshot | None) -> Replayed | None:
         """See :meth:`Control.take`."""

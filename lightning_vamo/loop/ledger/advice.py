@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_vamo.errors import UnsupportedError
-from lightning_vamo.report import MadeOf
+from lightning_vamo.loop.ledger.ways import VAMO_WAYS, Ways
 
 LOWEST_SNR = 2.0
 """Below it more than a quarter, ``1 / snr ** 2``, of what the table varies by is error, which the corrections would add."""
@@ -21,9 +21,16 @@ def _against_rounding(*, central: bool, mixed: bool, tf32: bool) -> str:
 
 
 class Advice:
-    """Gives each warning once."""
+    """Gives each warning once.
 
-    def __init__(self) -> None:
+    Args:
+        prefix: What the names of logged figures begin with, before a slash.
+        ways: How the arguments of the callback say what a warning recommends.
+    """
+
+    def __init__(self, prefix: str = "vamo", ways: Ways = VAMO_WAYS) -> None:
+        self._prefix = prefix
+        self._ways = ways
         self._given: set[str] = set()
 
     def _once(self, topic: str, message: str) -> None:
@@ -93,12 +100,13 @@ class Advice:
         if trend == "curvature":
             cause, remedy = "curved", "set a smaller `mu`" + ("" if central else ", or `difference='central'`")
         else:
+            mixed = mixed and self._ways.sweep_precision
             cause, remedy = "rounded", _against_rounding(central=central, mixed=mixed, tf32=tf32)
         self._once(
             "noisy",
-            f"The probe differences hardly stand out of their own error: vamo/probe_snr = {snr:.2g} with `mu` at {mu:.3g},"
-            f" where the losses are too {cause} for that radius. Corrections along such rows are scaled down. To improve the"
-            f" rows, {remedy}.",
+            f"The probe differences hardly stand out of their own error: {self._prefix}/probe_snr = {snr:.2g} with `mu` at"
+            f" {mu:.3g}, where the losses are too {cause} for that radius. Corrections along such rows are scaled down. To"
+            f" improve the rows, {remedy}.",
         )
 
     def on_changing_loss(self, error: Exception, *, first: bool) -> None:
@@ -111,26 +119,22 @@ class Advice:
         Raises:
             UnsupportedError: If it is.
         """
+        carry = self._ways.carry and f", set {self._ways.carry}, which evaluates no loss beside the step's"
         ways = (
-            "Define `probe_loss(batch, batch_idx)` on the module as a function of the weights and the batch alone, set"
-            " control='carry', which evaluates no loss beside the step's, or train with probes=0."
+            "Define `probe_loss(batch, batch_idx)` on the module as a function of the weights and the batch alone"
+            f"{carry or ''}, or train with {self._ways.plain}."
         )
         if first:
             raise UnsupportedError(f"{error} {ways}") from error
         self._once("changing loss", f"{error} The steps are not corrected until the next snapshot. {ways}")
 
-    def on_reloaded_rows(self, made_of: MadeOf | None = "probes") -> None:
-        """Warn of carried rows that are lost with the loader whose batches they belong to.
-
-        Args:
-            made_of: What rows are made of.
-        """
-        other = "gradients='cache'" if made_of == "gradients" else "control=Carry(sweep_every_n_epochs=...)"
+    def on_reloaded_rows(self) -> None:
+        """Warn of carried rows that are lost with the loader whose batches they belong to."""
         self._once(
             "reloaded",
             "The training DataLoader was made anew, so the rows that were carried from epoch to epoch are lost, and an epoch of"
             " plain training fills a new table: set Trainer(reload_dataloaders_every_n_epochs=0), or a large number, or"
-            f" {other}.",
+            f" {self._ways.anew}.",
         )
 
     def on_short_warmup(self, trainer: Trainer, probes: int, seen: int) -> None:
@@ -149,27 +153,23 @@ class Advice:
             " has found its scale.",
         )
 
-    def on_other_batch(self, left_out: bool, made_of: MadeOf | None = "probes") -> None:
+    def on_other_batch(self, left_out: bool) -> None:
         """Warn of a dataset that does not give the same batch twice.
 
         Args:
             left_out: Whether its row is left out. Over shards that would take a message to the other ranks in each step.
-            made_of: What rows are made of.
         """
-        gradients = made_of == "gradients"
-        row, are = ("row", "is") if gradients else ("probe differences", "are")
-        prefix, setting, plain = ("svrg", "gradients", "alpha") if gradients else ("vamo", "control", "probes")
+        ways = self._ways
         what = (
-            f"so its {row} {are} not used; the number of such batches is logged as {prefix}/rows_unused"
+            f"so {ways.its_row} not used; the number of such batches is logged as {self._prefix}/rows_unused"
             if left_out
-            else f"but its {row} {are} used, which adds noise, and no bias: {'' if gradients else 'sharded '}ranks cannot leave"
-            " out one's part"
+            else f"but {ways.its_row} used, which adds noise, and no bias: {ways.ranks} cannot leave out one's part"
         )
         self._once(
             "other batch",
             f"A training batch differs from the one that the sweep saw in its place, {what}. The dataset gives other samples"
-            f" for the same indices: random augmentation, or data that changes. Set {setting}='recompute', let an augmentation"
-            f" depend on the index only, or train with {plain}=0.",
+            f" for the same indices: random augmentation, or data that changes. Set {ways.recompute}, let an augmentation"
+            f" depend on the index only, or train with {ways.plain}.",
         )
 
     def on_lost_rows(self, count: int, batches: int) -> None:
@@ -187,14 +187,15 @@ class Advice:
                 " its scale.",
             )
 
-    def on_changing_data(self, outcome: str) -> None:
+    def on_changing_data(self, outcome: str | None = None) -> None:
         """Warn that most rows of a sweep could not be used, for the data gives other batches when it is read again.
 
         Args:
-            outcome: What follows from that.
+            outcome: What follows from that; by default, that nothing is corrected any more.
         """
+        plain = f"No more sweeps are made, and the steps are plain: set {self._ways.recompute}, or {self._ways.plain}."
         self._once(
             "changing data",
             "Most rows of the sweep were of no use: the dataset gives other samples for the same indices, as with random"
-            f" augmentation. {outcome}",
+            f" augmentation. {outcome or plain}",
         )

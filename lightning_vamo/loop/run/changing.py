@@ -7,6 +7,21 @@ from lightning_vamo.loop.control.base import Snapshot
 from lightning_vamo.loop.sweep.agree import total
 
 
+def differs_anywhere(trainer: Trainer, differs: bool) -> bool:
+    """Whether the present batch of any rank is another one than the sweep saw in its place.
+
+    Args:
+        trainer: The trainer; every rank has to call this.
+        differs: Whether the batch of this rank is.
+
+    Returns:
+        The same on every rank.
+    """
+    if trainer.world_size == 1:
+        return differs
+    return bool(total(trainer, torch.tensor(float(differs), dtype=torch.float64)) > 0)
+
+
 def gives_other_batches(trainer: Trainer, snapshot: Snapshot | None, unused: int) -> bool:
     """Whether most batches of an epoch were not those that the snapshot's sweep had read in their place.
 

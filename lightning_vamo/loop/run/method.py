@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from lightning_vamo.loop.control.base import Control
 from lightning_vamo.loop.control.settings import ProbeSettings
 from lightning_vamo.loop.gradient.base import Gradient
+from lightning_vamo.loop.ledger.ways import VAMO_WAYS, Ways
 
 
 @dataclass(frozen=True)
@@ -16,12 +17,16 @@ class Method:
         gradient: Where the gradient comes from.
         control: What is taken out of the gradient.
         settings: How to probe.
+        prefix: What the names of logged figures begin with.
+        ways: How the callback's arguments say what a warning recommends.
     """
 
     name: str
     gradient: Gradient
     control: Control
     settings: ProbeSettings
+    prefix: str = "vamo"
+    ways: Ways = VAMO_WAYS
 
     @property
     def records(self) -> bool:

@@ -18,7 +18,7 @@ from lightning_vamo.loop.ledger.seeds import Seeds, seeded
 from lightning_vamo.loop.observer import observers
 from lightning_vamo.loop.plan.fingerprint import BatchWatch
 from lightning_vamo.loop.plan.plan import Plan, has_plan, plan_of
-from lightning_vamo.loop.run.changing import gives_other_batches
+from lightning_vamo.loop.run.changing import differs_anywhere, gives_other_batches
 from lightning_vamo.loop.run.method import Method
 from lightning_vamo.loop.run.parts import Cursor, SnapshotClock, Sums
 from lightning_vamo.loop.step.correct import correct, withheld
@@ -62,7 +62,7 @@ class Run:
         self.seeds = Seeds()
         self.ledger = Ledger()
         self.watch = BatchWatch()
-        self.advice = Advice()
+        self.advice = Advice(method.prefix, method.ways)
         self.frozen: list[str] = []
         self._driver = driver
 
@@ -151,13 +151,21 @@ class Run:
             clock.step = trainer.global_step
             self._take_snapshot(trainer, module)
             clock.due = False
-        if self.watch.check(self._fingerprint(batch_idx)):
-            left_out = trainer.world_size == 1 or (self._withholds and compat.averages_gradients(trainer))
-            self.sums.unused += left_out
-            self.advice.on_other_batch(left_out, self.method.control.made_of)
+        self._check_batch(trainer, batch_idx)
         if self.choice is not None:
             self.choice.clock.batch_starts()
         return self.snapshot if taken else None
+
+    def _check_batch(self, trainer: Trainer, batch_idx: int) -> None:
+        """Compare the batch with what the sweep saw in its place, and say so if it is another one."""
+        differs = self.watch.check(self._fingerprint(batch_idx))
+        if self._leaves_out_together and self.snapshot is not None:
+            self.watch.differs = differs = differs_anywhere(trainer, differs)
+        if differs:
+            alone = self._leaves_out_together or trainer.world_size == 1
+            left_out = alone or (self._withholds and compat.averages_gradients(trainer))
+            self.sums.unused += left_out
+            self.advice.on_other_batch(left_out)
 
     def _take_snapshot(self, trainer: Trainer, module: LightningModule) -> None:
         before, self.snapshot = self.snapshot, None
@@ -249,6 +257,11 @@ class Run:
     def _withholds(self) -> bool:
         return self.method.gradient.uses_backward and self.snapshot is not None and self.snapshot.withholds
 
+    @property
+    def _leaves_out_together(self) -> bool:
+        """Whether ranks tell each other of each batch that differs: without a backward pass they exchange little else."""
+        return self.method.control.watches and not self.method.gradient.uses_backward
+
     def around_backward(self, trainer: Trainer) -> AbstractContextManager[None]:
         """Where several ranks have to correct alike, keep this rank's part of the row out if it is another batch's."""
         if self.snapshot is None or not self.watch.differs or not compat.averages_gradients(trainer) or not self._withholds:
@@ -269,7 +282,7 @@ class Run:
             self.cursor.rows = []
         if last and learner is not None:
             learner.observe(gradients_of(trainer, self.learning.parameters))
-        left_out = self.watch.differs and trainer.world_size == 1
+        left_out = self.watch.differs and (trainer.world_size == 1 or self._leaves_out_together)
         row = None
         if snapshot is not None and not evaluated.skipped and not left_out:
             row = snapshot.key(self.cursor.row(trainer.fit_loop.batch_idx))

@@ -34,7 +34,8 @@ class ZOSVRGCallback(MethodCallback):
     snapshot costs ``1 + 2q`` forward passes (``1 + q``) of each batch of an epoch; for data that cannot be read twice, a
     running mean takes their place. There is no backward pass. Memory beside a forward pass: ``.grad``, and with ``Recompute``
     the snapshot's weights and those to return to. Communication of a step under DDP: ``q`` numbers per rank, and ``q`` more
-    with ``Recompute``; of a snapshot: one reduction of the table.
+    with ``Recompute``; with ``Replay`` one more per batch, which tells the ranks to leave out a row whose batch has changed on
+    one of them; of a snapshot: one reduction of the table.
 
     Logged at the end of each epoch under ``zosvrg/``: what :class:`~lightning_vamo.MeZOCallback` logs, and of the snapshot and
     its rows what :class:`~lightning_vamo.VAMOCallback` logs.

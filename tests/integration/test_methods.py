@@ -71,6 +71,23 @@ def test_clipping_bounds_every_step(claims):
 
 
 @every_method
+def test_what_the_run_cost_is_told_unless_that_is_switched_off(claims, caplog):
+    def told(**arguments):
+        caplog.clear()
+        callback = claims.make(**arguments)
+        points(callback, max_epochs=2)
+        return callback.report, [one.message for one in caplog.records if one.message.startswith(f"{callback.report.method}")]
+
+    caplog.set_level("INFO")
+    report, lines = told()
+    assert lines[-1] == str(report)
+    assert len(lines) == (1 if report.made_of is None else 3)  # where something is corrected, a line for each epoch
+    report, lines = told(verbose=False)
+    assert lines == []
+    assert report.batches == 12
+
+
+@every_method
 def test_schedulers_set_the_length_of_steps(claims):
     path = points(claims.make(), module=Network(lambda step: float(step < 4))).diff(dim=0).norm(dim=1)
     assert (path[:4] > 0).all()

@@ -53,9 +53,10 @@ class Probed(Snapshot):
         return self.correction.parameters
 
     @property
-    def shared(self) -> Along:
-        """See :attr:`Snapshot.shared`."""
-        return Along(self.parameters, self.directions, self.logs["mu"])
+    def shared(self) -> Along | None:
+        """See :attr:`Snapshot.shared`; rows that were never swept, but filled by steps, know of no radius."""
+        mu = self.logs.get("mu")
+        return None if mu is None else Along(self.parameters, self.directions, mu)
 
     @property
     def count(self) -> int:

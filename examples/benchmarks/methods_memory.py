@@ -2,7 +2,8 @@
 
 python examples/benchmarks/methods_memory.py --plot docs/images/methods-memory.png
 
-Each method trains in a process of its own. With torchzero installed (``pip install torchzero``), its modules run beside.
+Each method trains in a process of its own, which gives freed memory back. That makes peaks exact and allocation slow, so
+times compare with one another on a quiet machine, and with nothing else. If torchzero is installed, its modules run beside.
 """
 
 import argparse

@@ -54,7 +54,7 @@ class Probed(Snapshot):
 
     @property
     def shared(self) -> Along | None:
-        """See :attr:`Snapshot.shared`; rows that were never swept, but filled by steps, know of no radius."""
+        """See :attr:`Snapshot.shared`: none where rows are carried without a sweep, so that there is no radius."""
         mu = self.logs.get("mu")
         return None if mu is None else Along(self.parameters, self.directions, mu)
 

@@ -1,4 +1,4 @@
-"""Two processes bound the rows of enormous gradients alike: ranks never differ by a bit, and their parts add up to the table."""
+"""Two processes bound the rows of enormous gradients alike: ranks never differ by a bit, and their parts make up the table."""
 
 import lightning as L
 import pytest

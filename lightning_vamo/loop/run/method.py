@@ -32,3 +32,8 @@ class Method:
     def records(self) -> bool:
         """Whether training loaders are to tell their batches, where they can."""
         return self.control.records != "never" or self.gradient.keeps_place
+
+    @property
+    def leaves_out_together(self) -> bool:
+        """Whether ranks tell each other of each batch that differs: without a backward pass they exchange little else."""
+        return self.control.watches and not self.gradient.uses_backward

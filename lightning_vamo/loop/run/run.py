@@ -158,12 +158,12 @@ class Run:
 
     def _check_batch(self, trainer: Trainer, batch_idx: int) -> None:
         """Compare the batch with what the sweep saw in its place, and say so if it is another one."""
-        differs = self.watch.check(self._fingerprint(batch_idx))
-        if self._leaves_out_together and self.snapshot is not None:
-            self.watch.differs = differs = differs_anywhere(trainer, differs)
-        if differs:
-            alone = self._leaves_out_together or trainer.world_size == 1
-            left_out = alone or (self._withholds and compat.averages_gradients(trainer))
+        self.watch.check(self._fingerprint(batch_idx))
+        if self.method.leaves_out_together and self.snapshot is not None:
+            self.watch.differs = differs_anywhere(trainer, self.watch.differs)
+        if self.watch.differs:
+            left_out = self.method.leaves_out_together or trainer.world_size == 1
+            left_out |= self._withholds and compat.averages_gradients(trainer)
             self.sums.unused += left_out
             self.advice.on_other_batch(left_out)
 
@@ -257,11 +257,6 @@ class Run:
     def _withholds(self) -> bool:
         return self.method.gradient.uses_backward and self.snapshot is not None and self.snapshot.withholds
 
-    @property
-    def _leaves_out_together(self) -> bool:
-        """Whether ranks tell each other of each batch that differs: without a backward pass they exchange little else."""
-        return self.method.control.watches and not self.method.gradient.uses_backward
-
     def around_backward(self, trainer: Trainer) -> AbstractContextManager[None]:
         """Where several ranks have to correct alike, keep this rank's part of the row out if it is another batch's."""
         if self.snapshot is None or not self.watch.differs or not compat.averages_gradients(trainer) or not self._withholds:
@@ -282,8 +277,7 @@ class Run:
             self.cursor.rows = []
         if last and learner is not None:
             learner.observe(gradients_of(trainer, self.learning.parameters))
-        left_out = self.watch.differs and (trainer.world_size == 1 or self._leaves_out_together)
-        row = None
+        left_out, row = self.watch.differs and (trainer.world_size == 1 or self.method.leaves_out_together), None
         if snapshot is not None and not evaluated.skipped and not left_out:
             row = snapshot.key(self.cursor.row(trainer.fit_loop.batch_idx))
             self.cursor.rows.append(row)

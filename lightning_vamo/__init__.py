@@ -1,4 +1,4 @@
-"""VAMO for PyTorch Lightning: put a mixin in front of a module, add a callback to the Trainer, and train.
+"""VAMO for PyTorch Lightning: add a mixin to the module and a callback to the Trainer, then train as before.
 
 References:
     Chen & Ma, "VAMO: Efficient Zeroth-Order Variance Reduction for SGD with Faster Convergence", arXiv:2505.13954.

@@ -27,7 +27,7 @@ from lightning_vamo.mixin import with_vamo
 
 
 class VAMOCLI(LightningCLI):
-    """A LightningCLI that trains whatever LightningModule class the configuration names, with the method that it names.
+    """A LightningCLI that trains the LightningModule class of the configuration with the method of the configuration.
 
     The model gets the mixin. The Trainer gets the callback of one method. The key ``method`` names it, by ``class_path`` and
     ``init_args``; the section ``vamo``, whose keys are the arguments of :class:`~lightning_vamo.VAMOCallback`, is the short way
@@ -38,11 +38,11 @@ class VAMOCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The subcommands, each with the arguments that are not the command line's."""
+        """The subcommands, each with the arguments that the command line does not set."""
         return {**LightningCLI.subcommands(), "find": {"model", "datamodule"}}
 
     def setup_parser(self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]) -> None:
-        """Set up as usual. LightningCLI reads a subcommand's arguments from the Trainer's method of its name.
+        """Set up as usual. LightningCLI reads a subcommand's arguments from the Trainer method of the same name.
 
         Args:
             add_subcommands: Whether there are subcommands.
@@ -135,7 +135,7 @@ class VAMOCLI(LightningCLI):
 
     @rank_zero_only
     def after_fit(self) -> None:
-        """Print the last metrics and where the logs are; the method's callback has told what it cost and removed."""
+        """Print the last metrics and the folder of the logs; the method's callback has already printed its report."""
         methods = [c for c in self.trainer.callbacks if isinstance(c, MethodCallback)]  # type: ignore[attr-defined]
         own = tuple(f"{method.prefix}/" for method in methods)
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
@@ -157,7 +157,7 @@ def _find(
     ckpt_path: str | None = None,
     weights_only: bool | None = None,
 ) -> None:
-    """Tell whether probes would pay, from a few dozen gradients of the model.
+    """Measure on a few dozen gradients of the model whether probes would pay.
 
     Prints a table and a sentence of advice, and writes ``probes.json`` and, with matplotlib, ``probes.png``.
 

@@ -1,4 +1,4 @@
-"""What the package raises: one small hierarchy, so that ``except VAMOError`` catches all of it and nothing else."""
+"""The package's errors: ``except VAMOError`` catches all of them and nothing else."""
 
 
 class VAMOError(Exception):
@@ -10,7 +10,7 @@ class InvalidArgumentError(VAMOError, ValueError):
 
 
 class UnsupportedError(VAMOError, RuntimeError):
-    """The model, the data or the Trainer asks for something VAMO cannot do; the message says what to change."""
+    """The model, the data or the Trainer needs a feature that the method does not support; the message says what to change."""
 
 
 class NonFiniteLossError(VAMOError, ArithmeticError):

@@ -1,4 +1,4 @@
-"""What ``lightning-vamo fit --help`` shows: the method first, in plain words, with an example and the short names."""
+"""The text of ``lightning-vamo fit --help``: the method first, in plain words, with an example and the short names."""
 
 import inspect
 import re
@@ -37,7 +37,7 @@ FIRST = ("method", "vamo")
 
 
 class Formatter(DefaultHelpFormatter):
-    """Formats help as jsonargparse does, but keeps the lines of a text that has several."""
+    """Formats help as jsonargparse does, but keeps the line breaks of texts."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
@@ -63,7 +63,7 @@ def _classes(module: Any, wanted: Any) -> list[str]:
 
 
 def _below(cls: Any) -> list[Any]:
-    """The classes derived from a class that can be made."""
+    """The subclasses of a class that can be instantiated."""
     below = [each for sub in cls.__subclasses__() for each in (sub, *_below(sub))]
     return [each for each in below if not inspect.isabstract(each)]
 
@@ -73,7 +73,7 @@ def _is_base(cls: Any) -> bool:
 
 
 def plain(text: str) -> str:
-    r"""A text of a docstring without reST: the names that roles refer to, and code without its double quotes.
+    r"""A docstring's text without reST markup: roles become names, and code loses its double backquotes.
 
     Args:
         text: The text.

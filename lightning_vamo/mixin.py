@@ -1,4 +1,4 @@
-"""The mixin that lets a LightningModule's training steps be driven by a callback."""
+"""The mixin that lets a callback run the training steps of a LightningModule."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _DRIVEN = "_vamo_driven"
 
 
 class VAMOMixin:
-    """Put it in front of a LightningModule and the module can train with VAMO; nothing else about it changes.
+    """The mixin in front of a LightningModule that lets the module train with VAMO; nothing else in the module changes.
 
     The module's ``training_step`` stays as it is: it returns a loss, a dict with ``"loss"``, or None to skip the batch. The
     mixin takes no arguments and keeps no state: hyperparameters and state live on :class:`~lightning_vamo.VAMOCallback`, so
@@ -69,7 +69,7 @@ class VAMOMixin:
         return any("probe_loss" in vars(base) for base in cls.__mro__ if base is not VAMOMixin)
 
     def probe_loss(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """The loss that the sweep evaluates; define it on your module where that is not what ``training_step`` returns.
+        """The loss that the sweep evaluates; define this method if the loss is not the one that ``training_step`` returns.
 
         A cheaper form of the loss, or one without side effects, is worth the while: the sweep calls it ``1 + q`` times per
         batch. It is called without gradients, in train mode, under the Trainer's precision, and leaves no trace on the

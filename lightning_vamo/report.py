@@ -1,4 +1,4 @@
-"""What a method cost and what it was worth, in figures and in a sentence."""
+"""The report of a run: the method's cost and benefit, in figures and in a sentence."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _WORDS: dict[MadeOf, tuple[str, str]] = {"probes": ("probes", "probes=0"), "grad
 
 @dataclass(frozen=True)
 class MethodReport:
-    """Totals over a training run, per rank; printed, they read as a few lines of text.
+    """Totals of a training run, per rank; printed, the report is a few lines of text.
 
     Attributes:
         snapshots: Snapshots taken.
@@ -76,7 +76,7 @@ class MethodReport:
         return "\n".join((f"{self.method}: {self._sentence()}", *self._cost()))
 
     def _sentence(self) -> str:
-        """What the method was worth, in a sentence."""
+        """The benefit of the method, in a sentence."""
         times = f"{self.relative_cost:.2f}×"
         if self.made_of is None:
             return f"{_counted(self.batches, 'batch', 'batches')} trained on, at {times} the compute of plain training."
@@ -102,7 +102,7 @@ class MethodReport:
         )
 
     def _cause(self, off: str) -> str:
-        """Why no step was corrected, in a sentence."""
+        """The reason why no step was corrected, in a sentence."""
         if self.rows_unused:
             return (
                 f"{_counted(self.rows_unused, 'batch was', 'batches were')} not what the sweep had seen in that place, as with"
@@ -116,7 +116,7 @@ class MethodReport:
         return "no row of a batch was finite, or the run ended before the first optimizer step after the snapshot."
 
     def _cost(self) -> list[str]:
-        """Lines of what the method did, and what that cost."""
+        """The lines about the method's work and its cost."""
         forwards = _counted(self.forward_evaluations, "forward", "forward")
         lines = [f"  {forwards} and {self.backward_evaluations} backward evaluations of a batch"]
         if self.made_of is None:
@@ -134,7 +134,7 @@ def _counted(count: int, one: str, several: str) -> str:
 
 
 def epoch_in_words(figures: Mapping[str, float], report: MethodReport) -> str:
-    """What an epoch has brought, in a few words.
+    """The result of an epoch, in a few words.
 
     Args:
         figures: The epoch's figures, by name.

@@ -1,1 +1,1 @@
-"""The callbacks, one per method."""
+"""The Lightning callbacks of the package: a callback for each training method."""

@@ -1,4 +1,4 @@
-"""What the callbacks of all methods have in common: attach to a Trainer, and hand its hooks to the run."""
+"""The base class of all callbacks: a callback attaches to a Trainer and hands the Trainer's hooks to the run."""
 
 import functools
 from abc import abstractmethod
@@ -38,7 +38,7 @@ AT_SNAPSHOT = ("snapshot_loss", "mu", "probe_snr", "directions_dropped", "sweep_
 
 
 class MethodCallback(DrivingCallback):
-    """Base of the callbacks, one for each method: a gradient, and a control variate that is taken out of it.
+    """Base of all callbacks: a method computes a gradient and subtracts a control variate from the gradient.
 
     A method's callback says which, and has arguments of its own; everything around the steps is done here and in the run.
 
@@ -92,7 +92,7 @@ class MethodCallback(DrivingCallback):
 
     @property
     def report(self) -> MethodReport:
-        """What the method has cost and removed so far; printed, it reads as a few lines of text."""
+        """The cost of the method so far and the noise that it removed; printed, the report is a few lines of text."""
         report = self._run.ledger.report(self._run.sums.moments)
         title = self.title or type(self).__name__.removesuffix("Callback")
         ways, made_of = self.ways, self._method.control.made_of
@@ -100,12 +100,12 @@ class MethodCallback(DrivingCallback):
 
     @property
     def settings(self) -> ProbeSettings:
-        """How the method probes."""
+        """The settings of the method's probes."""
         return self._method.settings
 
     @property
     def control(self) -> Control:
-        """What the method takes out of the gradient."""
+        """The control variate that the method subtracts from the gradient."""
         return self._method.control
 
     @property
@@ -116,7 +116,7 @@ class MethodCallback(DrivingCallback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what the method cannot train, and let the training loaders record their batches."""
+        """Refuse a module or Trainer that the method cannot train, and let the training loaders record their batches."""
         if stage != "fit" or self._plain:
             return
         checks.check_package("trainer", trainer)
@@ -141,7 +141,7 @@ class MethodCallback(DrivingCallback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse optimizers, and numbers of probes, that do not fit."""
+        """Refuse an optimizer or a number of probes that the method cannot use."""
         if self._plain:
             return
         settings, run, bounded = self._method.settings, self._run, self._method.gradient.bounded
@@ -159,7 +159,7 @@ class MethodCallback(DrivingCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the training steps. Not earlier: the LR finder trains, plainly, before this hook."""
+        """Take over the training steps. Not earlier: the LR finder runs plain training steps before this hook."""
         if self._plain:
             return
         self._trainer = trainer
@@ -176,14 +176,14 @@ class MethodCallback(DrivingCallback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give everything back as it was."""
+        """Undo all changes to the Trainer and the module."""
         self._detach()
         self._trainer = None
         self._run.release()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give everything back as it was, but for what a checkpoint that is saved next needs."""
+        """Undo all changes to the Trainer and the module, but keep the state that a checkpoint of the failed run needs."""
         if self._plain:
             return
         if isinstance(exception, KeyboardInterrupt) and self._trainer is not None:
@@ -200,7 +200,7 @@ class MethodCallback(DrivingCallback):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock of the steps, and go on with a validation that an exception ended."""
+        """Stop the clock of the steps, and resume a validation that an exception interrupted."""
         if self._run.choice is not None:
             self._run.choice.clock.stop(trainer.strategy.root_device)
         if self._resumption is not None:
@@ -208,14 +208,14 @@ class MethodCallback(DrivingCallback):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decide whether this epoch takes a snapshot, or goes on with the batches of the last one."""
+        """Decide whether this epoch takes a new snapshot or uses the last snapshot again."""
         if self._plain:
             return
         self._run.begin_epoch(trainer)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Take the snapshot, if one is due.
+        """Take the snapshot if a snapshot is due.
 
         The epoch's first batch has been drawn by now, so the plan exists, and every hook of the epoch's start has run.
         """
@@ -243,7 +243,7 @@ class MethodCallback(DrivingCallback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what the method cost and removed."""
+        """Print what the method cost and how much noise it removed."""
         if not self._plain:
             self._say(str(self.report))
 
@@ -255,7 +255,7 @@ class MethodCallback(DrivingCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Totals, the seed, and where each rank stands, as plain types and tensors; to be called on all ranks together."""
+        """Totals, the seed, and the position of each rank, as plain types and tensors; call it on all ranks together."""
         if self._plain:
             return {}
         run, ranks = self._run, []
@@ -268,7 +268,7 @@ class MethodCallback(DrivingCallback):
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Prepare to go on where the run was, before Lightning's loops read the checkpoint."""
+        """Prepare to resume the run before Lightning's loops read the checkpoint."""
         state = checkpoint.get("callbacks", {}).get(self.state_key, {})
         training = self._trainer is not None  # a tuner within the training puts back what it has just saved
         if trainer.state.fn == "fit" and state.get("ranks") and self._keeps_place and not training:
@@ -276,7 +276,7 @@ class MethodCallback(DrivingCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting, and drawing directions, from a checkpoint."""
+        """Take the totals and the seed from a checkpoint."""
         if self._plain or self._trainer is not None:
             return
         state, run = read(CallbackState, state_dict, self._method.name), self._run

@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass
 class CallbackState:
-    """What a checkpoint holds of a callback.
+    """The part of a checkpoint that belongs to a callback.
 
     Attributes:
         seed: Seed of the run; None if it never began.

@@ -1,4 +1,4 @@
-"""VAMO: a first-order gradient, and a zeroth-order control variate."""
+"""VAMO: train with the usual gradient, and subtract noise from the gradient that forward passes have measured."""
 
 from typing import Literal
 
@@ -21,7 +21,7 @@ OLD_NAMES = {
 
 
 class VAMOCallback(MethodCallback):
-    r"""Trains a module that has the :class:`~lightning_vamo.VAMOMixin` with VAMO.
+    r"""Train a module that has the :class:`~lightning_vamo.VAMOMixin` with VAMO.
 
     A snapshot :math:`\tilde x` of the weights is taken, and the losses of the batches are evaluated there and at ``q`` points
     around it. Each step then corrects its gradient with the finite differences :math:`\delta` of its batch,

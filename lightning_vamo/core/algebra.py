@@ -1,11 +1,11 @@
-"""Small matrices: what orthonormalises directions, and what truncates a matrix given by thin factors. All in float64."""
+"""Linear algebra on small float64 matrices: to orthonormalise directions, and to truncate a product of thin factors."""
 
 import torch
 from torch import Tensor
 
 
 def square(rows: Tensor) -> Tensor:
-    """The inner products of some rows with each other.
+    """The inner products of all pairs of rows.
 
     Args:
         rows: Shape ``(k, n)``.
@@ -33,7 +33,7 @@ def inverse_root(gram: Tensor, cutoff: float = 1e-10) -> Tensor:
 
 
 def deflation(gram: Tensor, cutoff: float = 1e-10) -> Tensor:
-    """How to take from each vector what the ones before it span, and scale the rest to norm one.
+    """The matrix of a Gram-Schmidt step: remove from each vector its part in the span of the vectors before, then normalise.
 
     Args:
         gram: Inner products of the vectors, shape ``(q, q)``.
@@ -54,13 +54,13 @@ def deflation(gram: Tensor, cutoff: float = 1e-10) -> Tensor:
 
 
 def _roots(values: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
-    """Square roots of ascending eigenvalues, and their inverses; zeros for those that count as zero."""
+    """Square roots of ascending eigenvalues, and the inverse roots; zeros for eigenvalues that count as zero."""
     counted = values > cutoff * values[..., -1:].clamp(min=0)
     return torch.where(counted, values, 0.0).sqrt(), torch.where(counted, values, torch.inf).rsqrt()
 
 
 def leading(gram: Tensor, cutoff: float = 1e-12) -> Tensor:
-    r"""How to combine vectors into orthonormal ones, those of the most variance first.
+    r"""The matrix that combines vectors into orthonormal vectors, ordered by decreasing variance.
 
     Args:
         gram: Inner products of the vectors :math:`y_j`, shape ``(q, q)``.
@@ -77,7 +77,7 @@ def leading(gram: Tensor, cutoff: float = 1e-12) -> Tensor:
 
 
 def damped_inverse(cross: Tensor, scale: Tensor, damping: float) -> Tensor:
-    r"""An inverse that trusts a sketch the less, the less it saw of the matrix.
+    r"""A damped inverse: the less a sketch saw of the matrix, the stronger the damping.
 
     .. math:: c^{+} = \frac{(1 + \tau^2)\, c}{c^2 + \tau^2 s} \quad\text{for numbers, which is } 1/c \text{ where } s = c^2
 
@@ -119,6 +119,6 @@ def truncated(left: Tensor, core: Tensor, right: Tensor, rank: int) -> tuple[Ten
 
 
 def _spectrum(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvectors, and the roots of the eigenvalues with their inverses."""
+    """Eigenvectors, the square roots of the eigenvalues, and the inverse roots."""
     values, vectors = torch.linalg.eigh(gram)
     return vectors, *_roots(values, 1e-14)

@@ -1,4 +1,4 @@
-r"""What probes are worth: the gradient noise that they remove, against the work that they add.
+r"""The efficiency of probes: the gradient noise that they remove, compared with the work that they add.
 
 Without probes, noise is bought down with larger batches: ``m`` times the samples, and the work, divide its variance by ``m``.
 Probes that remove a share ``R`` of it are worth a batch :math:`1/(1-R)` times as large. They pay if they add less work than
@@ -12,7 +12,7 @@ from lightning_vamo.core.probes.difference import Difference
 
 
 def batch_factor(removed: Tensor) -> Tensor:
-    """How many times larger a batch would have as little noise.
+    """How many times larger a batch without probes must be to have the same noise.
 
     Args:
         removed: Shares of the noise's variance that are removed, below 1.
@@ -24,7 +24,7 @@ def batch_factor(removed: Tensor) -> Tensor:
 
 
 def work_factor(maximum: int, forward: float, difference: Difference = "forward", sweeps: float = 1.0) -> Tensor:
-    """How many times the work of training without probes.
+    """The work of training with probes, as a multiple of the work without probes.
 
     Args:
         maximum: The largest number of probes to look at.
@@ -41,7 +41,7 @@ def work_factor(maximum: int, forward: float, difference: Difference = "forward"
 
 
 def efficiency(removed: Tensor, forward: float, difference: Difference = "forward", sweeps: float = 1.0) -> Tensor:
-    r"""Noise removed per work: by which factor probes need less work than larger batches for the same noise.
+    r"""The work of larger batches divided by the work of probes, for the same noise; probes pay above 1.
 
     .. math:: e_q = \frac{1}{(1 - R_q)\,(1 + s f (1 + q))}
 

@@ -1,4 +1,4 @@
-r"""Gradient noise: how large it is against the gradient, and how much of it lies along given directions.
+r"""Gradient noise: its size compared with the gradient, and the share of the noise along given directions.
 
 All estimates come from :math:`n` gradients :math:`g_t` with mean :math:`G` and covariance :math:`\Sigma`, seen once each. The
 differences
@@ -37,7 +37,7 @@ class GradientMoments:
 
     @torch.no_grad()
     def observe(self, gradients: Sequence[Tensor | None]) -> None:
-        """See a gradient.
+        """Count a gradient.
 
         Args:
             gradients: Of the parameters' shapes, finite, neither kept nor changed; ``None`` stands for zeros.
@@ -73,7 +73,7 @@ class GradientMoments:
 
 @dataclass(frozen=True)
 class Noise:
-    r"""The noise of a gradient against its mean.
+    r"""The noise of a gradient, compared with the mean gradient.
 
     Attributes:
         variance: :math:`\operatorname{tr} \Sigma`, estimated without bias.
@@ -87,12 +87,12 @@ class Noise:
 
     @property
     def is_known(self) -> bool:
-        """Whether the signal stands out of its error."""
+        """Whether the estimate of the signal exceeds its error."""
         return self.signal > 2 * self.signal_error
 
     @property
     def to_signal(self) -> float:
-        r"""The ratio :math:`\operatorname{tr} \Sigma / \lVert G \rVert^2`; if the signal is not known, what it is at least.
+        r"""The ratio :math:`\operatorname{tr} \Sigma / \lVert G \rVert^2`; if the signal is not known, a lower bound.
 
         In units of the batch that the gradients come from, it is the *simple noise scale*: a batch that many times as large has
         as much signal as noise.
@@ -153,7 +153,7 @@ def noise_along(coordinates: Tensor) -> Tensor:
 
 
 def removed(coordinates: Tensor, rows: Tensor) -> Tensor:
-    r"""How much of the noise goes if measured slopes are subtracted along the first ``1..q`` directions.
+    r"""The share of the noise that is removed by subtracting measured slopes along the first ``1..q`` directions.
 
     Args:
         coordinates: Nested coordinates of gradients, shape ``(n, q)``.
@@ -167,7 +167,7 @@ def removed(coordinates: Tensor, rows: Tensor) -> Tensor:
 
 
 def ratio(parts: Tensor, wholes: Tensor) -> tuple[Tensor, Tensor]:
-    """A share of sums, with its standard error.
+    """The ratio of two sums, with its standard error.
 
     Args:
         parts: Shape ``(m, q)``.

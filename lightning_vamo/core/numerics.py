@@ -4,5 +4,5 @@ import torch
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The type to do arithmetic in for tensors of ``dtype``: float64 stays, anything narrower becomes float32."""
+    """The type for arithmetic with tensors of ``dtype``: float64 stays, narrower types become float32."""
     return torch.promote_types(dtype, torch.float32)

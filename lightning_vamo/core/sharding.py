@@ -1,4 +1,4 @@
-"""Where the numbers of a sharded parameter are: FSDP2 keeps some of its rows in each process, as a DTensor."""
+"""Which numbers of a sharded parameter are in this process: FSDP2 keeps some rows in each process, as a DTensor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,11 +29,11 @@ class ShardGroup:
 
     @property
     def size(self) -> int:
-        """How many processes they are."""
+        """The number of processes."""
         return 1 if self.group is None else dist.get_world_size(self.group)
 
     def total(self, values: Tensor) -> Tensor:
-        """Sum over the group; what is given where this process holds everything.
+        """The sum over the group; the input itself if this process holds everything.
 
         Args:
             values: The share of this process.
@@ -48,12 +48,12 @@ class ShardGroup:
         return shared.to(values.device)
 
     def total_small(self, values: Small) -> Small:
-        """See :meth:`total`, of numbers for small arithmetic."""
+        """See :meth:`total`; for numbers of :mod:`~lightning_vamo.core.small` arithmetic."""
         return values if self.group is None else small(self.total(tensor_of(values)))
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The numbers of a tensor that this process holds, apart from its gradient; they change as the tensor does."""
+    """The numbers of a tensor that this process holds, as a detached view."""
     if type(tensor) is Tensor and not tensor.requires_grad:
         return tensor  # most gradients: to ask for less takes as long as to add a small one up
     if is_sharded(tensor):
@@ -119,7 +119,7 @@ def shard_group(tensors: Sequence[Tensor]) -> ShardGroup:
 
 
 def _sharded_axis(tensor: Tensor) -> int | None:
-    """The dimension of the device mesh that a tensor's rows are dealt out over, or None if each process holds all of it."""
+    """The dimension of the device mesh that shards a tensor's rows; None if each process holds the whole tensor."""
     if not is_sharded(tensor):
         return None
     mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]

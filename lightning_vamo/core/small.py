@@ -1,4 +1,4 @@
-"""Arithmetic on a few numbers, such as one per direction, in float64, and on thin factors in their own type.
+"""Arithmetic on few numbers (a number for each direction) in float64, and on thin factors in their own type.
 
 On a CPU the time of such arithmetic is that of the calls, and NumPy's calls take a third of torch's. Elsewhere the numbers stay
 in tensors on their device: to read one would make the program wait for the device. Both libraries spell what is needed here
@@ -19,14 +19,14 @@ _TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 def small(tensor: Tensor) -> Small:
-    """The numbers of a small tensor without a gradient; not to be written to, as they may be the tensor's own."""
+    """The numbers of a small tensor without a gradient; do not write to them, as they may share the tensor's memory."""
     if tensor.device.type == "cpu":
         return tensor.numpy().astype(np.float64, copy=False)
     return tensor.double()
 
 
 def array(tensor: Tensor) -> Small:
-    """A tensor's own numbers in its own type, float32 or float64: writing to the one writes to the other."""
+    """A tensor's numbers as an array that shares the tensor's memory, in float32 or float64."""
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
@@ -41,31 +41,31 @@ def product(left: Small, right: Small, out: Small | None = None) -> Small:
 
 
 def inner_products(rows: Small, others: Small) -> Small:
-    """Inner product of each row with the other of its place, in their own type: shape ``(q,)``."""
+    """The inner product of each row with the row of the same index, in their own type: shape ``(q,)``."""
     return torch.linalg.vecdot(rows, others) if isinstance(rows, Tensor) else np.einsum("ij,ij->i", rows, others)
 
 
 def repeated(column: Small, times: int) -> Small:
-    """Each row so many times."""
+    """Each row repeated."""
     if times == 1:
         return column
     return column.repeat_interleave(times, 0) if isinstance(column, Tensor) else column.repeat(times, 0)
 
 
 def typed(values: Small, like: Small) -> Small:
-    """The numbers in the type of others."""
+    """The numbers in the type of other numbers."""
     return values.to(like.dtype) if isinstance(values, Tensor) else values.astype(like.dtype)
 
 
 def zeros(*shape: int, device: torch.device) -> Small:
-    """Zeros to add numbers up in, where gradients are on ``device``."""
+    """Zeros for sums of numbers whose gradients are on ``device``."""
     if device.type == "cpu":
         return np.zeros(shape)
     return torch.zeros(shape, dtype=torch.float64, device=device)
 
 
 def placed(values: Small, device: torch.device) -> Small:
-    """The same numbers for arithmetic with those of gradients on ``device``; unchanged where they are for that already."""
+    """The numbers in the form that gradients on ``device`` use; unchanged if they have that form."""
     if isinstance(values, Tensor):
         return values if values.device == device else small(values.to(device))
     return values if device.type == "cpu" else torch.from_numpy(values).to(device)
@@ -92,13 +92,13 @@ def stacked(*values: Small) -> Small:
 
 
 def all_finite(values: Small) -> Small:
-    """Whether the numbers of a vector are finite, and less than 1e154, in as few calls as can be; not read on a GPU."""
+    """Whether a vector's numbers are finite and less than 1e154; in few calls, and without a read from a GPU."""
     square = product(values, values)
     return square.isfinite() if isinstance(square, Tensor) else math.isfinite(square)
 
 
 def finite_or_zero(values: Small, finite: Small) -> Small:
-    """The numbers, or zeros where they are not finite: what is computed with them then raises no warning."""
+    """The numbers, with zeros for numbers that are not finite, so that later arithmetic raises no warning."""
     if isinstance(values, Tensor):
         return torch.where(finite, values, 0.0)
     return values if finite else np.zeros_like(values)

@@ -1,4 +1,4 @@
-"""The finder: whether probes would pay, measured on a few dozen gradients of the user's own model before any training."""
+"""The finder: measure on a few dozen gradients of the user's model, before any training, whether probes would pay."""
 
 from contextlib import ExitStack
 from typing import Any, Literal
@@ -123,7 +123,7 @@ def find_probes(
 
 
 def _measured(trainer: Trainer, module: LightningModule, measurement: Measurement, data: dict[str, Any]) -> Measurement:
-    """Measure within a fit; called in each of its processes."""
+    """Measure within a fit; each process of the fit calls this function."""
     checks.check_module(module, VAMOMixin, "find_probes")
     bar = trainer.progress_bar_callback
     trainer.callbacks = [measurement.callback]  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What the finder found: as figures, a table, a file, a plot, and a sentence."""
+"""The result of the finder: as figures, a table, a file, a plot, and a sentence."""
 
 import json
 import math
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProbeFigures:
-    r"""What a number of probes removes of the gradient noise, and what they take.
+    r"""The gradient noise that a number of probes removes, and the work of these probes.
 
     Shares are of the variance of held-out mini-batch gradients, each with its standard error.
 
@@ -45,7 +45,7 @@ class ProbeFigures:
 
 @dataclass(frozen=True)
 class ProbeFinding:
-    """What :func:`~lightning_vamo.find_probes` measured; printed, it reads as a table and a sentence of advice.
+    """The result of :func:`~lightning_vamo.find_probes`; printed, a table and a sentence of advice.
 
     Attributes:
         epoch: The epoch, and
@@ -88,7 +88,7 @@ class ProbeFinding:
 
     @property
     def noise_scale(self) -> float:
-        """Samples in a batch whose gradient has as much signal as noise; at least that if the signal is not known."""
+        """Samples in a batch whose gradient has as much signal as noise; a lower bound if the signal is not known."""
         return self.noise_to_signal * self.batch_size
 
     @property
@@ -98,7 +98,7 @@ class ProbeFinding:
 
     @property
     def probes(self) -> int:
-        """The number of probes to train with: 0 if they do not pay, or noise does not matter."""
+        """The number of probes to train with: 0 if probes do not pay or noise does not matter."""
         return self.best.probes if self.best.efficiency > 1 and self._noise_matters else 0
 
     @property
@@ -107,7 +107,7 @@ class ProbeFinding:
 
     @property
     def advice(self) -> str:
-        """What to do, in a sentence."""
+        """The advice in a sentence."""
         if self.comes_twice:
             return self._advice
         return f"the data gives other batches when it is read again, so rows are recomputed in each step; {self._advice}" + (
@@ -213,6 +213,6 @@ def _factor(value: float) -> str:
 
 
 def _count(value: float) -> str:
-    """A number of samples: whole, and no more than three digits of it."""
+    """A number of samples, rounded to a whole number with at most three significant digits."""
     digits = 3 - len(str(math.floor(abs(value))))
     return f"{round(value, min(0, digits)):,.0f}"

@@ -36,7 +36,7 @@ Gradients = list[Tensor | None]
 
 @dataclass(frozen=True)
 class BatchGradients:
-    """The gradients of some batches of a plan, but for those that are not finite, with which the optimizer skips the step."""
+    """The gradients of some batches of a plan, without gradients that are not finite: the optimizer skips their steps."""
 
     trainer: Trainer
     module: LightningModule
@@ -46,7 +46,7 @@ class BatchGradients:
     advance: Callable[[], object] | None
 
     def show(self, see: Callable[[int, Gradients, float], None]) -> None:
-        """Call ``see`` for each finite gradient, with its position and the time at which its batch was asked for."""
+        """Call ``see`` for each finite gradient, with the batch's position and the time at which the batch was requested."""
 
         def finite(position: int, gradients: Gradients, start: float) -> None:
             if self.advance is not None:
@@ -63,7 +63,7 @@ class BatchGradients:
 
 
 class HeldOut:
-    """Looks at gradients that nothing was learned from.
+    """Statistics of held-out gradients: no direction was learned from them.
 
     Args:
         learned: Learned directions.
@@ -84,7 +84,7 @@ class HeldOut:
         self._times: list[float] = []
 
     def __call__(self, position: int, gradients: Gradients, start: float) -> None:
-        """See the gradient of a held-out batch."""
+        """Count the gradient of a held-out batch."""
         self._times.append(now(self._module.device) - start)
         self.positions.append(position)
         self.products.append(self._others.product(gradients))
@@ -95,13 +95,13 @@ class HeldOut:
 
     @property
     def seconds(self) -> float:
-        """Time of a training step; that of the first, which may wait for workers to start, does not count."""
+        """Seconds of a training step; the first step, which may wait for workers to start, does not count."""
         return sum(self._times[1:]) / len(self._times[1:])
 
     def figures(
         self, rows: Tensor | None, forward: float, difference: Difference, sweeps: float
     ) -> tuple[tuple[float, ...], tuple[ProbeFigures, ...]]:
-        """What probes remove.
+        """The noise that probes remove.
 
         Args:
             rows: What a sweep measured, in the coordinates of :meth:`ProbeDirections.project`, a row for each gradient; None if

@@ -43,7 +43,7 @@ from lightning_vamo.loop.sweep.sweep import Sweep, sweep
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure: the arguments of :func:`~lightning_vamo.find_probes`.
+    """The settings of the measurement: the arguments of :func:`~lightning_vamo.find_probes`.
 
     Raises:
         InvalidArgumentError: If one is not allowed.
@@ -84,7 +84,7 @@ class _AtTheFirstBatch(DrivingCallback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the optimizer, and let a training that has come to its end begin one more epoch."""
+        """Check the optimizer, and let a finished training begin another epoch."""
         checks.check_optimizer(trainer.optimizers, "find_probes")
         if self._measurement.settings.sweep_precision is not None:
             check_float32(trainer, trainable_parameters(trainer.optimizers))
@@ -100,7 +100,7 @@ class _AtTheFirstBatch(DrivingCallback):
 
 
 class Measurement:
-    """What the finder measures in a fit that takes no step.
+    """The finder's measurements in a fit that takes no step.
 
     Args:
         settings: What to measure.
@@ -126,7 +126,7 @@ class Measurement:
             self.bar.update()
 
     def measure(self, trainer: Trainer, module: LightningModule, plan: Plan) -> None:
-        """Measure on the batches of a plan, at the weights as they are.
+        """Measure on the batches of a plan, at the present weights.
 
         Args:
             trainer: The trainer.
@@ -188,7 +188,7 @@ class Measurement:
         )
 
     def _evaluations(self, learned_from: int, held: int) -> int:
-        """How many evaluations of batches there will be, unless the search for the radius ends early."""
+        """The number of coming evaluations of batches, unless the search for the radius ends early."""
         probes, sides = min(self.settings.maximum, learned_from - 1), 2 if self.settings.difference == "central" else 1
         looks = 1 + sides * (min(8, held) + min(4, held))
         if self.settings.mu == "auto":
@@ -196,14 +196,14 @@ class Measurement:
         return 2 * learned_from + held + held * (1 + sides * probes) + looks
 
     def _comes_twice(self, trainer: Trainer, swept: Sweep) -> bool:
-        """Whether the sweep read the fit's first batch as the training loader gave it, on every rank."""
+        """Whether, on every rank, the sweep read the same first batch as the training loader."""
         first = swept.fingerprints[0]
         return bool(least(trainer, first is None or self.watch.seen is None or first == self.watch.seen))
 
     def _swept(
         self, trainer: Trainer, module: LightningModule, plan: Plan, parameters: Sequence[Tensor], learned: ProbeDirections
     ) -> tuple[Sweep, float]:
-        """Sweep as training would; returns what that measured, and the time of a forward pass."""
+        """Sweep as in training; returns the sweep, and the time of a forward pass."""
         settings, began = self.settings, [0.0]
         oracle = Oracle(trainer, module, self.callback.driver.answering, float32=settings.sweep_precision is not None)
 
@@ -235,7 +235,7 @@ class Measurement:
 def _learned(
     learning: BatchGradients, settings: Settings, generator: torch.Generator
 ) -> tuple[ProbeDirections, GradientMoments]:
-    """Directions after two passes of power iteration over the same gradients, and the moments of these."""
+    """Directions after two passes of power iteration over the same gradients, and the moments of these gradients."""
     dimension = sum(parameter.numel() for parameter in learning.parameters)
     # As many as there are differences to learn from.
     maximum = min(settings.maximum, dimension, len(learning.positions) - 1)

@@ -1,4 +1,4 @@
-"""What VAMO can train: every refusal that concerns the Trainer and the module, each as early as it can be known."""
+"""Checks of the Trainer and the module: each refuses, as early as possible, a configuration that cannot be trained."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ _REASONS = {
 
 
 def check_whole(name: str, value: object, otherwise: str = "") -> None:
-    """Refuse what is not a whole number of at least 1.
+    """Refuse a value that is not a whole number of at least 1.
 
     Args:
         name: What to call the value in the message.
@@ -128,7 +128,7 @@ def check_module(module: LightningModule, mixin: type, callback: str) -> None:
 
 @contextmanager
 def one_optimizer(strategy: Strategy, name: str) -> Iterator[None]:
-    """Replace what Lightning says to several optimizers, which is to optimize by hand, by what helps here.
+    """Replace Lightning's error for several optimizers, whose advice (optimize by hand) does not help here.
 
     Args:
         strategy: The Trainer's strategy.
@@ -152,7 +152,7 @@ def one_optimizer(strategy: Strategy, name: str) -> Iterator[None]:
 
 
 def check_optimizer(optimizers: Sequence[Any], name: str) -> None:
-    """Refuse an optimizer that evaluates its closure several times per step, and none at all.
+    """Refuse an optimizer that evaluates its closure several times per step, and a module without an optimizer.
 
     Args:
         optimizers: The Trainer's optimizers, of which Lightning allows one.
@@ -175,7 +175,7 @@ def check_optimizer(optimizers: Sequence[Any], name: str) -> None:
 
 
 def check_loss(trainer: Trainer, module: LightningModule, loss: Tensor | None) -> None:
-    """Refuse what cannot be differentiated, before other ranks wait for this one's gradients.
+    """Refuse a loss that cannot be differentiated, before other ranks wait for this rank's gradients.
 
     Args:
         trainer: The trainer.
@@ -195,7 +195,7 @@ def check_loss(trainer: Trainer, module: LightningModule, loss: Tensor | None) -
 
 
 def check_none(trainer: Trainer) -> None:
-    """Refuse a batch without a loss on one of several ranks, before the others wait for this one.
+    """Refuse a batch without a loss on one of several ranks, before other ranks wait for this rank.
 
     Args:
         trainer: The trainer.

@@ -1,4 +1,4 @@
-"""Watching a run: hooks that are called where a method probes, takes a snapshot, and corrects a gradient."""
+"""Watch a run: hooks that are called when a method probes, takes a snapshot, or corrects a gradient."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ Purpose = Literal["warm-up", "sweep", "row"]
 
 
 class RunObserver(Callback):
-    """Watches what a method of this package does in training: put it among the Trainer's callbacks.
+    """Base class of observers: add a subclass to the Trainer's callbacks to watch a method of this package in training.
 
     Override the hooks that you need. They get the run's own objects: look at them, keep copies, and change nothing.
 
@@ -22,7 +22,7 @@ class RunObserver(Callback):
     """
 
     def on_probing_start(self, trainer: Trainer, module: LightningModule, purpose: Purpose) -> None:
-        """Called before batches are evaluated outside of a training step.
+        """Called before batches are evaluated outside a training step.
 
         Args:
             trainer: The trainer.
@@ -60,7 +60,7 @@ class RunObserver(Callback):
         """
 
     def on_gradient(self, trainer: Trainer, module: LightningModule, snapshot: Any, row: Any) -> None:
-        """Called when the gradient of a batch is in ``.grad``, before anything is taken out of it.
+        """Called when the gradient of a batch is in ``.grad``, before the correction.
 
         Args:
             trainer: The trainer.
@@ -89,7 +89,7 @@ def observers(trainer: Trainer) -> list[RunObserver]:
 
 @contextmanager
 def probing(trainer: Trainer, module: LightningModule, purpose: Purpose) -> Iterator[None]:
-    """Tell the observers of evaluations in the context.
+    """Call the observers' probing hooks before and after the context.
 
     Args:
         trainer: The trainer.

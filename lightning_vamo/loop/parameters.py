@@ -10,7 +10,7 @@ from lightning_vamo.errors import UnsupportedError
 
 
 def trainable_parameters(optimizers: Sequence[Any]) -> list[Tensor]:
-    """The parameters that VAMO probes and corrects: those that the optimizer steps and that need a gradient.
+    """The parameters that VAMO probes and corrects: parameters of the optimizer that need a gradient.
 
     Args:
         optimizers: The Trainer's optimizers, of which Lightning allows one.

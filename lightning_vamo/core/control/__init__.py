@@ -1,4 +1,4 @@
-"""Control variates: what is subtracted from a gradient to take out noise, as pure tensor arithmetic."""
+"""Control variates: vectors that are subtracted from a gradient to remove noise; pure tensor arithmetic."""
 
 from lightning_vamo.core.control.carried import CarriedRows
 from lightning_vamo.core.control.coefficients import Coefficient, Constant, LinearDecay, Regression

@@ -1,4 +1,4 @@
-r"""SVRG's gradient: the mini-batch gradient with a first-order control variate taken out, in place."""
+r"""SVRG's correction: subtract a control variate made of gradients from the mini-batch gradient, in place."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from lightning_vamo.core.sharding import local, shard_group
 
 
 class Fixed(Coefficient):
-    r"""The same :math:`\alpha` in every step.
+    r"""A constant coefficient: the same :math:`\alpha` in every step.
 
     Args:
         alpha: The mixing coefficient.
@@ -28,7 +28,7 @@ class Fixed(Coefficient):
 
 
 class Falling(Coefficient):
-    r"""Falls linearly over the steps of each snapshot, as it goes stale: :math:`\alpha = \alpha_0\,(1 - k/K)`.
+    r"""A coefficient that falls linearly as a snapshot ages, :math:`\alpha = \alpha_0\,(1 - k/K)`.
 
     Args:
         start: :math:`\alpha_0`.
@@ -76,7 +76,7 @@ class GradientRegression(Coefficient):
         return result
 
     def see(self, product: Tensor, square: Tensor) -> None:
-        r"""See what a step's gradient was, when the factor of its correction has been taken.
+        r"""Count a step's gradient and row, after the step has read its factor.
 
         Args:
             product: :math:`\langle g, r\rangle`, shape ``()``. If it is not finite, the step is left out.
@@ -88,19 +88,19 @@ class GradientRegression(Coefficient):
         self._sums = self._sums * (1 - finite / self.memory) + torch.where(finite > 0, seen, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums, as a tensor."""
+        """The sums of the regression as a tensor."""
         return {"gradients": self._sums}
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "GradientRegression":
-        """One that goes on from the sums of :meth:`state_dict`."""
+        """A coefficient that continues with the sums of :meth:`state_dict`."""
         regression = cls()
         regression._sums = state["gradients"]
         return regression
 
 
 class GradientCorrection:
-    r"""Takes a control variate made of gradients out of ``.grad``.
+    r"""Subtracts a control variate made of gradients from ``.grad``.
 
     .. math:: v = g - \alpha\,r, \qquad
         r = \frac{1}{N} \sum_{k \in \text{step}} \bigl(\nabla f_k(\tilde x) - \nabla f(\tilde x)\bigr)
@@ -123,12 +123,12 @@ class GradientCorrection:
         """Whether that row was finite, shape ``()``; None before the first step."""
 
     def zeros(self) -> list[Tensor]:
-        """A row of zeros, by parameter, in a type to add up gradients in."""
+        """A row of zeros: a tensor for each parameter, in a type wide enough to sum gradients."""
         held = [local(parameter) for parameter in self.parameters]
         return [torch.zeros_like(part, dtype=at_least_float32(part.dtype)) for part in held]
 
     def square(self, gradients: Sequence[Tensor | None]) -> Tensor:
-        """The squared norm of a gradient over all shards, which every process must ask for.
+        """The squared norm of a gradient over all shards; every process must call this method.
 
         Args:
             gradients: The gradient, by parameter; None counts as zeros.

@@ -1,4 +1,4 @@
-"""Carried rows: a table that each training step refreshes with the projection of its gradient, and that outlives an epoch."""
+"""Carried rows: a table that lasts many epochs; each training step replaces its row by the projection of its gradient."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from lightning_vamo.errors import InvalidArgumentError
 
 
 class CarriedRows(Rows):
-    r"""A table whose rows are used once per epoch, each then replaced by what the step that used it measured.
+    r"""A table whose rows are used once per epoch; the step that used a row replaces the row by its own slopes.
 
     The step of batch :math:`k` computes :math:`c_k = U \nabla f_k(x_k)`, the fresh value of its row, before it corrects the
     gradient. So the corrections of an epoch come from the gradients of the epoch before,
@@ -95,7 +95,7 @@ class CarriedRows(Rows):
         return self._length
 
     def begin_epoch(self) -> None:
-        """Centre the rows as they are, for the epoch that begins; exact, since the mean is taken anew in float64."""
+        """Centre the present rows for the coming epoch; exact, since the mean is computed anew in float64."""
         self.ready = self._touched
         """Whether there are rows to correct with; not while the first epoch fills the table."""
         # A row that the epoch is the first to fill has no part in the mean, and corrects nothing.
@@ -120,7 +120,7 @@ class CarriedRows(Rows):
         return tensor_of(self._mean)
 
     def correction(self, key: int) -> Tensor:
-        """Coefficients along the directions of the control variate of one batch, as its step is to use them.
+        """Coefficients of a batch's control variate along the directions.
 
         Args:
             key: Position of the batch in the plan, ``0 <= key < len(self)``.
@@ -140,7 +140,7 @@ class CarriedRows(Rows):
         return self.beta * self._centred[key // self.group]
 
     def refresh(self, keys: Sequence[int], slopes: Slopes, accumulated: int = 1) -> None:
-        """Replace a row by what its step has measured.
+        """Replace a row by the slopes of its step's gradient.
 
         Args:
             keys: Positions in the plan of the batches whose gradients the step accumulated. If the batches do not share a row,
@@ -159,7 +159,7 @@ class CarriedRows(Rows):
         self._touched = True
 
     def turn(self, turning: Tensor) -> None:
-        """Go on along other directions, with what the rows say of them.
+        """Change to other directions, and convert the rows to these directions.
 
         A row is what is known of a gradient: a vector in the span of the old directions, whose part in the span of the new
         ones is kept. The corrections of an epoch cancel as before.
@@ -173,13 +173,13 @@ class CarriedRows(Rows):
         self._spread = product(weights, self._centred**2) / weights.sum().clip(torch.finfo(torch.float64).tiny)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as plain types and tensors."""
+        """The whole table, as plain types and tensors."""
         numbers = {name: tensor_of(getattr(self, name)) for name in _NUMBERS}
         return {**{name: getattr(self, name) for name in _PLAIN}, **numbers}
 
     @classmethod
     def of(cls, state: dict[str, Any], device: torch.device, beta: float) -> "CarriedRows":
-        """A table that goes on from the state of another.
+        """A table that continues from a saved state.
 
         Args:
             state: What :meth:`state_dict` returned.

@@ -1,4 +1,4 @@
-r"""A table of gradients, one of each batch: what first-order control variates keep where memory allows it."""
+r"""A table with the gradient of each batch: first-order control variates keep the table if memory allows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from lightning_vamo.core.sharding import local
 
 
 class GradientTable:
-    r"""A table with the gradient of each batch for its rows, and their weighted mean.
+    r"""A table whose rows are the gradients of the batches, with the rows' weighted mean.
 
     The control variate of batch :math:`k` is its row against the mean, :math:`r_k = g_k - \bar g` with
     :math:`\bar g = \sum_k w_k g_k / \sum_k w_k`, so that :math:`\sum_k w_k r_k = 0`. The mean is that of the rows as they are
@@ -55,7 +55,7 @@ class GradientTable:
 
     @property
     def unknown(self) -> int:
-        """How many rows with samples have no gradient, or none that is finite."""
+        """The number of rows that have samples but no finite gradient."""
         return int((~self._known & (self._weights > 0)).sum())
 
     @staticmethod
@@ -114,7 +114,7 @@ class GradientTable:
         self._known[row] |= finite.to(self._known.device)
 
     def begin_epoch(self) -> None:
-        """Take the mean of the rows as they are, exact to float64, and let the steps to come use them."""
+        """Compute the mean of the present rows in float64; the coming steps use the rows and the mean."""
         self._used = self._known & (self._weights > 0)
         weights = self._weights * self._used
         shares = (weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)).tolist()
@@ -127,7 +127,7 @@ class GradientTable:
             mean.copy_(total)
 
     def add_centred(self, batch: int, into: Sequence[Tensor], factor: float) -> None:
-        """Add the control variate of a batch to tensors; nothing, if the batch had no row when the epoch began.
+        """Add the control variate of a batch to tensors; add nothing if the batch had no row when the epoch began.
 
         Args:
             batch: Position of the batch in the plan, ``0 <= batch < len(self)``.
@@ -145,12 +145,12 @@ class GradientTable:
             target.add_((rows[row].to(target) - mean) * (used.to(target) * factor))
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as plain types and tensors."""
+        """The whole table, as plain types and tensors."""
         return {name: getattr(self, name) for name in _STATE}
 
     @classmethod
     def of(cls, state: dict[str, Any], parameters: Sequence[Tensor], device: torch.device | None = None) -> "GradientTable":
-        """A table that goes on from the state of another.
+        """A table that continues from a saved state.
 
         Args:
             state: What :meth:`state_dict` returned.

@@ -1,4 +1,4 @@
-r"""The mixing coefficient :math:`\alpha`: how much of the zeroth-order control variate to use."""
+r"""The mixing coefficient :math:`\alpha`: the share of the control variate that is subtracted."""
 
 import math
 from typing import Literal, get_args
@@ -13,7 +13,7 @@ Alpha = float | Named
 
 
 def check_alpha(alpha: object) -> None:
-    r"""Refuse a mixing coefficient that is neither a finite, non-negative number nor one of those with a name.
+    r"""Refuse a mixing coefficient that is neither a finite, non-negative number nor a known name.
 
     Args:
         alpha: The mixing coefficient.
@@ -51,7 +51,7 @@ def effective_coefficient(alpha: Alpha, count: int, dimension: int) -> float:
 
 
 def coefficient_of(alpha: Alpha, count: int, before: Coefficient | None) -> Coefficient | None:
-    """What changes the coefficient from step to step.
+    """The object that gives the coefficient of each step.
 
     Args:
         alpha: The mixing coefficient.

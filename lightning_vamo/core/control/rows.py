@@ -1,4 +1,4 @@
-"""Rows: what gives the coefficients of a correction, batch by batch."""
+"""Rows: the numbers of each batch that determine its correction."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from lightning_vamo.core.small import Small, small
 
 
 class Rows(ABC):
-    r"""Where the coefficients of a correction come from.
+    r"""Base class of tables and other sources of rows: a row gives the coefficients of a batch's correction.
 
     A *row* belongs to a batch. It says what the batch's gradient is along each direction, against the mean over all batches.
 
@@ -35,7 +35,7 @@ class Rows(ABC):
 
     @abstractmethod
     def correction(self, key: Any) -> Tensor:
-        """Coefficients along the directions of the control variate of one batch.
+        """Coefficients of a batch's control variate along the directions.
 
         Args:
             key: What stands for the batch: its position in the plan, or its row itself.
@@ -45,7 +45,7 @@ class Rows(ABC):
         """
 
     def row(self, key: Any) -> Small:
-        """What :meth:`correction` gives, as numbers for small arithmetic.
+        """The coefficients of :meth:`correction`, as numbers for :mod:`~lightning_vamo.core.small` arithmetic.
 
         Args:
             key: See :meth:`correction`.
@@ -58,7 +58,7 @@ class Rows(ABC):
     def refresh(  # noqa: B027 -- most rows stay as they were measured
         self, keys: Sequence[Any], slopes: Slopes, accumulated: int = 1
     ) -> None:
-        """Learn the slopes of a step's gradient, after its rows have been used; nothing unless rows change with the steps.
+        """Replace rows by the slopes of a step's gradient, after the step has used the rows; by default, do nothing.
 
         Args:
             keys: What stands for the batches whose gradients the step accumulated.

@@ -1,4 +1,4 @@
-r"""The control variate of rows that come with their steps, around a mean that is known or that runs along."""
+r"""The control variate of rows that each step computes for itself; the mean is known from a sweep, or is a running mean."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from lightning_vamo.core.control.rows import Rows
 
 
 class RecomputedControlVariate(Rows):
-    r"""Centres probe differences that are evaluated anew for the batch of each step.
+    r"""Centres probe differences that each step evaluates for its own batch.
 
     .. math:: r_{k,j} = \beta\,(\delta_{k,j} - \bar\delta_j)
 
@@ -44,18 +44,18 @@ class RecomputedControlVariate(Rows):
 
     @property
     def mean(self) -> Tensor | None:
-        """What rows are centred around, shape ``(q,)``; None before the first of a running mean."""
+        """The mean that is subtracted from rows, shape ``(q,)``; None for a running mean that has no row yet."""
         if self._known is not None or self._sum is None or self._count is None:
             return self._known
         return self._sum / self._count
 
     @property
     def unused(self) -> float:
-        """How many rows since the snapshot had entries that were not finite, and so were left out."""
+        """The number of rows since the snapshot that were left out, since an entry was not finite."""
         return 0.0 if self._unused is None else float(self._unused)
 
     def see(self, rows: Sequence[Tensor]) -> None:
-        """Count in the rows of a step, before its correction is taken.
+        """Add the rows of a step to the running mean, before the step's correction.
 
         Args:
             rows: Probe differences, each of shape ``(q,)``.
@@ -72,7 +72,7 @@ class RecomputedControlVariate(Rows):
         self._unused = self._unused + (~finite.all(dim=1)).sum()
 
     def correction(self, key: Tensor) -> Tensor:
-        """Coefficients along the directions of the control variate of one batch.
+        """Coefficients of a batch's control variate along the directions.
 
         Args:
             key: Its probe differences, shape ``(q,)``, which :meth:`see` has seen.
@@ -92,7 +92,7 @@ class RecomputedControlVariate(Rows):
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "RecomputedControlVariate":
-        """One that goes on from a state of :meth:`state_dict`."""
+        """A control variate that continues from a state of :meth:`state_dict`."""
         control = cls(state["beta"], state["mean"])
         control._sum, control._count, control._unused = state["sum"], state["count"], state["unused"]
         return control

@@ -1,4 +1,4 @@
-r"""The table of a sweep as a control variate: one row of probe differences per batch, centred."""
+r"""The table of a sweep as a control variate: each batch has a row of probe differences minus the mean row."""
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class ControlVariate(Rows):
         return len(self.rows)
 
     def correction(self, key: int) -> Tensor:
-        """Coefficients along the directions of the control variate of one batch.
+        """Coefficients of a batch's control variate along the directions.
 
         Args:
             key: Position of the batch in the plan that was swept, ``0 <= key < len(self)``.

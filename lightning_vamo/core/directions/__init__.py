@@ -1,4 +1,4 @@
-"""Families of probe directions, one per file."""
+"""Families of probe directions: random, learned, coordinate and masked directions."""
 
 from lightning_vamo.core.directions.base import ProbeDirections
 from lightning_vamo.core.directions.coordinate import CoordinateDirections

@@ -1,4 +1,4 @@
-r"""What a family of probe directions is, and what can be done with the directions that it draws.
+r"""The base class of drawn probe directions: move weights along them, project a gradient on them, subtract them.
 
 All families share one normalisation, :math:`\mathbb{E}[u u^\top] = I_d / d`: a direction has (mean) unit norm *jointly over all
 parameters*. Then :math:`(d/q) \sum_j \delta_j u_j` estimates the gradient whatever the family, and one smoothing radius
@@ -61,7 +61,7 @@ class ProbeDirections(ABC):
         """
 
     def measure(self, vectors: Sequence[Tensor | None]) -> Slopes:
-        """What :meth:`project` gives, and what else one look at the vectors tells.
+        """The inner products of :meth:`project`, with the squared norm of the vectors.
 
         Args:
             vectors: See :meth:`project`.
@@ -72,7 +72,7 @@ class ProbeDirections(ABC):
         return Slopes.of(self.project(vectors))
 
     def in_basis(self, slopes: Slopes) -> Slopes:
-        """What :meth:`measure` gives, from inner products with these directions, which others may follow.
+        """The slopes of :meth:`measure`, from inner products that begin with these directions and may go on with others.
 
         Args:
             slopes: Inner products with at least as many directions, of which these are the leading ones.
@@ -99,7 +99,7 @@ class ProbeDirections(ABC):
 
     @abstractmethod
     def remove_(self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None) -> Small:
-        """What :meth:`subtract_` does, with coefficients and results that are numbers for small arithmetic.
+        """Like :meth:`subtract_`, with coefficients and results as numbers for :mod:`~lightning_vamo.core.small` arithmetic.
 
         Args:
             vectors: See :meth:`subtract_`.
@@ -111,7 +111,7 @@ class ProbeDirections(ABC):
         """
 
     def sizes(self) -> list[list[int]]:
-        """How many numbers each of the :meth:`parts` has, parameter by parameter.
+        """The sizes of the :meth:`parts`, parameter by parameter.
 
         Raises:
             UnsupportedError: If the family has no parts.
@@ -122,7 +122,7 @@ class ProbeDirections(ABC):
         )
 
     def parts(self, index: int) -> Iterator[Tensor | None]:
-        """One direction, a part after another, for weights that are moved in place: no more than a part exists at a time.
+        """The parts of a direction, one after another, so that only a part is in memory at a time.
 
         Args:
             index: Which direction, ``0 <= index < count``.
@@ -148,7 +148,7 @@ class ProbeDirections(ABC):
         return slopes
 
     def turning(self, others: "ProbeDirections", parameters: Sequence[Tensor]) -> Tensor:
-        r"""How coordinates in the basis of this span turn into those of the same vector's part in the span of others.
+        r"""The matrix from coordinates in this span's basis to coordinates in the basis of other directions' span.
 
         Args:
             others: Other directions for the same parameters. A family whose basis is not orthonormal has no such matrix.

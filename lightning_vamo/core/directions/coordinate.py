@@ -1,4 +1,4 @@
-"""Coordinate directions."""
+"""Coordinate directions: a probe moves one number of the weights."""
 
 import bisect
 import itertools
@@ -76,7 +76,7 @@ class CoordinateDirections(Directions):
         return _Axes(places, ends[-1], parameters)
 
     def _block(self, dimension: int, generator: torch.Generator) -> tuple[int, int]:
-        """First and last coordinate of a block, which is chosen as often as its size says."""
+        """First and last coordinate of a random block; the chance of a block is proportional to its size."""
         if self.blocks == 1:
             return 0, dimension
         bounds = [block * dimension // self.blocks for block in range(self.blocks + 1)]

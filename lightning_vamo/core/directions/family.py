@@ -1,4 +1,4 @@
-"""What a family of probe directions is."""
+"""The base class of the families of probe directions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -74,11 +74,11 @@ class Directions(ABC):
             )
 
     def seeded(self) -> "Directions":
-        """The family as it draws directions that are used once or twice: they take no memory, if it can do without."""
+        """The same family for directions that are used once or twice: without memory for directions, if the family can."""
         return self
 
     def at(self, parameters: Sequence[Tensor], state: Any = None) -> "Directions":
-        """The family as it draws at a point, for families whose directions depend on where that is.
+        """The family at a point, for families whose directions depend on the weights.
 
         Args:
             parameters: The point.
@@ -90,11 +90,11 @@ class Directions(ABC):
         return self
 
     def state(self) -> Any:
-        """What the family keeps of the point that it draws at, as plain types and tensors; None if it keeps nothing."""
+        """The state that the family keeps of its point, as plain types and tensors; None if it keeps nothing."""
         return None
 
     def learner(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> Learner:
-        """What learns directions for ``parameters``, starting from the random ones of :meth:`draw`; it has seen no gradient.
+        """A new learner of directions for ``parameters``; the learner starts from the random directions of :meth:`draw`.
 
         Args:
             parameters: See :meth:`draw`.

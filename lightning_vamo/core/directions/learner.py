@@ -1,4 +1,4 @@
-"""What learns probe directions from the gradients that training computes anyway."""
+"""The base class of learners: a learner finds probe directions in the gradients that training computes anyway."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Learner(ABC):
     @property
     @abstractmethod
     def ready(self) -> bool:
-        """Whether enough gradients were seen for directions that are more than random."""
+        """Whether the learner has seen enough gradients to give directions that are better than random."""
 
     @abstractmethod
     def observe(self, gradients: Sequence[Tensor | None]) -> None:
@@ -45,7 +45,7 @@ class Learner(ABC):
 
     @abstractmethod
     def directions(self, count: int, generator: torch.Generator) -> ProbeDirections:
-        """End the pass: turn to the directions learned in it, and learn the next ones from there.
+        """End the pass: use the directions that it has learned, and begin the next pass from these directions.
 
         Args:
             count: ``q``, at least 1. If it is less than before, the leading directions are given; if more, random ones are
@@ -58,7 +58,7 @@ class Learner(ABC):
 
     @abstractmethod
     def leading(self, count: int) -> ProbeDirections:
-        """Turn to the first ones of the directions that :meth:`directions` gave: probe fewer than are learned.
+        """Use only the first directions that :meth:`directions` gave: fewer are probed than are learned.
 
         Args:
             count: How many, at least 1 and at most as many as were given.
@@ -69,11 +69,11 @@ class Learner(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """All that was learned, also in the middle of a pass: plain types and tensors, of sharded parameters this process's."""
+        """All that was learned, also in mid-pass: plain types and tensors; this process's part of sharded parameters."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on, to the bit, where :meth:`state_dict` was called.
+        """Continue, bit for bit, from a state of :meth:`state_dict`.
 
         Args:
             state: What it returned, for the same parameters.

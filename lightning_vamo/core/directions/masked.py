@@ -1,4 +1,4 @@
-"""Directions along the smallest weights of each tensor alone."""
+"""Directions that move only the smallest weights of each tensor."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 
 
 class MaskedDirections(Directions):
-    r"""Directions of any family, restricted to the smallest weights of each tensor; the others stay where they are.
+    r"""Directions of any family, restricted to the smallest weights of each tensor; the other weights do not move.
 
     Large weights hold what a pretrained model knows, and the loss is curved along them: leaving them alone allows a larger
     learning rate. The family is that of the space of the masked weights: its directions have (mean) unit norm there, are
@@ -95,7 +95,7 @@ class MaskedDirections(Directions):
 
 
 class _Masked(ProbeDirections):
-    """Directions of the masked weights, as directions of all of them."""
+    """Directions of the masked weights, as directions of all weights."""
 
     def __init__(self, inner: ProbeDirections, masks: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         self.count = inner.count

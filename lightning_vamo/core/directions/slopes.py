@@ -1,4 +1,4 @@
-"""What one look at a gradient tells of it, so that whoever needs it next need not read the gradient again."""
+"""The slopes and the norm of a gradient, computed once, so that no later computation reads the gradient again."""
 
 import math
 
@@ -27,7 +27,7 @@ class Slopes:
 
     @classmethod
     def of(cls, coordinates: Tensor | Small, square: Small | None = None) -> "Slopes":
-        """Slopes whose coordinates may be anything.
+        """Slopes from coordinates that may be infinite or NaN.
 
         Args:
             coordinates: The inner products, shape ``(q,)``.
@@ -42,7 +42,7 @@ class Slopes:
 
     @property
     def device(self) -> torch.device:
-        """Where the numbers are."""
+        """The device of the numbers."""
         return self.coordinates.device if isinstance(self.coordinates, Tensor) else torch.device("cpu")
 
     @property
@@ -58,7 +58,7 @@ class Slopes:
         return self.square if self.finite and math.isfinite(self.square or 0.0) else 0.0
 
     def leading(self, count: int) -> "Slopes":
-        """The slopes along the first ``count`` directions alone."""
+        """The slopes along the first ``count`` directions."""
         if count == len(self.coordinates):
             return self
         if isinstance(self.coordinates, Tensor):
@@ -66,9 +66,9 @@ class Slopes:
         return Slopes(self.coordinates[:count], self.finite, self.square)
 
     def turned(self, turning: Small) -> "Slopes":
-        """The leading coordinates, as many as a matrix has rows, times the matrix."""
+        """The leading coordinates times a matrix that has as many rows as there are leading coordinates."""
         return Slopes(product(self.leading(len(turning)).coordinates, turning), self.finite, self.square)
 
     def times(self, unit: Small) -> "Slopes":
-        """The slopes of so many times the gradient."""
+        """The slopes of the gradient times a number."""
         return Slopes(self.coordinates * unit, self.finite, None if self.square is None else self.square * unit**2)

@@ -1,4 +1,4 @@
-"""An excursion: weights that are moved along a direction in place, and brought back bit for bit without a copy of them."""
+"""An excursion: move weights along a direction in place, and bring the weights back bit for bit without a copy."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,11 +49,11 @@ class Excursion:
 
     @property
     def bytes(self) -> int:
-        """How much memory the way back takes."""
+        """Bytes that the way back takes."""
         return sum(moved.bytes for moved in self._moved if moved is not None)
 
     def go(self, index: int, distance: float | Sequence[float]) -> None:
-        r"""Set the weights to :math:`x + s u_j`, where :math:`x` is where they were at the beginning.
+        r"""Set the weights to :math:`x + s u_j`, where :math:`x` are the weights at the beginning.
 
         Args:
             index: Which direction.
@@ -69,7 +69,7 @@ class Excursion:
         self._at = index, distances
 
     def back(self, then: Callable[[int, Tensor, Tensor | None], object] | None = None) -> None:
-        """Bring the weights back to where they were, bit for bit.
+        """Bring the weights back to :math:`x`, bit for bit.
 
         Args:
             then: Called for each piece that is back, in the same pass: with the number of its parameter, the piece, and the
@@ -89,7 +89,7 @@ class Excursion:
         self._at, self._moved = None, []
 
     def stay(self) -> None:
-        """Let the weights stay where they are: that is the beginning from now on."""
+        """Let the weights stay at the present point: it is the beginning from now on."""
         self._at, self._moved = None, []
 
     def _walk(self, index: int, visit: Callable[[int, Tensor, Tensor | None, Moved | None], Moved | None]) -> None:
@@ -109,7 +109,7 @@ def _turned(number: int, piece: Tensor, part: Tensor | None, moved: Moved | None
 def along(
     parameters: Sequence[Tensor], sizes: Sequence[list[int]], parts: Iterator[Tensor | None]
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """Parameters and a direction, a block at a time.
+    """The blocks of the parameters, with the parts of a direction.
 
     Args:
         parameters: What this process holds of the parameters.
@@ -133,7 +133,7 @@ def along(
 
 
 def ahead(items: Iterator[_T], parameters: Sequence[Tensor]) -> Iterator[_T]:
-    """Draw the next item while the present one is used, where there are large parameters on a CPU with a thread to spare.
+    """Draw the next item in a thread while the caller uses the present item, for large parameters on a CPU with idle cores.
 
     Torch draws random numbers with one thread, and that takes as long as all the rest.
 

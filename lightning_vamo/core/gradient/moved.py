@@ -1,4 +1,4 @@
-r"""A piece of the weights away from where it was: at :math:`x + s`, at :math:`x - s`, and back at :math:`x`, to the bit.
+r"""A piece of the weights that moves from :math:`x` to :math:`x + s`, to :math:`x - s`, and back to :math:`x`, to the bit.
 
 Weights of 64 or 32 bits have bits to spare. There the step is rounded to a grid that the largest weight of the piece is on
 too, and the piece itself is rounded once, to :math:`\bar x`, so that :math:`\bar x + s` and :math:`\bar x - s` are sums that
@@ -64,7 +64,7 @@ class Moved:
 
     @property
     def bytes(self) -> int:
-        """How much memory the way back takes."""
+        """Bytes that the way back takes."""
         return self._remainder.bytes if self._copy is None else self._copy.nbytes
 
     def _place(self, piece: Tensor, part: Tensor, origin: Tensor) -> None:
@@ -79,7 +79,7 @@ class Moved:
         return (part.to(piece.dtype) * distance).add_(large).sub_(large)
 
     def turn(self, piece: Tensor, part: Tensor) -> None:
-        """Go to the other side: from a distance along the direction to the same distance against it.
+        """Move the piece to the other side: from :math:`x + s` to :math:`x - s`.
 
         Args:
             piece: The numbers.
@@ -97,7 +97,7 @@ class Moved:
             piece.sub_(step).sub_(step)
 
     def back(self, piece: Tensor, part: Tensor) -> None:
-        """Return to where the piece was, bit for bit.
+        """Move the piece back to :math:`x`, bit for bit.
 
         Args:
             piece: The numbers.
@@ -115,7 +115,7 @@ class Moved:
 
 
 def _grid(piece: Tensor, part: Tensor, distance: float) -> float | None:
-    """The last place of the largest number that the piece may get to; None if steps are to be finer than that."""
+    """The last place of the largest number that the piece may reach; None if steps must be finer than the last place."""
     if piece.element_size() == 2 or not piece.numel():
         return None
     longest = abs(distance) * _largest(part)

@@ -1,4 +1,4 @@
-r"""What rounding takes from weights that are moved in place, kept so that the way back is exact.
+r"""The rounding errors of weights that are moved in place, kept so that the way back is exact.
 
 Weights that are moved by a step :math:`s` and then by :math:`-s` do not come back: :math:`x + s` is rounded, and where its
 exponent is larger than that of :math:`x` the last bits of :math:`x` are gone. After a thousand perturbations such weights have
@@ -37,7 +37,7 @@ _OTHER = 3
 
 
 class Remainder:
-    """What a piece of the weights needs to come back from where it was moved.
+    """The bits that a moved piece of the weights needs to come back exactly.
 
     Args:
         piece: The numbers, a flat tensor of a type in ``MANTISSA``; they are moved.
@@ -64,7 +64,7 @@ class Remainder:
 
     @property
     def bytes(self) -> int:
-        """How much memory it takes."""
+        """Bytes that the remainder takes."""
         copied = getattr(self, "_copy", None)
         kept = (self._codes, self._others, self._places, self._strays)
         return sum(part.nbytes for part in kept) + (0 if copied is None else copied.nbytes)

@@ -1,4 +1,4 @@
-r"""A step of SGD along directions, taken in place: no gradient is ever held."""
+r"""A step of SGD along directions, taken in place, without a gradient in memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from lightning_vamo.core.sharding import local
 
 @dataclass(frozen=True)
 class Rate:
-    r"""How far a parameter moves for its gradient, as its group of an optimizer says.
+    r"""The learning rate and weight decay of a parameter, from its optimizer group.
 
     Attributes:
         lr: :math:`\eta`.
@@ -76,7 +76,7 @@ Scale = Callable[[Tensor], Tensor]
 def write_gradient(
     parameters: Sequence[Tensor], directions: ProbeDirections, coefficients: Tensor, scale: Scale | None = None
 ) -> None:
-    r"""Add the gradient :math:`g = \sum_j c_j u_j` to ``.grad``, which is made where there is none.
+    r"""Add the gradient :math:`g = \sum_j c_j u_j` to ``.grad``; a missing ``.grad`` is created.
 
     Args:
         parameters: The parameters.

@@ -10,7 +10,7 @@ from lightning_vamo.core.directions import ProbeDirections
 
 @dataclass(frozen=True)
 class Along:
-    """Directions, and how far to go along them: a gradient and its control variate have to be estimated along the same ones.
+    """Directions and their radius: a gradient and its control variate must be estimated along the same directions.
 
     Attributes:
         parameters: What they are directions of.

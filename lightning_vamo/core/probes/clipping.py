@@ -1,4 +1,4 @@
-"""Bounds for probe differences, so that a loss that is not finite, or far off, does not carry the weights away."""
+"""Bounds for probe differences: an infinite, NaN or extreme loss must not move the weights far."""
 
 import torch
 from torch import Tensor

@@ -56,7 +56,7 @@ def perturbed_losses(
     difference: Difference,
     indices: Sequence[int] | None = None,
 ) -> Tensor:
-    r"""Evaluate losses at the perturbed points only: each point is gone to once, whatever the number of losses.
+    r"""Evaluate losses at the perturbed points only: the weights move to each point once, whatever the number of losses.
 
     Args:
         loss: See :func:`probe_losses`.

@@ -1,4 +1,4 @@
-"""A point of parameter space: a copy of the weights to step away from, and to return to bit for bit."""
+"""A copy of the weights: weights are moved away from the copy, and restored bit for bit."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from lightning_vamo.core.sharding import local
 
 
 class Point:
-    r"""A copy of the parameters :math:`x` to step away from, and to return to bit for bit.
+    r"""A copy of the parameters :math:`x`, from which the parameters are moved, and to which they are restored bit for bit.
 
     Use it as a context manager around the evaluations: on leaving, also through an error, the parameters hold exactly the
     bits that they held on entering.
@@ -31,7 +31,7 @@ class Point:
         self._versions = self._seen() if origin is None else None
 
     def _seen(self) -> list[int] | None:
-        """Numbers that change when someone else writes to the parameters; None if nothing tells."""
+        """Version counters that change when other code writes to the parameters; None if there are no counters."""
         if any(parameter.is_inference() for parameter in self.parameters):
             return None
         return [parameter._version for parameter in self.parameters]
@@ -64,7 +64,7 @@ class Point:
         self._along, self._versions = directions, self._seen()
 
     def renew(self) -> None:
-        """Set the parameters again to where they were last set: something else has written to them."""
+        """Set the parameters to the last point again, after other code has written to them."""
         self._versions = None  # which may not tell of the write
         if self._step is None:
             self.restore()

@@ -126,7 +126,7 @@ def best_radius(errors: Callable[[float], tuple[float, float]], start: float) ->
 
 
 def trend_of(up: float, down: float) -> Trend | None:
-    r"""Tell rounding from curvature by how a probe difference changes with its radius.
+    r"""Decide whether rounding or curvature dominates the error, by how a probe difference changes with the radius.
 
     Twice the radius halves an error of rounding and doubles one of curvature. So of the changes from :math:`\mu/2` to
     :math:`\mu` and from :math:`\mu` to :math:`2\mu`, the first is twice the second where losses are rounded, and half of it
@@ -145,7 +145,7 @@ def trend_of(up: float, down: float) -> Trend | None:
 
 
 def followed(mu: float, snr: float | None, trend: Trend | None) -> float:
-    """The radius for the next snapshot: a factor of 2 on the side where the error is smaller, unless it is small already.
+    """The radius for the next snapshot: doubled or halved where that reduces an error that is not small already.
 
     Args:
         mu: The last radius.

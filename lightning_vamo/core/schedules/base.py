@@ -1,4 +1,4 @@
-"""What a schedule of the number of probes is."""
+"""The base class of schedules of the number of probes."""
 
 from abc import ABC, abstractmethod
 
@@ -30,7 +30,7 @@ class ProbeSchedule(ABC):
 
 
 def check_probes(name: str, value: object, least: int = 0) -> int:
-    """Refuse what is not a whole number, or too small a one.
+    """Refuse a number of probes that is not whole or is too small.
 
     Args:
         name: What to call the value in the message.

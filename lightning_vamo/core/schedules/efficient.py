@@ -1,4 +1,4 @@
-r"""The number of probes that removes most noise for its work, by measurement."""
+r"""The number of probes that removes the most noise for its work, chosen by measurement."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ _MOST = 0.99
 
 @dataclass(frozen=True)
 class Decision:
-    """How many probes, and why.
+    """A chosen number of probes, and the reason.
 
     Attributes:
         probes: ``q``.
@@ -40,7 +40,7 @@ class Decision:
 
 
 class EfficientProbes(ProbeSchedule):
-    r"""As many probes as remove most noise for their work, up to a maximum; none where none pay.
+    r"""The number of probes that removes the most noise for its work, up to a maximum; 0 if no number pays.
 
     At every snapshot the number is chosen anew that has the highest :func:`~lightning_vamo.core.efficiency.efficiency`. The
     share of the noise that the first ``q`` directions are expected to remove is
@@ -87,11 +87,11 @@ class EfficientProbes(ProbeSchedule):
         self._retrying = False
 
     def probes_at(self, epoch: int) -> int:
-        """The number that was chosen last, whichever the epoch; before the first choice, the maximum."""
+        """The number that was chosen last, in every epoch; the maximum before the first choice."""
         return self.maximum if self.chosen is None else self.chosen
 
     def observe(self, factors: Tensor | None, forward: float | None) -> None:
-        r"""See what came of the probes of a snapshot.
+        r"""Count what the probes of a snapshot removed and cost.
 
         Args:
             factors: :math:`\bar\beta`, mean over the snapshot's steps, shape ``(q,)``; None if there were none.
@@ -144,7 +144,7 @@ class EfficientProbes(ProbeSchedule):
         return (factors.square() * own).cumsum(0).clamp(max=_MOST)
 
     def _count(self, probes: int, afresh: bool) -> None:
-        """Note for how long there have been no probes, and how long to wait until the next attempt."""
+        """Count the snapshots without probes, and set the wait until the next attempt."""
         if self._retrying:
             self._wait = self.retry_after if probes else 2 * self._wait
         self._retrying = afresh
@@ -163,7 +163,7 @@ class EfficientProbes(ProbeSchedule):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was called.
+        """Continue from a state of :meth:`state_dict`.
 
         Args:
             state: What it returned.
@@ -175,7 +175,7 @@ class EfficientProbes(ProbeSchedule):
 
 
 def _decision(probes: int, best: int, removed: Tensor, work: Tensor, afresh: bool) -> Decision:
-    """Put it in words, which say of the best number above 0 why it did not pay, if none did."""
+    """Explain the choice; if no number pays, say why the best number above 0 does not."""
     looked = probes or best
     share, times = float(removed[looked - 1]), float(work[looked])
     larger = float(batch_factor(removed[looked - 1]))

@@ -1,4 +1,4 @@
-"""Numbers of probes that are fixed beforehand."""
+"""Schedules whose numbers of probes are fixed before training."""
 
 import math
 
@@ -57,7 +57,7 @@ class LinearProbes(ProbeSchedule):
 
 
 class ExponentialProbes(ProbeSchedule):
-    """Multiplied by ``factor`` every few epochs, up to a maximum.
+    """A number of probes that is multiplied by ``factor`` every few epochs, up to a maximum.
 
     Args:
         start: Probes in epoch 0.

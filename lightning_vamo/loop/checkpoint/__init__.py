@@ -1,1 +1,1 @@
-"""What a checkpoint holds of a run, and how a run resumes from it."""
+"""The state of a run in a checkpoint, and how a run resumes from a checkpoint."""

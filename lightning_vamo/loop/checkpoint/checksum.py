@@ -1,4 +1,4 @@
-"""A checksum of what a checkpoint holds, by which damaged or edited contents are found before they do any harm."""
+"""A checksum of a checkpoint's state: damaged or edited states are refused before they change anything."""
 
 import zlib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def checksum(value: Any, start: int = 0) -> int:
-    """The CRC-32 of a state: of its structure, and of all numbers and texts in it.
+    """The CRC-32 of a state's structure, numbers and texts.
 
     Args:
         value: Nested dicts, lists and tuples of tensors on the CPU and of plain values.

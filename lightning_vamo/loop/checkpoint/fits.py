@@ -1,4 +1,4 @@
-"""Does a checkpoint fit the run that is to go on from it? Each difference is one sentence, before anything has changed."""
+"""Checks that a checkpoint fits the run that resumes from it. Each difference is refused before anything changes."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from lightning_vamo.loop.run.run import Run
 
 
 def check_fits(name: str, then: object, now: object) -> None:
-    """Refuse a checkpoint that one thing tells apart from the present run.
+    """Refuse a checkpoint whose value of one setting differs from the present run's.
 
     Args:
         name: What the thing is called.
@@ -57,7 +57,7 @@ def check_snapshot(trainer: Trainer, run: Run, state: RankState) -> None:
 
 
 def check_data(trainer: Trainer, state: RankState) -> None:
-    """Refuse a plan of batches over other data than the present run's.
+    """Refuse a plan of batches whose data are not the present run's.
 
     Args:
         trainer: The trainer.
@@ -77,7 +77,7 @@ def check_data(trainer: Trainer, state: RankState) -> None:
 
 
 def check_parameters(trainer: Trainer, state: RankState) -> None:
-    """Refuse directions for parameters that are others, or come in another order.
+    """Refuse directions for other parameters, or for parameters in another order.
 
     Args:
         trainer: The trainer.

@@ -1,4 +1,4 @@
-"""Batches of a sampler as what a checkpoint can hold: plain types and tensors."""
+"""Convert a sampler's batches into plain types and tensors for a checkpoint, and back."""
 
 import operator
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from lightning_vamo.errors import UnsupportedError
 
 
 def packed(batches: Iterable[Any]) -> dict[str, Any]:
-    """Batches of a sampler as what a checkpoint can hold: tensors where they are lists of indices, else plain types.
+    """Convert a sampler's batches for a checkpoint: lists of indices into tensors, other batches into plain types.
 
     Args:
         batches: As the sampler gave them.

@@ -1,4 +1,4 @@
-"""Random states as what a checkpoint can hold: plain types and tensors."""
+"""Convert random states into plain types and tensors for a checkpoint, and set them again."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def random_state(module: LightningModule, loaders: Sequence[Any]) -> dict[str, A
 
 
 def set_random_state(state: dict[str, Any], loaders: Sequence[Any]) -> None:
-    """Take up the random states of :func:`random_state`."""
+    """Set the random states that :func:`random_state` returned."""
     states = dict(state["global"])
     if "numpy" in states:
         name, keys, *rest = states["numpy"]

@@ -1,4 +1,4 @@
-"""How a run goes on from a checkpoint, bit for bit as it would have without the interruption."""
+"""Resume a run from a checkpoint, bit for bit as if it had not been interrupted."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from lightning_vamo.loop.run.run import Run
 
 
 class Resumption:
-    """A run that goes on from a checkpoint, until its first batch.
+    """The resume of a run from a checkpoint, until the first batch.
 
     Args:
         trainer: The trainer, with its module.
@@ -60,7 +60,7 @@ class Resumption:
             _thaw(trainer.lightning_module, run, self._state.frozen)
 
     def replay(self, recorder: RecordingBatchSampler, index: int) -> None:
-        """Let a loader begin with what is left of its epoch.
+        """Let a loader begin with the remaining batches of its epoch.
 
         Args:
             recorder: Its recorder, from which nothing has been drawn.
@@ -76,7 +76,7 @@ class Resumption:
 
     @contextmanager
     def taken_up(self, trainer: Trainer, run: Run) -> Iterator[None]:
-        """Let a run stand where the interrupted one stood, and Lightning's loops go on from there.
+        """Give a run the state of the interrupted run, and let Lightning's loops continue from there.
 
         Args:
             trainer: The trainer, about to train.
@@ -161,13 +161,13 @@ class Resumption:
         set_random_state(self._state.random, loaders_of(trainer))
 
     def validation_starts(self, trainer: Trainer) -> None:
-        """Take up the random states from within a validation, which is done anew: its loader has just drawn again."""
+        """Set the random states of an interrupted validation, which runs again: its loader has just drawn random numbers."""
         if self._state is not None and self._in_validation:
             set_random_state(self._state.random, loaders_of(trainer))
 
 
 def _thaw(module: LightningModule, run: Run, frozen: dict[str, list[str]]) -> None:
-    """Let the parameters need a gradient that needed one, where a callback, and not the module itself, had changed that."""
+    """Restore ``requires_grad`` of parameters whose flag a callback, and not the module itself, had changed."""
     if run.frozen == frozen["before"]:
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name not in frozen["now"])

@@ -1,6 +1,6 @@
-"""What a checkpoint holds of a run, beside Lightning's own state.
+"""The state of a run in a checkpoint, beside Lightning's own state.
 
-Lightning's checkpoints hold weights, optimizers and counters. Each rank adds where it stands: its plan of batches and its
+Lightning's checkpoints hold weights, optimizers and counters. Each rank adds its own state: its plan of batches and its
 position in it, the rows that its steps still need, its random states, and what the epoch has logged so far.
 """
 
@@ -80,7 +80,7 @@ class RankState:
 
     @classmethod
     def read(cls, state: Any, name: str) -> "RankState":
-        """A state as a checkpoint holds it.
+        """The state from its form in a checkpoint.
 
         Args:
             state: The fields' values, by name.
@@ -98,12 +98,12 @@ class RankState:
         return own
 
     def content(self) -> int:
-        """The checksum of all but the checksum itself."""
+        """The checksum of all fields but the checksum field."""
         return checksum({field: value for field, value in vars(self).items() if field != "checksum"})
 
 
 def saved(trainer: Trainer, run: Run) -> list[dict[str, Any]]:
-    """What a checkpoint is to hold, called on all ranks together, as checkpoints are made.
+    """The states of all ranks for a checkpoint; called on all ranks together, as checkpoints are saved.
 
     Args:
         trainer: The trainer, which is training.
@@ -127,7 +127,7 @@ def saved(trainer: Trainer, run: Run) -> list[dict[str, Any]]:
 
 
 def plan_within(trainer: Trainer, run: Run) -> Plan | None:
-    """The plan that the run is in, or that it keeps for the epochs to come; None where the data has none."""
+    """The plan of the present epoch or of the coming epochs; None if the data has no plan."""
     if run.snapshot is not None and run.snapshot.plan is not None:
         return run.snapshot.plan
     if compat.position(trainer) is None:
@@ -173,13 +173,13 @@ def _in_order(plan: Plan | None) -> range:
 
 
 def _accumulating(trainer: Trainer, position: int | None) -> bool:
-    """Whether gradients are accumulating; not `compat.accumulates`, which tells of the batch that has begun."""
+    """Whether gradients are accumulating; unlike `compat.accumulates`, which describes a batch that has begun."""
     within = position is not None and position < trainer.num_training_batches
     return within and position % trainer.accumulate_grad_batches > 0  # type: ignore[operator]
 
 
 def read(cls: type[_State], state: Any, name: str = "VAMOCallback") -> _State:
-    """A dataclass from its fields' values in a checkpoint.
+    """Make a dataclass from its fields' values in a checkpoint.
 
     Args:
         cls: The dataclass.
@@ -206,7 +206,7 @@ def parameters_of(trainer: Trainer) -> list[list[Any]]:
 
 
 def data_of(trainer: Trainer) -> list[dict[str, int | None]]:
-    """The number of samples, and the batch size, of each training loader; None where it has none."""
+    """The number of samples and the batch size of each training loader; None if a loader has no such number."""
     return [{"samples": _samples(loader), "batch_size": getattr(loader, "batch_size", None)} for loader in loaders_of(trainer)]
 
 

@@ -1,6 +1,6 @@
 """Every access to Lightning's private parts, in one place.
 
-Checked against Lightning 2.6.0 and 2.6.6. Each function says what it reaches for, and why nothing public does.
+Checked against Lightning 2.6.0 and 2.6.6. Each function names the private part that it uses, and says why no public part does.
 """
 
 from lightning_vamo.loop.compat.attributes import replaced

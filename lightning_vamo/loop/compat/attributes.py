@@ -1,4 +1,4 @@
-"""Attributes that are replaced on an object for a while."""
+"""Replace an attribute of an object for the length of a context."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def replaced(owner: object, name: str, value: object) -> Iterator[None]:
-    """Replace an attribute on the instance for the length of the context, and put back what was on the instance before."""
+    """Replace an attribute on the instance for the length of the context, then restore the instance's former attribute."""
     own = vars(owner)
     missing = object()
     before = own.get(name, missing)

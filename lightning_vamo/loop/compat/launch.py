@@ -1,4 +1,4 @@
-"""Lightning's private parts around starting a fit, and ending one early."""
+"""Lightning's private parts to start a fit and to end a fit early."""
 
 import warnings
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class FitEnded(Exception):
 
 
 def launched(trainer: Trainer, module: LightningModule, function: Callable[..., _T], *arguments: Any) -> _T:
-    """Call a function as ``Trainer.fit`` calls what it does: in the processes that the strategy launches.
+    """Call a function as ``Trainer.fit`` does: in the processes that the strategy launches.
 
     Unlike ``fit`` it returns what the function does, in the main process too where the others are forked or spawned.
 
@@ -66,7 +66,7 @@ def fit_until_ended(trainer: Trainer, module: LightningModule, **data: Any) -> N
 
 
 def parts(trainer: Trainer) -> list[Any]:
-    """The trainer, and the objects of Lightning's that it is made of: loops and their progress, connectors, strategy, plugins.
+    """The trainer and Lightning's objects in it: loops, their progress, connectors, strategy, plugins.
 
     Not among them are the user's module, data, callbacks and loggers, and the environment, which knows the launched processes.
 

@@ -1,4 +1,4 @@
-"""Lightning's private parts around what an epoch has logged."""
+"""Lightning's private parts around the logged values of an epoch."""
 
 import builtins
 from typing import Any
@@ -16,7 +16,7 @@ _LOG_ARGUMENTS = (
 
 
 def log_state(trainer: Trainer, within: bool) -> dict[str, Any]:
-    """What ``self.log`` has gathered, as plain types and tensors: no checkpoint of Lightning's holds it.
+    """The values that ``self.log`` has gathered, as plain types and tensors; Lightning's checkpoints do not hold them.
 
     Args:
         trainer: The trainer.
@@ -44,7 +44,7 @@ def log_state(trainer: Trainer, within: bool) -> dict[str, Any]:
 
 
 def set_log_state(trainer: Trainer, module: LightningModule, state: dict[str, Any], position: int | None) -> None:
-    """Take up the logs of :func:`log_state`.
+    """Set the logged values that :func:`log_state` returned.
 
     Args:
         trainer: The trainer.
@@ -69,7 +69,7 @@ def set_log_state(trainer: Trainer, module: LightningModule, state: dict[str, An
 
 
 def metric_states(module: LightningModule) -> dict[str, Any]:
-    """What the module's torchmetrics have gathered: by default they do not put it into checkpoints."""
+    """The states of the module's torchmetrics; by default checkpoints do not hold them."""
     return {
         name: {"updates": metric._update_count, "state": metric.metric_state}
         for name, metric in module.named_modules()
@@ -78,7 +78,7 @@ def metric_states(module: LightningModule) -> dict[str, Any]:
 
 
 def set_metric_states(module: LightningModule, states: dict[str, Any]) -> None:
-    """Take up the states of :func:`metric_states`."""
+    """Set the states that :func:`metric_states` returned."""
     for name, saved in states.items():
         metric: Any = module.get_submodule(name)
         for attribute, value in saved["state"].items():

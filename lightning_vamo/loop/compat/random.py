@@ -1,4 +1,4 @@
-"""The global random generators, and those of training loaders."""
+"""The global random generators, and the generators of training loaders."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,12 +13,12 @@ def rng_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_states(states: dict[str, Any]) -> None:
-    """Return the global generators to a state of :func:`rng_states`; the public ``isolate_rng`` cannot return twice."""
+    """Set the global generators to a state of :func:`rng_states`; the public ``isolate_rng`` can restore only once."""
     _set_rng_states(states)
 
 
 def generators(loaders: Iterable[Any]) -> list[torch.Generator]:
-    """The loaders' own random generators, and those of their samplers, each once."""
+    """The random generators of the loaders and of their samplers, each generator once."""
     found: dict[int, torch.Generator] = {}
     for loader in loaders:
         for owner in (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):

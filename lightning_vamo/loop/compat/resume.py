@@ -14,7 +14,7 @@ from lightning_vamo.loop.compat.attributes import replaced
 def continued(
     trainer: Trainer, restore: Callable[[], None], *, within: bool, end_batch: bool, resumable: bool = True
 ) -> Iterator[None]:
-    """Let the epoch loop, which resumes from a checkpoint, go on exactly where the interrupted run would have.
+    """Let the resumed epoch loop continue exactly where the interrupted run stopped.
 
     Lightning makes the loader's iterator before the first epoch of a run, whatever epoch that is, and takes a checkpoint that
     was saved at a batch's end for one whose validation and whose plateau schedulers are done. No hook comes between.
@@ -74,7 +74,7 @@ def continued(
 
 
 def position(trainer: Trainer) -> int | None:
-    """How many batches the epoch has trained on, by the counters that checkpoints hold; None between two epochs."""
+    """The number of batches that the epoch has trained on, by the checkpoint's counters; None between two epochs."""
     epoch: Any = trainer.fit_loop.epoch_progress.current
     batch: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     return int(batch.processed) if epoch.started > epoch.processed else None
@@ -108,7 +108,7 @@ def in_validation(trainer: Trainer) -> bool:
 
 
 def last_reload(trainer: Trainer) -> float:
-    """The epoch in which the training loaders were made last; Lightning's checkpoints do not hold it."""
+    """The epoch in which the training loaders were last made; Lightning's checkpoints do not hold this number."""
     return float(trainer.fit_loop._last_train_dl_reload_epoch)
 
 
@@ -118,7 +118,7 @@ def set_last_reload(trainer: Trainer, epoch: float) -> None:
 
 
 def resume_schedulers(trainer: Trainer) -> None:
-    """Let plateau schedulers step at the end of a resumed epoch: Lightning leaves them out, as it has lost their metrics."""
+    """Let plateau schedulers step at the end of a resumed epoch: Lightning skips them, as it has lost their metrics."""
     trainer.fit_loop._restarting = False
 
 
@@ -129,7 +129,7 @@ def ended_epoch(checkpoint: dict[str, Any]) -> bool:
 
 
 def step_plateau_schedulers(trainer: Trainer) -> None:
-    """Step the plateau schedulers of the epoch before, which a checkpoint of its end was too early for."""
+    """Step the plateau schedulers of the last epoch, which had not stepped when the checkpoint was saved."""
     progress = trainer.fit_loop.epoch_progress.current
     progress.completed -= 1  # their frequency is counted in epochs
     try:

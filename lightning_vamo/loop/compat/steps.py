@@ -20,7 +20,7 @@ from lightning_vamo.loop.compat.attributes import replaced
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
-    """The trainer that the module is attached to: the public property raises where there is none."""
+    """The trainer of the module, or None; the public property raises if there is no trainer."""
     return module._trainer
 
 
@@ -91,13 +91,13 @@ def zero_grad(trainer: Trainer, module: LightningModule, batch_idx: int) -> None
 
 
 def step_output(output: Any, accumulate_grad_batches: int) -> tuple[Tensor | None, dict[str, Any]]:
-    """The loss to differentiate, and what callbacks get as outputs, as the automatic loop reads a step's return value."""
+    """The loss and the outputs for callbacks, read from a step's return value as the automatic loop reads it."""
     result = ClosureResult.from_training_step_output(output, accumulate_grad_batches)
     return result.closure_loss, {} if result.closure_loss is None else result.asdict()
 
 
 def accumulates(trainer: Trainer) -> bool:
-    """Whether the current batch only adds to the gradient, and a later one steps."""
+    """Whether the optimizer steps after a later batch: the current batch only adds to the gradient."""
     return trainer.fit_loop._should_accumulate()
 
 
@@ -113,7 +113,7 @@ def without_gradient_sync(trainer: Trainer) -> AbstractContextManager[None]:
 
 
 def run_training_step(trainer: Trainer, batch: Any, batch_idx: int) -> Any:
-    """Call the module's ``training_step`` through the strategy, with the arguments that its signature asks for."""
+    """Call the module's ``training_step`` through the strategy, with the arguments of its signature."""
     arguments = step_arguments(trainer.lightning_module.training_step, batch, batch_idx)
     return call._call_strategy_hook(trainer, "training_step", *arguments)
 
@@ -130,7 +130,7 @@ def _takes_batch_idx(step: Callable[..., Any]) -> bool:
 
 
 def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
-    """Free the last step's gradients if the coming step is about to: the sweep's copy of the weights takes their place.
+    """Free the last step's gradients if the coming step would free them: the sweep's copy of the weights takes their memory.
 
     A module or callback that overrides a hook around zeroing them may mean to keep them, or to look at them.
     """
@@ -142,7 +142,7 @@ def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) ->
 
 
 def backward_is_watched(trainer: Trainer) -> bool:
-    """Whether a callback overrides a hook around the backward pass, where it may look at gradients or change them.
+    """Whether a callback overrides a hook around the backward pass, and so may read or change gradients.
 
     Returns:
         Whether one does. ``on_before_optimizer_step`` does not count: it sees gradients that have been corrected.
@@ -152,5 +152,5 @@ def backward_is_watched(trainer: Trainer) -> bool:
 
 
 def has_no_optimizer(optimizer: Optimizer) -> bool:
-    """Whether an optimizer stands for none, as Lightning puts one where ``configure_optimizers`` returned None."""
+    """Whether the optimizer is the dummy that Lightning creates if ``configure_optimizers`` returned None."""
     return isinstance(optimizer, _MockOptimizer)

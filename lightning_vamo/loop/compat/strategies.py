@@ -1,4 +1,4 @@
-"""Private parts of strategies, and of what DDP and FSDP2 keep."""
+"""Private parts of strategies, of DDP and of FSDP2."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ if torch.distributed.is_available():
 
 @contextmanager
 def without_buffer_sync(trainer: Trainer) -> Iterator[None]:
-    """Keep DDP from broadcasting buffers before forward passes whose buffers are put back, and from forgetting to later."""
+    """Keep DDP from broadcasting buffers before forward passes whose buffers are restored, and from omitting a later one."""
     model = trainer.strategy.model
     if not isinstance(model, DistributedDataParallel):
         yield
@@ -29,7 +29,7 @@ def without_buffer_sync(trainer: Trainer) -> Iterator[None]:
 
 
 def resharding(module: nn.Module) -> Callable[[], None]:
-    """How to give up the whole parameters that FSDP2 keeps of a root module after a forward pass.
+    """A function that frees the unsharded parameters that FSDP2 keeps of a root module after a forward pass.
 
     While they are kept, changes of the shards have no effect, and ``module.parameters()`` are not what the optimizer steps.
     FSDP2 also notes the order of forward passes, until a backward pass, to prefetch by: after forward passes without one, as
@@ -67,17 +67,17 @@ def _parameter_groups(module: Any) -> list[Any]:
 
 
 def autocast_dtype(trainer: Trainer) -> torch.dtype | None:
-    """The type that forward passes compute in under mixed precision, or None where it is the parameters' own."""
+    """The type of forward passes under mixed precision; None if it is the parameters' type."""
     return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(trainer.precision))
 
 
 def averages_gradients(trainer: Trainer) -> bool:
-    """Whether the backward pass averages gradients over several ranks, each of which has whole ones."""
+    """Whether the backward pass averages gradients over several ranks, each with the whole gradient."""
     return trainer.world_size > 1 and isinstance(trainer.strategy.model, DistributedDataParallel)
 
 
 def flushed_static_graph(trainer: Trainer) -> None:
-    """Tell DDP's strategy that the first backward pass over a static graph has been made, outside of a training step.
+    """Tell DDP's strategy that the first backward pass over a static graph is done, though outside of a training step.
 
     After the first one under manual optimization, Lightning starts the delayed all-reduce itself. Of a loss that came out of
     DDP's forward pass DDP has done so, and a second time is an error in torch.
@@ -87,6 +87,6 @@ def flushed_static_graph(trainer: Trainer) -> None:
 
 
 def grad_scale(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:
-    """What scales the gradients until the optimizer steps: the precision plugin's GradScaler, where it has one."""
+    """The function that scales gradients until the optimizer steps; None if the precision plugin has no GradScaler."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return None if scaler is None else scaler.scale

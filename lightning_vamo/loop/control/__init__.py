@@ -1,1 +1,1 @@
-"""Control variates in training: when a snapshot is taken, and where the rows of its steps come from."""
+"""Control variates in training: when a snapshot is taken, and how the row of each step is measured."""

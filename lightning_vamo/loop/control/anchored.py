@@ -1,4 +1,4 @@
-"""First-order control variates: a step's gradient against the gradient of the same batch at a snapshot, as SVRG has it."""
+"""First-order control variates, as in SVRG: a batch's gradient at a snapshot, minus the full gradient there."""
 
 import math
 from abc import abstractmethod
@@ -118,12 +118,12 @@ class Anchored(Snapshot):
 
     @abstractmethod
     def row_state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the rows, as plain types and tensors."""
+        """The state of the rows for a checkpoint, as plain types and tensors."""
 
 
 @dataclass(frozen=True)
 class AnchoredControl(Control):
-    r"""A control variate made of gradients.
+    r"""Base class of control variates that are made of gradients.
 
     Args:
         alpha: The mixing coefficient :math:`\alpha`: a number, ``"linear-decay"``, or ``"adaptive"``.
@@ -162,7 +162,7 @@ class AnchoredControl(Control):
         return True
 
     def correction(self, here: Here) -> GradientCorrection:
-        """What corrects gradients; an adaptive coefficient goes on from the last snapshot's.
+        """The correction of gradients; an adaptive coefficient continues from the last snapshot's coefficient.
 
         Args:
             here: Where the run stands.
@@ -184,7 +184,7 @@ class AnchoredControl(Control):
         return None if snapshot is None else _coefficient(self.alpha)
 
     def period(self, here: Here) -> int:
-        """How many optimizer steps a snapshot is to last."""
+        """The number of optimizer steps until the next snapshot."""
         steps = here.trainer.num_training_batches / here.trainer.accumulate_grad_batches
         if math.isfinite(steps):
             return math.ceil(steps) * self.every_n_epochs
@@ -195,7 +195,7 @@ class AnchoredControl(Control):
         )
 
     def sweep(self, here: Here, plan: Swept, see: Callable[[int, list[Tensor | None]], None]) -> GradientSweep:
-        """Differentiate all batches at the snapshot, and count what that took.
+        """Differentiate all batches at the snapshot, and count the time and the evaluations.
 
         Args:
             here: Where the run stands.

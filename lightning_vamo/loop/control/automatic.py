@@ -1,4 +1,4 @@
-"""The control variate that fits the training data."""
+"""Choose the control variate that fits the training data."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from lightning_vamo.loop.plan.plan import Plan, has_plan
 
 @dataclass(frozen=True)
 class Auto(Control):
-    """Replay where the batches of an epoch can be told before it, and come again as they were swept; else recompute."""
+    """Replay if an epoch's batches are known in advance and are the same when they are loaded again; else recompute."""
 
     kinds = (*Replay.kinds, *Recompute.kinds)
     records = "where possible"
@@ -31,7 +31,7 @@ class Auto(Control):
         return True
 
     def sweeps(self, steps: float, *, twice: bool = True) -> float:
-        """See :meth:`Control.sweeps`: of data whose batches can be told."""
+        """See :meth:`Control.sweeps`: of data whose batches are known in advance."""
         return Replay().sweeps(steps, twice=twice)
 
     def warn_of_changing_data(self, advice: Advice) -> None:

@@ -1,4 +1,4 @@
-"""What a control variate is in training: when its snapshot is due, how it is taken, and what its steps do with it."""
+"""The base classes of control variates in training: when a snapshot is taken, and how its steps use the snapshot."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ from lightning_vamo.report import MadeOf
 
 @dataclass
 class Here:
-    """Where a snapshot is taken: the run as it stands, on one rank.
+    """The present state of the run on one rank: all that is needed to take a snapshot.
 
     Attributes:
         trainer: The trainer.
@@ -69,7 +69,7 @@ class Here:
 
 
 class Snapshot(ABC):
-    """A snapshot of the weights, with all that the steps need to correct their gradients until the next one.
+    """A snapshot of the weights, with all that the steps need to correct their gradients until the next snapshot.
 
     Attributes:
         epoch: The epoch that it was taken in.
@@ -91,13 +91,13 @@ class Snapshot(ABC):
 
     @property
     def shared(self) -> Along | None:
-        """Its directions and their smoothing radius, for gradients that are estimated along them; None if it has none."""
+        """The directions and radius, for gradients along the same directions; None without directions."""
         return None
 
     @property
     @abstractmethod
     def count(self) -> int:
-        """``q``, how many probes it has; 0 if it has none."""
+        """``q``, the number of probes; 0 for a snapshot without probes."""
 
     @abstractmethod
     def correct(
@@ -113,11 +113,11 @@ class Snapshot(ABC):
     def withheld(
         self, row: Any, accumulated: int, scale: Callable[[Tensor], Tensor] | None, progress: float
     ) -> AbstractContextManager[None]:
-        """Keep this rank's part of a row out: see :meth:`~lightning_vamo.core.control.correction.Correction.withheld`."""
+        """Leave this rank's part of a row out: see :meth:`~lightning_vamo.core.control.correction.Correction.withheld`."""
         return nullcontext()
 
     def known_slopes(self, learner: Learner | None) -> Slopes | None:
-        """Slopes of the gradient that a learner has just seen, as :meth:`correct` takes them, if it knows them."""
+        """Slopes of the gradient that a learner has just seen, in the form of :meth:`correct`; None if unknown."""
         return None
 
     @abstractmethod
@@ -126,7 +126,7 @@ class Snapshot(ABC):
 
     @abstractmethod
     def state_dict(self, trainer: Trainer) -> dict[str, Any]:
-        """What a checkpoint holds of the snapshot, as plain types and tensors."""
+        """The state of the snapshot for a checkpoint, as plain types and tensors."""
 
     def begin_epoch(self, generator: torch.Generator) -> list[int] | None:
         """Let the coming epoch train with this snapshot again.
@@ -152,7 +152,7 @@ class Snapshot(ABC):
         return 0
 
     def key(self, row: int | None) -> Any:
-        """What the correction knows a batch's row by.
+        """The key by which the correction finds a batch's row.
 
         Args:
             row: The batch's place in the plan; None if there is no plan.
@@ -175,7 +175,7 @@ class Snapshot(ABC):
         return keys
 
     def progress(self, share: float) -> float:
-        """How much of the snapshot's use lies before the present step, in ``[0, 1)``.
+        """The share of the snapshot's steps before the present step, in ``[0, 1)``.
 
         Args:
             share: Share of the epoch's batches before the step.
@@ -186,25 +186,25 @@ class Snapshot(ABC):
         return share
 
     def belongs_to(self, loader: CombinedLoader | None) -> bool:
-        """Whether the snapshot is of this loader's data: a reloaded loader may hold other data."""
+        """Whether the snapshot belongs to this loader's data: a reloaded loader may hold other data."""
         return self.plan is not None and self.plan.belongs_to(loader)
 
     def fits(self, accumulated: int) -> bool:
-        """Whether rows still belong to optimizer steps that accumulate so many batches."""
+        """Whether the rows are still usable if an optimizer step accumulates this many batches."""
         return True
 
     def fingerprint(self, row: int) -> int | None:
-        """Fingerprint of the batch that a row was measured on; None if it was not measured on one batch alone."""
+        """Fingerprint of the batch that a row was measured on; None if the row has no single batch."""
         return None
 
     @property
     def unused(self) -> float | None:
-        """How many rows since the snapshot could not be used; None if they are counted step by step."""
+        """The number of unusable rows since the snapshot; None if the rows are counted step by step."""
         return None
 
 
 class Control(ABC):
-    """Where the control variate of each step comes from, and when it is made anew."""
+    """Base class of the ``control`` settings: how each step's control variate is made, and when a snapshot is taken."""
 
     kinds: ClassVar[tuple[str, ...]]
     """The kinds of snapshots that the control takes, and goes on from after a resume."""
@@ -230,14 +230,14 @@ class Control(ABC):
 
     @abstractmethod
     def ends(self, epoch: int) -> bool:
-        """Whether the snapshot is of no more use at the end of an epoch."""
+        """Whether the snapshot is dropped at the end of an epoch."""
 
     @abstractmethod
     def replaces(self, epoch: int) -> bool:
-        """Whether the snapshot that is due in an epoch needs nothing of the last one."""
+        """Whether the snapshot that is due in an epoch needs nothing of the last snapshot."""
 
     def sweeps(self, steps: float, *, twice: bool = True) -> float:
-        """How often a batch is probed per epoch, on average: in a sweep, and in its row where rows are recomputed.
+        """How often a batch is probed per epoch, on average: in sweeps, and in its step if rows are recomputed.
 
         Args:
             steps: Optimizer steps per epoch.
@@ -249,16 +249,16 @@ class Control(ABC):
         return 0.0
 
     def warn_of_reload(self, advice: Advice) -> None:
-        """Warn, if something is lost with a training loader that was made anew."""
+        """Warn if a newly made training loader makes the rows of the last loader useless."""
         return
 
     def warn_of_changing_data(self, advice: Advice) -> None:
-        """Say what comes of data that gives other batches when it is read again."""
+        """Warn about data that gives other batches when the data is read again."""
         return
 
     @abstractmethod
     def take(self, here: Here, before: Snapshot | None) -> Snapshot | None:
-        """Take a snapshot of the weights as they are.
+        """Take a snapshot of the present weights.
 
         Args:
             here: Where the run stands: an epoch has drawn a batch, and not yet trained on it.
@@ -271,7 +271,7 @@ class Control(ABC):
     def coefficient_again(
         self, settings: ProbeSettings, state: dict[str, Any] | None, snapshot: dict[str, Any] | None
     ) -> Coefficient | None:
-        """Take up what changes the coefficient from step to step.
+        """Restore the coefficient from a checkpoint.
 
         Args:
             settings: How the method probes.
@@ -287,7 +287,7 @@ class Control(ABC):
 
     @abstractmethod
     def restore(self, here: Here, state: dict[str, Any], plan: Plan | None) -> Snapshot:
-        """Take up a snapshot from a checkpoint.
+        """Restore a snapshot from a checkpoint.
 
         Args:
             here: Where the run stands: what it learned has been taken up.

@@ -1,4 +1,4 @@
-"""Carried rows: each step refreshes the row that it has used, for the next epoch to use."""
+"""Carried rows: each step replaces its row by its own slopes, and the next epoch uses the new row."""
 
 import functools
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from lightning_vamo.loop.sweep.agree import check_batches
 
 
 class Carried(Probed):
-    """A snapshot whose table goes on from epoch to epoch: it began with a sweep, or with an epoch of training.
+    """A snapshot whose table lasts many epochs; a sweep, or an epoch of plain training, fills the table first.
 
     Args:
         epoch: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
@@ -59,7 +59,7 @@ class Carried(Probed):
 
 @dataclass(frozen=True)
 class Carry(ProbedControl):
-    """Let each step refresh the row that it has used, from the gradient that it computes anyway.
+    """Let each step refresh its row from the gradient that the step computes anyway.
 
     Rows belong to batches, so the batches keep their composition from epoch to epoch; their order is reshuffled unless the
     data is read in sequence.
@@ -143,7 +143,7 @@ def _carried(
 
 
 def _swept(here: Here, drawn: Drawn, plan: Plan) -> Carried | None:
-    """Begin with the rows of a sweep; directions that the sweep had to drop are refreshed like others."""
+    """Begin with the rows of a sweep; the rows of directions that the sweep dropped are refreshed too."""
     measured = measure(here, drawn, plan)
     if measured is None:
         return None
@@ -155,7 +155,7 @@ def _swept(here: Here, drawn: Drawn, plan: Plan) -> Carried | None:
 
 
 def _turned(here: Here, drawn: Drawn, before: Carried | None) -> Carried:
-    """Turn the last table to new directions, or begin with an empty one that the epoch fills."""
+    """Convert the last table to new directions, or begin with an empty table that the epoch fills."""
     if before is not None and not same_tensors(drawn.parameters, before.parameters):
         before = None
     if before is not None and before.directions is not drawn.directions and not here.settings.directions.learns:
@@ -173,12 +173,12 @@ def _turned(here: Here, drawn: Drawn, before: Carried | None) -> Carried:
 
 
 def _bounds(here: Here) -> bool:
-    """Whether rows are bounded: where the coefficient is measured, not where its value presumes rows as they are."""
+    """Whether rows are bounded: if the coefficient is measured, and not if it is fixed and assumes unbounded rows."""
     return here.settings.alpha == "adaptive"
 
 
 def _weights(trainer: Trainer, plan: Plan) -> Tensor:
-    """Samples of each batch of the plan over all ranks, shape ``(K,)``, which takes a reduction of as many numbers."""
+    """Samples of each batch of the plan over all ranks, shape ``(K,)``; takes a reduction of ``K`` numbers."""
     check_batches(trainer, plan.length)
     sizes = torch.tensor(plan.sizes(), dtype=torch.float64, device=trainer.strategy.root_device)
     total: Tensor = trainer.strategy.reduce(sizes, reduce_op="sum")

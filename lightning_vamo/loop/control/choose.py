@@ -1,4 +1,4 @@
-"""What a user may pass for ``control``."""
+"""Convert a user's ``control`` argument."""
 
 from typing import Literal, get_args
 
@@ -16,7 +16,7 @@ _NAMED: dict[str, type[Control]] = {"auto": Auto, "replay": Replay, "carry": Car
 
 
 def as_control(control: object) -> Control:
-    """Turn what a user may pass for ``control`` into a control variate.
+    """Convert a user's ``control`` argument into a control variate.
 
     Args:
         control: A name, or a value that says more.

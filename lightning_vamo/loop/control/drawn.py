@@ -1,4 +1,4 @@
-"""Which directions a snapshot has, and how many: drawn at random, or learned from the gradients of training."""
+"""Choose a snapshot's directions and their number: drawn at random, or learned from the gradients of training."""
 
 import functools
 import time
@@ -23,7 +23,7 @@ from lightning_vamo.loop.plan.reread import Swept
 
 @dataclass(frozen=True)
 class Drawn:
-    """Probe directions, and what they are drawn from again after a resume.
+    """Probe directions, with the state to draw the same directions after a resume.
 
     Attributes:
         directions: The directions.
@@ -43,13 +43,13 @@ class Drawn:
 
     @classmethod
     def of(cls, here: Here, directions: ProbeDirections, seed: int, kept: Any = None) -> "Drawn":
-        """Directions for the parameters of a run."""
+        """Draw directions for the parameters of a run."""
         beta = effective_coefficient(here.settings.alpha, directions.count, directions.dimension)
         return cls(directions, type(here.settings.directions).__name__, seed, here.parameters, beta, kept)
 
     @classmethod
     def again(cls, here: Here, state: dict[str, Any]) -> "Drawn":
-        """The directions of a snapshot's state."""
+        """Draw the directions of a snapshot's state again."""
         learner, count = here.learning.learner, state["probes"]
         if learner is None:
             family = here.settings.directions.at(here.parameters, state["kept"])
@@ -62,7 +62,7 @@ class Drawn:
 def draw(
     here: Here, batches: Callable[[], Swept | None], sweeps: Callable[[], float], keep: Drawn | None = None
 ) -> Drawn | None:
-    """Turn to the directions of a new snapshot.
+    """Choose the directions of a new snapshot.
 
     Args:
         here: Where the run stands.
@@ -102,7 +102,7 @@ def draw(
 
 
 def _chosen(here: Here, sweeps: float, parameters: Sequence[Tensor]) -> int:
-    """The number of probes, where it is chosen by measurement."""
+    """The number of probes that measurement has chosen."""
     assert here.choice is not None
     here.catch_up()
     dimension = sum(parameter.numel() for parameter in parameters)
@@ -114,7 +114,7 @@ def _chosen(here: Here, sweeps: float, parameters: Sequence[Tensor]) -> int:
 
 
 def _learned(here: Here, batches: Callable[[], Swept | None], probes: int) -> bool:
-    """Whether directions have been learned; before a learner's first snapshot, batches that take no step may help."""
+    """Whether directions have been learned; before the first snapshot, batches without a step may train the learner."""
     learning, family, parameters = here.learning, here.settings.directions, here.parameters
     # Other parameters, since some were frozen or thawed, span another space.
     if learning.learner is None or not same_tensors(parameters, learning.parameters):
@@ -146,6 +146,6 @@ def _warm_up(here: Here, plan: Swept | None, learner: Learner, probes: int) -> N
 
 
 def _learn_from_steps(here: Here, probes: int) -> None:
-    """Let as many steps be plain as a warm-up has batches, and learn from them; a plan's sweep waits for the next epoch."""
+    """Learn from as many plain steps as a warm-up has batches; the sweep of a plan waits for the next epoch."""
     if not has_plan(here.trainer) or here.learning.changing_data:
         here.learning.learned_at = here.trainer.global_step + max(here.settings.directions.warmup_batches, probes + 1)

@@ -1,4 +1,4 @@
-"""Tables of gradients: of an epoch's batches at the snapshot, or of each batch when it was last trained on, as SAGA has it."""
+"""Tables of gradients: each batch's gradient at the snapshot, or (as in SAGA) at the batch's last training step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ TableType = Literal["float64", "float32", "bfloat16"]
 
 
 class KeptGradients(Anchored):
-    """A snapshot with a table of gradients, one of each batch of a plan.
+    """A snapshot with a table of the gradients of a plan's batches.
 
     Args:
         epoch: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
@@ -61,7 +61,7 @@ class KeptGradients(Anchored):
 
 
 class CachedGradients(KeptGradients):
-    """A snapshot with the gradients of the epoch's own batches there, which its steps use.
+    """A snapshot with the gradients of the epoch's batches at the snapshot's weights.
 
     Attributes:
         fingerprints: Of this rank's batches; empty where batches cannot be told apart.
@@ -80,12 +80,12 @@ class CachedGradients(KeptGradients):
 
 
 class CarriedGradients(KeptGradients):
-    """A snapshot with the gradient of each batch when it was last trained on: each step refreshes the row that it used."""
+    """A snapshot with each batch's gradient at the batch's last training step: each step replaces its own row."""
 
     kind = "carry-gradients"
 
     def row(self, keys: Sequence[Any], accumulated: int, scale: Callable[[Tensor], Tensor] | None) -> list[Tensor] | None:
-        """See :meth:`Anchored.row`: the step's gradient, as yet uncorrected, takes the place of the row."""
+        """See :meth:`Anchored.row`: the step's uncorrected gradient replaces the row."""
         row = super().row(keys, accumulated, scale) if self.table.ready else None
         place = self.table.row_of(keys)
         if place is not None:
@@ -108,7 +108,7 @@ class CarriedGradients(KeptGradients):
 
 @dataclass(frozen=True)
 class KeepGradients(AnchoredControl):
-    """A control variate with a table of gradients.
+    """Base class of control variates with a table of gradients.
 
     Args:
         dtype: Type of the table; None for the parameters' own.
@@ -166,13 +166,13 @@ class KeepGradients(AnchoredControl):
         return GradientTable(parameters, weights, group, self._dtype, self._device)
 
     def table_again(self, here: Here, state: dict[str, Any]) -> GradientTable:
-        """The table of a checkpoint."""
+        """Restore the table from a checkpoint."""
         return GradientTable.of(state["rows"]["table"], here.parameters, self._device)
 
 
 @dataclass(frozen=True)
 class CacheGradients(KeepGradients):
-    """Keep the gradients of the coming epoch's batches at the snapshot, then train on these very batches."""
+    """Keep the gradients of the coming epoch's batches at the snapshot, then train on the same batches."""
 
     kinds = (CachedGradients.kind,)
     watches = True
@@ -203,7 +203,7 @@ class CacheGradients(KeepGradients):
 
 @dataclass(frozen=True)
 class CarryGradients(KeepGradients):
-    """Keep the gradient of each batch when it was last trained on: an epoch of plain training fills the table."""
+    """Keep each batch's gradient from its last training step: an epoch of plain training fills the table."""
 
     kinds = (CarriedGradients.kind,)
 

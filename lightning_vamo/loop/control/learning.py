@@ -1,4 +1,4 @@
-"""What a run learns from the gradients of its steps."""
+"""The state that a run learns from gradients: directions, coefficients and the smoothing radius."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from lightning_vamo.loop.ledger.seeds import seeded
 
 @dataclass
 class Learning:
-    """What a run learns from the gradients of its steps.
+    """The state that a run learns from gradients: directions, coefficients and the smoothing radius.
 
     Attributes:
         learner: Learns probe directions; None unless the family does.

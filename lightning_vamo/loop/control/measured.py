@@ -1,4 +1,4 @@
-"""The sweep of a snapshot: with which radius, what is counted, and what is warned of."""
+"""The sweep of a snapshot: choose the radius, sweep, count the cost, and warn of problems."""
 
 from lightning_vamo.core.probes.radius import auto_mu, followed
 from lightning_vamo.loop.control.base import Here
@@ -32,7 +32,7 @@ def radius(here: Here, dimension: int) -> tuple[float, bool]:
 
 
 def measure(here: Here, drawn: Drawn, plan: Swept) -> tuple[Sweep, dict[str, float]] | None:
-    """Sweep the batches of a plan at the snapshot, count what that took, and warn of what went less than well.
+    """Sweep the batches of a plan at the snapshot, count the cost, and warn of problems.
 
     Args:
         here: Where the run stands.
@@ -73,7 +73,7 @@ def measure(here: Here, drawn: Drawn, plan: Swept) -> tuple[Sweep, dict[str, flo
 
 
 def _advise(here: Here, drawn: Drawn, swept: Sweep) -> None:
-    """Warn of what went less than well."""
+    """Warn of problems of a sweep."""
     settings, tf32 = here.settings, uses_tf32(here.trainer)
     mixed = is_mixed(here.trainer, settings.sweep_precision)
     here.advice.on_dropped(swept.directions_dropped, drawn.directions.count, swept.mu)

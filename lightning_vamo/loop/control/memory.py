@@ -1,4 +1,4 @@
-"""Whether a table of gradients fits in memory, told before it is made."""
+"""Check, before a table of gradients is allocated, that the table fits in memory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from lightning_vamo.loop.sweep.agree import least
 
 
 def available(device: torch.device) -> int | None:
-    """Memory that is free on a device.
+    """Free memory of a device.
 
     Args:
         device: The device.
@@ -41,7 +41,7 @@ def _of_machine() -> int | None:
 
 
 def _of_group() -> int | None:
-    """What a container's limit leaves, by version 2 of Linux' control groups."""
+    """Memory that a container's limit leaves, by version 2 of Linux control groups."""
     try:
         limit, used = (Path("/sys/fs/cgroup", f"memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
         return int(limit) - int(used)
@@ -52,7 +52,7 @@ def _of_group() -> int | None:
 def check_memory(
     trainer: Trainer, size: int, count: int, parameters: Sequence[Tensor], device: torch.device | None = None
 ) -> None:
-    """Refuse a table that does not fit in memory, on all ranks if on one.
+    """Refuse a table that does not fit in memory; all ranks refuse if one rank does.
 
     Args:
         trainer: The trainer; every rank has to call this.

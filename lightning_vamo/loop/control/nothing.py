@@ -9,7 +9,7 @@ from lightning_vamo.loop.plan.plan import Plan
 
 @dataclass(frozen=True)
 class Nothing(Control):
-    """Take nothing out of the gradient."""
+    """Subtract nothing from the gradient."""
 
     kinds = ()
     records = "never"

@@ -1,4 +1,4 @@
-"""The number of probes chosen by measurement: what a schedule is told, and what it says of its choice."""
+"""The number of probes chosen by measurement: measure the probes, let a schedule choose, and report the choice."""
 
 import copy
 from typing import Any
@@ -15,7 +15,7 @@ from lightning_vamo.loop.ledger.clocks import StepClock
 
 
 class ProbeChoice:
-    """Measures, snapshot by snapshot, what probes were worth, and lets the schedule choose.
+    """Measures the efficiency of each snapshot's probes, and lets the schedule choose.
 
     Args:
         schedule: Chooses, as a copy, which takes what is measured in one fit: the next one begins anew.
@@ -36,15 +36,15 @@ class ProbeChoice:
 
     @classmethod
     def of(cls, schedule: ProbeSchedule) -> "ProbeChoice | None":
-        """The choice that a schedule makes; None if it goes by no measurement."""
+        """The choice of a schedule; None if the schedule does not measure."""
         return cls(schedule) if isinstance(schedule, EfficientProbes) else None
 
     def swept(self, seconds: float) -> None:
-        """Take note of how long an evaluation of a sweep took, in seconds."""
+        """Record how long an evaluation of a sweep took, in seconds."""
         self._evaluation = seconds
 
     def used(self, trainer: Trainer, factors: Tensor | float, steps: int, rows: float = 0.0, evaluations: int = 0) -> None:
-        """Take note of an epoch, or of a part of one, that has used a snapshot or has been plain.
+        """Record an epoch, or a part of an epoch, with a snapshot or with plain steps.
 
         Args:
             trainer: The trainer.
@@ -68,7 +68,7 @@ class ProbeChoice:
     def decide(
         self, trainer: Trainer, learner: Learner | None, dimension: int, difference: Difference, sweeps: float
     ) -> Decision:
-        """Choose for a snapshot, on all ranks alike: they have the same gradients and rows, and go by one clock.
+        """Choose for a snapshot; all ranks choose alike, since they have the same gradients and rows and use one clock.
 
         Args:
             trainer: The trainer.
@@ -92,7 +92,7 @@ class ProbeChoice:
         return decision
 
     def state_dict(self, rows: float = 0.0) -> dict[str, Any]:
-        """What was measured and chosen, as plain types and tensors.
+        """The measurements and the choice, as plain types and tensors.
 
         Args:
             rows: Seconds of rows that :meth:`used` will not be told of: a run that resumes measures its own.
@@ -112,7 +112,7 @@ class ProbeChoice:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was called.
+        """Continue from a state of :meth:`state_dict`.
 
         Args:
             state: What it returned.

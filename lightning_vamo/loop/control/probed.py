@@ -1,4 +1,4 @@
-"""Snapshots whose rows are probe differences: how many probes, along which directions, and the sweep that measures them."""
+"""The base classes of snapshots whose rows are probe differences, and of their control variates."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from lightning_vamo.loop.sweep.sweep import Sweep
 
 
 class Probed(Snapshot):
-    """A snapshot with probe directions.
+    """Base class of snapshots with probe directions.
 
     Args:
         epoch: See :class:`Snapshot`.
@@ -54,7 +54,7 @@ class Probed(Snapshot):
 
     @property
     def shared(self) -> Along | None:
-        """See :attr:`Snapshot.shared`: none where rows are carried without a sweep, so that there is no radius."""
+        """See :attr:`Snapshot.shared`: None if rows are carried without a sweep, since there is no radius then."""
         mu = self.logs.get("mu")
         return None if mu is None else Along(self.parameters, self.directions, mu)
 
@@ -109,8 +109,8 @@ class Probed(Snapshot):
 
     @abstractmethod
     def row_state(self, trainer: Any) -> dict[str, Any]:
-        """What a checkpoint holds of the rows, as plain types and tensors."""
+        """The state of the rows for a checkpoint, as plain types and tensors."""
 
 
 class ProbedControl(Control):
-    """A control variate of probe differences: :class:`Replay`, :class:`Carry` or :class:`Recompute`."""
+    """Base class of control variates of probe differences: :class:`Replay`, :class:`Carry` or :class:`Recompute`."""

@@ -27,7 +27,7 @@ from lightning_vamo.loop.plan.reread import Swept, second_reading
 
 @dataclass(frozen=True)
 class Recompute(ProbedControl):
-    """Keep the snapshot's weights, and evaluate the ``1 + q`` losses of each step's own batch there.
+    """Keep the snapshot's weights, and evaluate the ``1 + q`` losses of each step's own batch at these weights.
 
     That is for data that does not come twice: streams, and random augmentation.
 
@@ -61,7 +61,7 @@ class Recompute(ProbedControl):
 
     @property
     def epochs(self) -> int:
-        """Epochs from one snapshot to the next, where they are counted in epochs."""
+        """Epochs from a snapshot to the next, if snapshots are timed by epochs."""
         return self.every_n_epochs or 1
 
     def begins(self, epoch: int) -> bool:
@@ -77,7 +77,7 @@ class Recompute(ProbedControl):
         return True
 
     def sweeps(self, steps: float, *, twice: bool = True) -> float:
-        """See :meth:`Control.sweeps`: in its row, and in the sweep for the mean where the data can be read twice."""
+        """See :meth:`Control.sweeps`: in its step, and in the sweep for the mean if the data can be read twice."""
         if not twice:
             return 1.0
         return 1 + (1 / self.epochs if self.every_n_train_steps is None else steps / self.every_n_train_steps)
@@ -106,7 +106,7 @@ class Recompute(ProbedControl):
         return snapshot
 
     def _period(self, here: Here) -> int | None:
-        """How many optimizer steps a snapshot is to last; None if epochs have no known length."""
+        """The number of optimizer steps until the next snapshot; None if epochs have no known length."""
         if self.every_n_train_steps is not None:
             return self.every_n_train_steps
         steps = here.trainer.num_training_batches / here.trainer.accumulate_grad_batches * self.epochs

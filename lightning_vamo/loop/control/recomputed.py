@@ -1,4 +1,4 @@
-"""Recomputed rows: the losses of each step's own batch at the snapshot, for batches that come only once."""
+"""Recomputed rows: each step evaluates its own batch at the snapshot, for data whose batches come only once."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from lightning_vamo.loop.sweep.repeat import ChangingLossError, check_repeats
 
 @dataclass
 class Center:
-    """What rows are centred around, and how long it is to last.
+    """The mean that is subtracted from rows, and the number of steps that use this mean.
 
     Attributes:
         control: Turns rows into coefficients.
@@ -54,7 +54,7 @@ class Center:
 
 
 class Recomputed(Probed):
-    r"""A snapshot that keeps its weights, and evaluates the batch of each step there.
+    r"""A snapshot that keeps its weights; each step evaluates its own batch at these weights.
 
     Args:
         epoch: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
@@ -87,7 +87,7 @@ class Recomputed(Probed):
 
     @torch.no_grad()
     def before_step(self, here: Here, batch: Any) -> int:
-        """Evaluate the batch that is trained on next at the snapshot, for its row, leaving no trace.
+        """Compute the next batch's row: evaluate the batch at the snapshot, leaving no trace.
 
         The random state is the one that the step begins with, so a dropout mask, or an augmentation in ``training_step``, is
         the same.
@@ -129,7 +129,7 @@ class Recomputed(Probed):
         return row.evaluations
 
     def _look(self, here: Here, batch: SweptBatch, point: Point) -> None:
-        """Do on the first batch what a sweep would have done on its first one."""
+        """Check the first batch and choose the radius, as a sweep does on its first batch."""
         center, difference = self._center, here.settings.difference
         if center.unknown:
             center.unknown = False
@@ -144,12 +144,12 @@ class Recomputed(Probed):
             here.learning.mu = self.logs["mu"] = center.mu
 
     def _nothing(self) -> Tensor:
-        """A row of a batch that has none."""
+        """The row of a batch that has no usable row: NaN in each entry."""
         like = self.parameters[0]
         return torch.full((self.count,), math.nan, dtype=at_least_float32(like.dtype), device=like.device)
 
     def begin_epoch(self, generator: torch.Generator) -> list[int] | None:
-        """See :meth:`Snapshot.begin_epoch`: rows come with their steps."""
+        """See :meth:`Snapshot.begin_epoch`: each step computes its own row."""
         return None
 
     def key(self, row: int | None) -> Tensor:
@@ -157,7 +157,7 @@ class Recomputed(Probed):
         return self._row
 
     def rows(self, trainer: Trainer, keys: Sequence[Any]) -> list[Tensor]:
-        """See :meth:`Snapshot.rows`: average them over the ranks, in one reduction, and count them in."""
+        """See :meth:`Snapshot.rows`: average the rows over the ranks in one reduction, and add them to the running mean."""
         self._center.steps += 1
         rows = list(keys)
         if trainer.world_size > 1:
@@ -182,7 +182,7 @@ class Recomputed(Probed):
         return self._center.control.unused
 
     def row_state(self, trainer: Trainer) -> dict[str, Any]:
-        """See :meth:`Probed.row_state`: the weights once, or of each rank the part that it holds."""
+        """See :meth:`Probed.row_state`: the weights once, or each rank's part of the weights."""
         holds = trainer.is_global_zero or any(map(is_sharded, self.parameters))
         control = self._center.control.state_dict()
         return {**vars(self._center), "control": control, "origin": list(self._origin) if holds else None}

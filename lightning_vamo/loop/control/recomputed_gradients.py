@@ -1,4 +1,4 @@
-"""SVRG as its paper has it: the gradient of each step's own batch is evaluated anew at the weights of the snapshot."""
+"""SVRG as in its paper: each step computes the gradient of its own batch at the snapshot's weights too."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from lightning_vamo.loop.sweep.gradients import differentiate
 
 
 class RecomputedGradients(Anchored):
-    r"""A snapshot that keeps its weights and the full gradient there, and differentiates the batch of each step there too.
+    r"""A snapshot that keeps its weights and their full gradient; each step differentiates its own batch at these weights too.
 
     Args:
         epoch: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
@@ -60,7 +60,7 @@ class RecomputedGradients(Anchored):
         """How many steps had a row that was not finite."""
 
     def before_step(self, here: Here, batch: Any) -> int:
-        """Differentiate the batch that is trained on next at the snapshot, for its row, leaving no trace.
+        """Compute the next batch's row: differentiate the batch at the snapshot, leaving no trace.
 
         The random state is the one that the step begins with, so a dropout mask, or an augmentation in ``training_step``, is
         the same.
@@ -97,7 +97,7 @@ class RecomputedGradients(Anchored):
         return seen
 
     def key(self, row: int | None) -> int:
-        """See :meth:`Snapshot.key`: rows are added up as they come, so there is nothing to tell them by."""
+        """See :meth:`Snapshot.key`: rows are summed as they are computed, so they have no key."""
         return 0
 
     def row(self, keys: Sequence[Any], accumulated: int, scale: Callable[[Tensor], Tensor] | None) -> list[Tensor] | None:
@@ -135,7 +135,7 @@ class RecomputedGradients(Anchored):
 
 
 def _row(gradient: Tensor | None, mean: Tensor, own: bool) -> Tensor:
-    """A gradient against the mean; if it is our ``own`` in the gradient's place, since there may be no memory for another."""
+    """A gradient minus the mean; if the gradient is our ``own``, the difference replaces it, to save memory."""
     if gradient is None:
         return -mean
     given = local(gradient)

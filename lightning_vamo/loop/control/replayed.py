@@ -1,4 +1,4 @@
-"""Replay: an epoch trains on the very batches that a sweep has measured at the snapshot."""
+"""Replay: an epoch trains on the same batches that a sweep has measured at the snapshot."""
 
 import functools
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ from lightning_vamo.loop.sweep.sweep import Sweep
 
 
 class Replayed(Probed):
-    """A snapshot with the table of a sweep, whose batches the epochs train on.
+    """A snapshot with the table of a sweep; the epochs train on the sweep's batches.
 
     Args:
         epoch: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
@@ -52,7 +52,7 @@ class Replayed(Probed):
 
 
 def table_correction(here: Here, drawn: Drawn, sweep: Sweep) -> Correction:
-    """What corrects gradients with the table of a sweep.
+    """The correction of gradients by the table of a sweep.
 
     Args:
         here: Where the run stands.
@@ -74,7 +74,7 @@ def table_correction(here: Here, drawn: Drawn, sweep: Sweep) -> Correction:
 
 @dataclass(frozen=True)
 class Replay(ProbedControl):
-    """Sweep the coming epoch's batches at the snapshot, then train on these very batches: no step makes an extra pass.
+    """Sweep the coming epoch's batches at the snapshot, then train on the same batches: no step makes an extra pass.
 
     Args:
         every_n_epochs: Epochs from one snapshot, and its sweep, to the next, at least 1. In between, the batches keep their

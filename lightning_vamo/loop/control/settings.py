@@ -1,4 +1,4 @@
-"""How a method probes: the arguments that its callback shares with others, checked."""
+"""The settings of probes: the checked arguments that several callbacks share."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ from lightning_vamo.loop.sweep.precision import SweepPrecision, check_sweep_prec
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How many probes there are, along which directions, how far they go, and how much of their rows is used.
+    """The settings of probes: their number, directions, radius and mixing coefficient.
 
     :class:`~lightning_vamo.VAMOCallback` explains each of them, but for one.
 
@@ -53,7 +53,7 @@ class ProbeSettings:
         return isinstance(self.schedule, ConstantProbes) and self.schedule.n == 0
 
     def most(self, epoch: int) -> int:
-        """The number of probes of an epoch; the largest, where the number is chosen by measurement."""
+        """The number of probes of an epoch; the maximum if the number is chosen by measurement."""
         if isinstance(self.schedule, EfficientProbes):
             return self.schedule.maximum
         return check_probes(f"{type(self.schedule).__name__}.probes_at({epoch})", self.schedule.probes_at(epoch))

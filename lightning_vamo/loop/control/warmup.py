@@ -1,4 +1,4 @@
-"""Gradients that take no step, for directions to be learned from before the first snapshot."""
+"""The warm-up: learn directions, before the first snapshot, from gradients that take no step."""
 
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -63,7 +63,7 @@ def _shown(batches: Iterable[tuple[int, Any]], show: Callable[[int], None]) -> I
 
 
 def _repeated(plan: Swept, count: int) -> Generator[tuple[int, Any]]:
-    """Batches with their positions in the plan."""
+    """Batches, again and again, with their positions in the plan."""
     for left in range(count, 0, -plan.length):
         with plan.loaded() as batches:
             yield from enumerate(itertools.islice(batches, left))

@@ -1,1 +1,1 @@
-"""Where the gradient of a training step comes from."""
+"""Gradients of training steps: by backpropagation, from forward passes alone, or by direct search."""

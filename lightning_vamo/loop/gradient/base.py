@@ -1,4 +1,4 @@
-"""Where the gradient of a training step comes from."""
+"""The base class of gradients: how the gradient of a training step is computed."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What came of a batch.
+    """The result of a batch: its outputs and its evaluations.
 
     Attributes:
         outputs: What callbacks get as the outputs of the step.
@@ -58,7 +58,7 @@ class Evaluated:
 
 
 class Gradient(ABC):
-    """Where the gradient of a training step comes from."""
+    """Base class of gradients: computes the gradient of a training step."""
 
     uses_backward: ClassVar[bool] = True
     """Whether losses are differentiated, so that they have to depend on a parameter."""
@@ -67,7 +67,7 @@ class Gradient(ABC):
     """Whether a checkpoint holds where the run stands in its epoch, also where nothing is taken out of the gradient."""
 
     def begin(self, trainer: Trainer, module: LightningModule, name: str) -> None:
-        """Begin a fit: forget the last one, and refuse what cannot be trained.
+        """Begin a fit: forget the last fit, and refuse a module or optimizer that cannot be trained.
 
         Args:
             trainer: The trainer, whose optimizers are set up.
@@ -88,11 +88,11 @@ class Gradient(ABC):
         """
 
     def release(self) -> None:
-        """Let go of what belongs to the module of a fit that has ended."""
+        """Release the objects of a fit that has ended."""
         return
 
     def bounded(self, alpha: Alpha) -> Alpha:
-        """The mixing coefficient to warn of: the theory's where the gradient's own noise is as large as what is taken out."""
+        """The mixing coefficient to check: the theory's, if the gradient is as noisy as its control variate."""
         return alpha if self.uses_backward else "theory"
 
     def end_epoch(self) -> dict[str, float]:
@@ -104,9 +104,9 @@ class Gradient(ABC):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step needs of the steps before, as plain types and tensors."""
+        """The state that the next step needs, as plain types and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Continue from a state of :meth:`state_dict`."""
         return

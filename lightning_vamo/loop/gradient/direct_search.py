@@ -1,4 +1,4 @@
-"""Direct search: the better of a few points, told by their losses alone."""
+"""Direct search: compare the losses of a few points, and move the weights to the best point."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ r"""Both :math:`\tau_a` and :math:`\tau_b`, as the paper sets them."""
 
 
 def check_variant(variant: object, rho: object) -> None:
-    """Refuse an unknown variant, or a distance that is none.
+    """Refuse an unknown variant or an invalid distance.
 
     Args:
         variant: The variant's name.
@@ -52,7 +52,7 @@ def check_variant(variant: object, rho: object) -> None:
 
 @dataclass
 class _State:
-    """What the next batch needs of the batches before.
+    """The state that the next batch needs.
 
     Attributes:
         losses: Sum of the losses at each point, of the batches whose step is to come, shape ``(points,)``; None if there are
@@ -71,7 +71,7 @@ class _State:
 
 
 class DirectSearch(Gradient):
-    r"""Compares the losses of a batch at :math:`x`, :math:`x + \alpha s` and :math:`x - \alpha s`, and moves the weights there.
+    r"""Moves the weights to the best of :math:`x`, :math:`x + \alpha s` and :math:`x - \alpha s`, by the losses of a batch.
 
     Args:
         variant: Which points, and what becomes of their losses: see :class:`~lightning_vamo.S2PCallback`.
@@ -89,7 +89,7 @@ class DirectSearch(Gradient):
         self._state = _State()
 
     def begin(self, trainer: Trainer, module: LightningModule, name: str) -> None:
-        """See :meth:`Gradient.begin`: the optimizer has to be one that gives a step length, and takes no step of its own."""
+        """See :meth:`Gradient.begin`: the optimizer must be plain SGD, whose learning rate is the step length."""
         self._state, self._others = _State(), Others()
         compat.resharding(module)()
         check_parameters(self._moving.parameters(trainer, module), name)
@@ -147,13 +147,13 @@ class DirectSearch(Gradient):
         return Evaluated(evaluate.outputs, forwards=evaluate.count, backwards=0, skipped=losses is None)
 
     def _points(self, lengths: Sequence[float], norm: float) -> list[list[float]]:
-        r"""The points to look at, as distances along :math:`s/\sqrt d`, one for each parameter."""
+        r"""The points to compare, as distances along :math:`s/\sqrt d`, a distance for each parameter."""
         away = [norm * (self._rho if self._variant == "vs2p" else length) for length in lengths]
         pair = [away, [-distance for distance in away]]
         return [[0.0] * len(away), *pair] if self._variant == "stp" else pair
 
     def _losses(self, evaluate: Evaluations, excursion: Excursion, points: Sequence[Sequence[float]]) -> Tensor | None:
-        """The losses of the batch at the points, float64, on the CPU; None if it has none."""
+        """The losses of the batch at the points, float64, on the CPU; None if the batch has no loss."""
         losses = []
         for distances in points:
             if any(distances):
@@ -170,7 +170,7 @@ class DirectSearch(Gradient):
         return table[:-1] if table[-1] > 0 else None
 
     def _stay(self, excursion: Excursion, points: Sequence[Sequence[float]], totals: Tensor) -> None:
-        """Let the weights stay at the point with the least loss; where they were, if no loss is finite."""
+        """Leave the weights at the point with the least loss; at the first point if no loss is finite."""
         best = int(torch.where(totals.isfinite(), totals, torch.inf).argmin())
         moves = bool(totals[best].isfinite()) and any(points[best])
         if moves:

@@ -1,4 +1,4 @@
-"""Evaluating the batch of a step several times, so that it leaves the trace of one evaluation."""
+"""Evaluate the batch of a step several times, with the side effects of a single evaluation."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -22,7 +22,7 @@ _BLOCK = 2**20
 
 
 class Others:
-    """Parameters that a method does not move, and which of them ``training_step`` writes to, as to those of a teacher.
+    """Parameters that a method does not move, and which of them ``training_step`` writes to (a teacher's, for example).
 
     These have to be put back after all evaluations of a batch but one. Copies of all would take as much memory as a frozen
     backbone does. So no more are copied than those that an evaluation has been seen to write to.
@@ -48,7 +48,7 @@ class Others:
         return [p for p in step.module.parameters() if id(p) in kept or self._written.get(id(p)) is not p]
 
     def watch(self, step: Step, moving: Sequence[Tensor]) -> "Watched":
-        """Remember what is needed to tell which of them the next evaluation writes to.
+        """Record the parameters, so as to find which of them the next evaluation writes to.
 
         Version counters do not tell of a write through ``.data``, so once in an epoch checksums are compared too.
 
@@ -65,7 +65,7 @@ class Others:
 
 
 class Watched:
-    """Parameters as they are before an evaluation.
+    """The state of parameters before an evaluation.
 
     Args:
         parameters: The parameters.
@@ -80,7 +80,7 @@ class Watched:
         self._before = self._marks()
 
     def look(self) -> None:
-        """Find out which were written to."""
+        """Find which parameters were written to."""
         for parameter, before, after in zip(self._parameters, self._before, self._marks(), strict=True):
             if before != after:
                 self._written[id(parameter)] = parameter
@@ -90,7 +90,7 @@ class Watched:
 
 
 def _checksum(tensor: Tensor) -> tuple[tuple[int, ...], ...]:
-    """Checksums of what this process holds of a tensor, a block at a time."""
+    """Checksums of this process's part of a tensor, block by block."""
     return tuple(map(checksum, torch.split(local(tensor).reshape(-1), _BLOCK))) if local(tensor).numel() else ()
 
 
@@ -132,7 +132,7 @@ class Evaluations:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        """Put back what the first evaluation left."""
+        """Restore the state that the first evaluation left."""
         if self._after is not None:
             state, random, self._step.trainer.should_stop = self._after
             state.restore()
@@ -140,7 +140,7 @@ class Evaluations:
             random.set()
 
     def __call__(self) -> Tensor | None:
-        """Evaluate the batch at the parameters as they are.
+        """Evaluate the batch at the present parameters.
 
         Returns:
             The loss, shape ``()``, float32 or wider; None where there is none.

@@ -1,4 +1,4 @@
-"""Which parameters a method without a gradient moves, and how far its optimizer's groups say that they move."""
+"""Which parameters a method without backpropagation moves, and at which learning rates."""
 
 import fnmatch
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ Chosen = str | Sequence[str] | Callable[[str, Tensor], bool] | None
 
 
 def check_chosen(chosen: object) -> None:
-    """Refuse what does not choose parameters.
+    """Refuse an argument that does not choose parameters.
 
     Args:
         chosen: The choice.
@@ -36,7 +36,7 @@ def check_chosen(chosen: object) -> None:
 
 
 class Moving:
-    """The parameters that move: those that the optimizer has, that need a gradient, and that are chosen.
+    """The parameters that move: the chosen parameters that need a gradient and that the optimizer has.
 
     Args:
         chosen: Patterns of names as in a shell, such as ``"*.bias"``; or a function that gets a name and the parameter; None
@@ -112,7 +112,7 @@ def check_parameters(parameters: Sequence[Tensor], name: str) -> None:
 
 
 def groups_of(optimizers: Sequence[Any], parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """The group of its optimizer that each parameter is in.
+    """The optimizer group of each parameter.
 
     Args:
         optimizers: The Trainer's optimizers, of which Lightning allows one.
@@ -128,7 +128,7 @@ def groups_of(optimizers: Sequence[Any], parameters: Sequence[Tensor]) -> list[d
 
 
 def rates(optimizers: Sequence[Any], parameters: Sequence[Tensor]) -> list[Rate]:
-    """How far parameters move for their gradient, and how fast they decay, by their groups' present settings."""
+    """Learning rates and weight decays of parameters, from their groups' present settings."""
     groups = groups_of(optimizers, parameters)
     return [Rate(float(group["lr"]), float(group.get("weight_decay", 0.0))) for group in groups]
 

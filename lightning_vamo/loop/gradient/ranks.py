@@ -1,4 +1,4 @@
-"""What ranks tell each other of a batch: a few numbers, in one exchange."""
+"""Exchange a few numbers of a batch between all ranks."""
 
 import torch
 from lightning.pytorch import Trainer

@@ -1,4 +1,4 @@
-"""Figures of the derivatives that an epoch's steps have used."""
+"""Statistics of the derivatives that an epoch's steps have used."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 @dataclass
 class Tally:
-    """What the steps of an epoch have used.
+    """Sums over the derivatives that an epoch's steps have used.
 
     Attributes:
         derivatives: How many derivatives there were.

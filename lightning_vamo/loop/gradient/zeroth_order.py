@@ -1,4 +1,4 @@
-"""The gradient from function values alone: differences of the loss along random directions, at the weights that train."""
+"""The gradient from forward passes alone: differences of the loss along random directions, at the present weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ Share = Literal["batches", "probes"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a gradient is estimated: :class:`~lightning_vamo.MeZOCallback` explains each of these.
+    """The settings of the estimate; :class:`~lightning_vamo.MeZOCallback` explains each setting.
 
     Raises:
         InvalidArgumentError: If one has a value that is not allowed.
@@ -71,7 +71,7 @@ class Settings:
 
 @dataclass
 class _State:
-    """What the next batch needs of the batches before.
+    """The state that the next batch needs.
 
     Attributes:
         slopes: Sum of the derivatives of the batches whose step is to come, shape ``(q,)``; None if there are none.
@@ -138,7 +138,7 @@ class ZerothOrder(Gradient):
 
     @torch.no_grad()
     def accumulate(self, step: Step) -> Evaluated:
-        """See :meth:`Gradient.accumulate`: adds up derivatives, and moves the weights, or writes a gradient, at the last."""
+        """See :meth:`Gradient.accumulate`: adds up derivatives; at the last batch, moves the weights or writes a gradient."""
         trainer, settings, state = step.trainer, self.settings, self._state
         if step.first:
             compat.zero_grad(trainer, step.module, trainer.fit_loop.batch_idx)
@@ -191,7 +191,7 @@ class ZerothOrder(Gradient):
     # ---- derivatives
 
     def _slopes(self, evaluate: Evaluations, excursion: Excursion, own: range, radius: float, length: float) -> Tensor | None:
-        r"""Derivatives of the batch along :math:`z_j`, shape ``(q,)``, float64; None if it has no loss."""
+        r"""Derivatives of the batch along :math:`z_j`, shape ``(q,)``, float64; None if the batch has no loss."""
         central = self.settings.difference == "central"
         origin = None if central else evaluate()
         pairs: list[tuple[Tensor | None, Tensor | None]] = []
@@ -209,7 +209,7 @@ class ZerothOrder(Gradient):
         return differences.cpu() * (length / (2 * radius if central else radius))
 
     def _step(self, trainer: Trainer, parameters: Sequence[Tensor], directions: ProbeDirections, excursion: Excursion) -> None:
-        r"""Move the weights, or write the gradient, that the derivatives of the step's batches make."""
+        r"""Move the weights, or write the gradient, by the derivatives of the step's batches."""
         settings, slopes, self._state.slopes = self.settings, self._state.slopes, None
         given = torch.zeros(settings.probes, dtype=torch.float64, device="cpu") if slopes is None else slopes
         table = gathered(trainer, torch.cat([given, given.new_tensor([slopes is not None])]))
@@ -248,7 +248,7 @@ class ZerothOrder(Gradient):
 
 
 def _hindrance(trainer: Trainer) -> str | None:
-    """Why the optimizer's step cannot be taken in place; None if it can."""
+    """The reason why the optimizer's step cannot be taken in place; None if it can."""
     [optimizer] = trainer.optimizers
     if not is_plain_sgd(optimizer):
         return f"the optimizer is {type(optimizer).__name__}, with a step of its own"

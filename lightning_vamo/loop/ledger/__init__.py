@@ -1,1 +1,1 @@
-"""What a run costs and what it was worth."""
+"""The costs and the benefit of a run: counts, times, reports and advice."""

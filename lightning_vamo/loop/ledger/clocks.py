@@ -1,4 +1,4 @@
-"""Clocks: the time that steps take, and the time of work that a GPU does later."""
+"""Clocks: for the time of training steps, and for work that a GPU does asynchronously."""
 
 import time
 from collections import deque
@@ -11,7 +11,7 @@ import torch
 
 
 def now(device: torch.device) -> float:
-    """The time, in seconds, when a device has done what it was asked to."""
+    """The time in seconds, after a device has finished its pending work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -33,13 +33,13 @@ class StepClock:
     _since: float | None = None
 
     def batch_starts(self) -> None:
-        """Go on, unless it is going, and count a batch."""
+        """Start the clock unless it runs, and count a batch."""
         self.batches += 1
         if self._since is None:
             self._since = time.perf_counter()
 
     def stop(self, device: torch.device) -> None:
-        """Stand still until the next batch.
+        """Stop the clock until the next batch.
 
         Args:
             device: Where the steps run; what it has been given to do is waited for.
@@ -49,13 +49,13 @@ class StepClock:
             self._since = None
 
     def per_batch(self) -> float | None:
-        """Seconds per batch, None if there were none, and begin anew."""
+        """Seconds per batch, or None without batches; resets the clock."""
         mean = self.seconds / self.batches if self.batches else None
         self.seconds, self.batches = 0.0, 0
         return mean
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been added up so far, as plain numbers."""
+        """The sums so far, as plain numbers."""
         running = 0.0 if self._since is None else time.perf_counter() - self._since
         return {"seconds": self.seconds + running, "batches": self.batches}
 
@@ -69,7 +69,7 @@ class Stopwatch:
 
     @contextmanager
     def running(self, device: torch.device) -> Iterator[None]:
-        """Count what is done in the context.
+        """Add the time of the work in the context.
 
         Args:
             device: Where it is done.
@@ -92,7 +92,7 @@ class Stopwatch:
             self._fold()
 
     def read(self) -> float:
-        """Seconds so far; waits for what is still being done."""
+        """Seconds so far; waits for pending work."""
         while self._pending:
             self._pending[0][1].synchronize()
             self._fold()

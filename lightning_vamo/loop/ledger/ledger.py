@@ -1,4 +1,4 @@
-"""What a run costs and what it was worth, for its logs and its report."""
+"""The costs and the benefit of a run, for its logs and its report."""
 
 import copy
 import time
@@ -35,14 +35,14 @@ class Ledger:
         self._epoch_began = time.perf_counter()
 
     def stop(self) -> None:
-        """Stop that clock, if it runs."""
+        """Stop the clock of the training epochs, if it runs."""
         if self._epoch_began is not None:
             self.totals.training_seconds += time.perf_counter() - self._epoch_began
             self._epoch_began = None
 
     @contextmanager
     def timing_row(self, device: torch.device) -> Iterator[None]:
-        """Count what is done, and evaluated, in the context as a row that is recomputed on that device."""
+        """Count the time and the evaluations in the context as a row that is recomputed on the device."""
         before = self.totals.forward_evaluations
         with self._row_time.running(device):
             yield
@@ -75,11 +75,11 @@ class Ledger:
         return totals
 
     def pending_rows(self) -> tuple[float, int]:
-        """Seconds and evaluations of the rows since they were last told of."""
+        """Seconds and evaluations of the rows since the last :meth:`tell_rows`."""
         return self._row_time.read() - self._told[0], self._row_evaluations - self._told[1]
 
     def tell_rows(self) -> tuple[float, int]:
-        """What :meth:`pending_rows` gives, which counts from here on again."""
+        """Return :meth:`pending_rows`, and count from zero again."""
         pending = self.pending_rows()
         self._told = (self._row_time.read(), self._row_evaluations)
         return pending

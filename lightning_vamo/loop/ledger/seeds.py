@@ -1,4 +1,4 @@
-"""Random numbers that depend on nothing but a run's seed and what they are for."""
+"""Random numbers that depend only on the run's seed and on their purpose."""
 
 import random
 from dataclasses import dataclass
@@ -29,5 +29,5 @@ class Seeds:
 
 
 def seeded(seed: int) -> torch.Generator:
-    """A generator of its own with that seed."""
+    """A new generator with the seed."""
     return torch.Generator().manual_seed(seed)

@@ -1,1 +1,1 @@
-"""The batches of an epoch: recorded, told beforehand, replayed."""
+"""The plan of an epoch: its batches, which are recorded, loaded before the epoch, and replayed."""

@@ -1,4 +1,4 @@
-"""Fingerprints of batches: does a step get the batch that its row of the table was measured on?
+"""Fingerprints of batches: they tell whether a step gets the batch that its row was measured on.
 
 A dataset that augments at random, or that changes, gives another batch for the same indices.
 """
@@ -43,7 +43,7 @@ def _sample(tensor: Tensor) -> Any:
 
 
 class BatchWatch:
-    """Looks at the training batches on their way to the device, and tells those that are not what the sweep saw."""
+    """Compares each training batch, before its transfer to the device, with the sweep's batch."""
 
     def __init__(self) -> None:
         self._looking = True
@@ -72,7 +72,7 @@ class BatchWatch:
 
     @contextmanager
     def looking_away(self) -> Iterator[None]:
-        """Take no notice of the batches that are transferred in the context."""
+        """Ignore the batches that are transferred in the context."""
         self._looking = False
         try:
             yield
@@ -80,7 +80,7 @@ class BatchWatch:
             self._looking = True
 
     def check(self, expected: int | None) -> bool:
-        """Compare the current batch with what the sweep saw in its place.
+        """Compare the current batch with the sweep's batch.
 
         Args:
             expected: The fingerprint that the sweep took; None where it could take none.

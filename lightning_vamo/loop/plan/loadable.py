@@ -1,4 +1,4 @@
-"""Which training data has batches that can be told before an epoch trains on them."""
+"""Check whether the batches of training data are known before an epoch trains on them."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ INSTEAD = "set control='recompute', or train with probes=0"
 
 
 def check_loader(loader: object, instead: str = INSTEAD) -> DataLoader[Any]:
-    """Refuse training data whose batches cannot be told before they are trained on.
+    """Refuse training data whose batches are not known before an epoch trains on them.
 
     Args:
         loader: What the Trainer is to train on.

@@ -17,7 +17,7 @@ from lightning_vamo.loop.plan.recorder import Pass, RecordingBatchSampler
 
 
 class _Reader:
-    """Batch sampler of the sweep's loader: each of its passes reads one of the plan's."""
+    """Batch sampler of the sweep's loader: each pass reads a pass of the plan."""
 
     def __init__(self, passes: Sequence[Pass]) -> None:
         self._length = len(passes[0].batches)
@@ -55,7 +55,7 @@ class Plan:
 
     @contextmanager
     def loaded(self) -> Iterator[Iterator[Any]]:
-        """Load the plan's batches through a second loader like the training one; its workers end with the context."""
+        """Load the plan's batches through a second loader like the training loader; its workers end with the context."""
         loader = self._loader
         pairs = zip(loader.flattened, self._passes, strict=True)
         clones = [fresh_loader(part, batch_sampler=_Reader(passes)) for part, passes in pairs]
@@ -64,7 +64,7 @@ class Plan:
             yield batches
 
     def first(self, length: int) -> "Plan":
-        """The plan's first batches, as a plan: at most as many as there are."""
+        """The plan of the first ``length`` batches: at most as many as this plan has."""
         return Plan(self._loader, self._passes, length)
 
     def sizes(self) -> list[int]:
@@ -98,7 +98,7 @@ class Plan:
         return list(range(self.length)) if order is None else order
 
     def without_replacement(self, generator: torch.Generator) -> "Plan":
-        """A plan that takes every sample once, where this one draws them with replacement, and so misses some.
+        """A plan that takes every sample once, if this plan draws samples with replacement and so misses some.
 
         Args:
             generator: Source of the order.
@@ -125,7 +125,7 @@ class Plan:
         return [[one_pass.batches for one_pass in passes] for passes in self._passes]
 
     def belongs_to(self, loader: CombinedLoader | None) -> bool:
-        """Whether the plan is one of this loader's: a reloaded loader may hold other data."""
+        """Whether the plan belongs to this loader: a reloaded loader may hold other data."""
         return loader is not None and recorders_of(loader) == self._recorders
 
 
@@ -133,7 +133,7 @@ class Plan:
 def loaded_beside(
     loader: CombinedLoader, parts: Sequence[Any], length: int, limits: list[int | float] | None
 ) -> Iterator[Iterator[Any]]:
-    """Load batches through a second loader like the training one; its workers end with the context.
+    """Load batches through a second loader like the training loader; its workers end with the context.
 
     Args:
         loader: The training loader.
@@ -160,7 +160,7 @@ def recorders_of(loader: CombinedLoader) -> list[RecordingBatchSampler]:
 
 
 def remaining(passes: Sequence[list[Any]], position: int, order: Sequence[int] | None) -> list[list[Any]]:
-    """What is left of an epoch over one loader.
+    """The remaining batches of an epoch over a loader.
 
     Args:
         passes: The batches of each pass that the epoch makes.
@@ -209,7 +209,7 @@ def plan_of(trainer: Trainer) -> Plan:
 
 
 def has_plan(trainer: Trainer) -> bool:
-    """Whether :func:`plan_of` has a plan to give; nothing is drawn for the answer."""
+    """Whether :func:`plan_of` can give a plan; draws no batches."""
     loader = compat.train_loader(trainer)
     if loader is None or trainer.num_training_batches == float("inf"):
         return False

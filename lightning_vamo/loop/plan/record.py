@@ -1,4 +1,4 @@
-"""Attach recorders to training loaders, and take them off again."""
+"""Attach recorders to training loaders, and remove them."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -48,7 +48,7 @@ def recording(
     required: bool = True,
     instead: str = INSTEAD,
 ) -> Iterator[None]:
-    """Let every training loader that the Trainer sets up within the context record its plan; afterwards none does.
+    """Let every training loader that the Trainer sets up in the context record its plan; at the end, remove the recorders.
 
     ``Strategy.process_dataloader`` runs after Lightning has injected its samplers and before the loader is iterated, also
     when loaders are reloaded.

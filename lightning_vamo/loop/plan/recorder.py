@@ -1,4 +1,4 @@
-"""Recording which batches a training loader draws, without disturbing it.
+"""Record the batches that a training loader draws, without a change to the loader's draws.
 
 A batch sampler is wrapped so that what it yields is recorded. The training loader and the sweep's loader read the same
 recording, each at its own pace, so nothing is drawn twice and no random state is rewound.
@@ -27,7 +27,7 @@ class Pass:
 
     @classmethod
     def of(cls, batches: Sequence[Any]) -> "Pass":
-        """A pass that has been drawn to its end."""
+        """A pass whose batches are all given."""
         one_pass = cls(batches)
         one_pass.draw(len(batches))
         return one_pass
@@ -52,7 +52,7 @@ class Pass:
         return True
 
     def __iter__(self) -> Iterator[Any]:
-        """Read the pass from its beginning, drawing what no reader has drawn before."""
+        """Read the pass from its beginning, and draw the batches that no reader has drawn before."""
         position = 0
         while self.draw(position + 1):
             yield copy.copy(self.batches[position])
@@ -63,7 +63,7 @@ _OWN = ("wrapped", "current", "_queue")
 
 
 class RecordingBatchSampler:
-    """A batch sampler that behaves like the one it wraps, and remembers the pass that is being read.
+    """A batch sampler that behaves like the batch sampler that it wraps, and records the present pass.
 
     Args:
         batch_sampler: The user's batch sampler.
@@ -76,7 +76,7 @@ class RecordingBatchSampler:
         self._queue: deque[Pass] = deque()
 
     def __iter__(self) -> Iterator[Any]:
-        """Begin the next pass, once its first batch is asked for: a loader with workers makes iterators that it never uses."""
+        """Begin the next pass at the request of its first batch: a loader with workers makes iterators that it never uses."""
         self.current = self._queue.popleft() if self._queue else Pass(self.wrapped)
         yield from self.current
 
@@ -85,20 +85,20 @@ class RecordingBatchSampler:
         return len(self.wrapped)
 
     def __getattr__(self, name: str) -> Any:
-        """Anything else, such as ``sampler`` or ``set_epoch``, is the wrapped sampler's."""
+        """Read any other attribute, such as ``sampler`` or ``set_epoch``, from the wrapped sampler."""
         if name in _OWN:  # not there yet while a copy or an unpickled object is being built
             raise AttributeError(name)
         return getattr(self.wrapped, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Setting anything else, such as ``epoch``, sets it on the wrapped sampler."""
+        """Set any other attribute, such as ``epoch``, on the wrapped sampler."""
         if name in _OWN:
             object.__setattr__(self, name, value)
         else:
             setattr(self.wrapped, name, value)
 
     def passes(self) -> Iterator[Pass]:
-        """The current pass, and the ones that the training loader will begin after it if it runs out within the epoch."""
+        """The current pass, and the passes that the training loader begins later in the epoch if it cycles."""
         if self.current is None:
             raise UnsupportedError(
                 "The training DataLoader was not iterated through its batch sampler, so VAMO cannot tell which batches come:"
@@ -113,7 +113,7 @@ class RecordingBatchSampler:
             index += 1
 
     def replay(self, passes: Sequence[Iterable[Any]]) -> None:
-        """Let the training loader's next passes be these, in place of whatever was queued.
+        """Replace the training loader's queued passes by these passes.
 
         Args:
             passes: The batches of each pass.

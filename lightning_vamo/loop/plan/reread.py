@@ -1,4 +1,4 @@
-"""A second reading of training data that has no plan, for the mean of its rows, where it can be read twice."""
+"""Read training data without a plan a second time, if the data allows it, to compute the mean row."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ from lightning_vamo.loop.plan.recorder import RecordingBatchSampler
 
 
 class SecondReading:
-    """As many batches as an epoch has, in whatever composition they come.
+    """A second reading: as many batches as an epoch has, in any composition.
 
     Args:
         loader: The training loader.
@@ -35,17 +35,17 @@ class SecondReading:
 
     @contextmanager
     def loaded(self) -> Iterator[Iterator[Any]]:
-        """Load the batches; workers end with the context."""
+        """Load the batches; the workers end with the context."""
         parts = [fresh_loader(part) for part in self._parts]
         with loaded_beside(self._loader, parts, self.length, self._loader.limits) as batches:
             yield batches
 
     def sizes(self) -> list[int]:
-        """The weight of each batch: all count alike, as they do in the steps."""
+        """The weight of each batch: all batches count alike, as in the steps."""
         return [1] * self.length
 
     def without_replacement(self, generator: torch.Generator) -> "SecondReading":
-        """Itself: what a sampler without a plan does is not known."""
+        """The same reading: whether a sampler without a plan draws with replacement is not known."""
         return self
 
 
@@ -53,7 +53,7 @@ Swept = Plan | SecondReading
 
 
 def second_reading(trainer: Trainer) -> SecondReading | None:
-    """A second reading of the training data that does not disturb the first, which has begun.
+    """A second reading of the training data, which does not disturb the first reading.
 
     Args:
         trainer: The trainer, inside a training epoch.
@@ -69,7 +69,7 @@ def second_reading(trainer: Trainer) -> SecondReading | None:
 
 
 def _copied(loader: Any) -> Any:
-    """A loader like this one, which shares no state with it; None if there cannot be one."""
+    """A copy of the loader that shares no state with the loader; None if the loader cannot be copied."""
     if not isinstance(loader, DataLoader) or hasattr(loader, "load_state_dict") or hasattr(loader.dataset, "__next__"):
         return None
     memo = {} if isinstance(loader.dataset, IterableDataset) else {id(loader.dataset): loader.dataset}

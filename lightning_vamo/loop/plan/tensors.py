@@ -1,4 +1,4 @@
-"""The tensors of a batch, whatever containers it is made of."""
+"""Find, copy and measure the tensors of a batch, in any containers."""
 
 import copy
 import dataclasses
@@ -34,7 +34,7 @@ def tensors_in(batch: Any) -> Iterator[Tensor]:
 
 
 def fresh_copy(batch: Any) -> Any:
-    """A deep copy of a batch; plain tensors, most often all there is to it, are cloned, which takes a quarter of the time.
+    """A deep copy of a batch; plain tensors are cloned, which takes a quarter of the time of a deep copy.
 
     Args:
         batch: Anything.
@@ -56,7 +56,7 @@ def fresh_copy(batch: Any) -> Any:
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """A copy of a tensor, of its class, and with what else is kept on it."""
+    """A copy of a tensor, with its class and its attributes."""
     if type(tensor) is Tensor and not tensor.requires_grad:
         return tensor.clone()
     try:

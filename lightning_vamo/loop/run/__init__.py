@@ -1,1 +1,1 @@
-"""What one fit owns on one rank."""
+"""Everything that one fit owns on one rank."""

@@ -1,4 +1,4 @@
-"""Data that gives other batches when it is read again."""
+"""Detect data that gives other batches when the data is read again."""
 
 import torch
 from lightning.pytorch import Trainer
@@ -23,7 +23,7 @@ def differs_anywhere(trainer: Trainer, differs: bool) -> bool:
 
 
 def gives_other_batches(trainer: Trainer, snapshot: Snapshot | None, unused: int) -> bool:
-    """Whether most batches of an epoch were not those that the snapshot's sweep had read in their place.
+    """Whether most batches of an epoch differ from the batches that the snapshot's sweep has read.
 
     Args:
         trainer: The trainer; every rank has to call this.

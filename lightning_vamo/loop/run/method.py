@@ -1,4 +1,4 @@
-"""What a callback trains with."""
+"""The parts of a method: its gradient, its control variate and its settings."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from lightning_vamo.loop.ledger.ways import VAMO_WAYS, Ways
 
 @dataclass(frozen=True)
 class Method:
-    """What a callback trains with.
+    """The parts of a method: its gradient, its control variate and its settings.
 
     Attributes:
         name: Name of the callback, for messages.
@@ -30,7 +30,7 @@ class Method:
 
     @property
     def records(self) -> bool:
-        """Whether training loaders are to tell their batches, where they can."""
+        """Whether training loaders must record their batches, if they can."""
         return self.control.records != "never" or self.gradient.keeps_place
 
     @property

@@ -11,7 +11,7 @@ from lightning_vamo.loop.plan.plan import Plan
 
 @dataclass
 class Cursor:
-    """Where the epoch stands in the batches of its snapshot.
+    """The position of the epoch in the batches of its snapshot.
 
     Attributes:
         order: The row of the plan that each step of the epoch takes, shape ``(K,)``.
@@ -32,15 +32,15 @@ class Cursor:
         self.first, self.begins = 0, True
 
     def follow(self, plan: Plan | None) -> None:
-        """Take the batches of a plan in the order in which they were drawn."""
+        """Follow the batches of a plan in their drawn order."""
         self.order = [] if plan is None else list(range(plan.length))
 
     def row(self, batch_idx: int) -> int | None:
-        """The place in the plan of the epoch's batch of that index; None if there is no plan."""
+        """The position in the plan of the epoch's batch with an index; None without a plan."""
         return self.order[batch_idx - self.first] if self.order else None
 
     def share(self, trainer: Trainer) -> float:
-        """Share of the epoch's batches before the present step."""
+        """The share of the epoch's batches before the present step."""
         batch_idx = trainer.fit_loop.batch_idx
         first = batch_idx - batch_idx % trainer.accumulate_grad_batches  # the same for all whose gradients accumulate in it
         return (first - self.first) / max(1, len(self.order))
@@ -48,7 +48,7 @@ class Cursor:
 
 @dataclass
 class Sums:
-    """What the steps of an epoch have added up to.
+    """Sums over the steps of an epoch.
 
     Attributes:
         unused: How many rows were not used, since their batches were other ones than the sweep saw.
@@ -70,13 +70,13 @@ class Sums:
         self.moments = moments if self.moments is None else self.moments + moments
 
     def forget_factors(self) -> None:
-        """Begin the sum of factors anew."""
+        """Reset the sum of factors."""
         self.steps, self.factors = 0, 0.0
 
 
 @dataclass
 class SnapshotClock:
-    """When the next snapshot is due.
+    """The clock that tells when the next snapshot is due.
 
     Attributes:
         due: Whether the next batch takes one.

@@ -67,13 +67,13 @@ class Run:
         self._driver = driver
 
     def release(self) -> None:
-        """Let go of all but the ledger."""
+        """Release all objects except the ledger."""
         self.method.gradient.release()
         self.snapshot = self.plan = None
         self.cursor, self.sums, self.clock, self.learning = Cursor(), Sums(), SnapshotClock(), Learning()
 
     def here(self, trainer: Trainer, module: LightningModule) -> Here:
-        """Where the run stands, as a control variate needs to know it."""
+        """The present state of the run, for a control variate."""
         settings = self.method.settings
         return Here(
             trainer=trainer,
@@ -93,7 +93,7 @@ class Run:
     # ---- epochs and snapshots
 
     def begin_epoch(self, trainer: Trainer) -> None:
-        """Decide whether the epoch takes a snapshot, or goes on with the batches of the last one."""
+        """Decide whether the epoch takes a new snapshot or uses the last snapshot again."""
         self.ledger.begin_epoch()
         self.cursor.begin_epoch()
         self.sums.unused = 0
@@ -114,7 +114,7 @@ class Run:
             self.cursor.order = self.cursor.order if order is None else order
 
     def before_batch(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> Snapshot | None:
-        """Take the snapshot, if one is due, and compare the batch with the one that its row was measured on.
+        """Take a snapshot if it is due, and compare the batch with the batch that its row was measured on.
 
         Args:
             trainer: The trainer.
@@ -180,12 +180,12 @@ class Run:
             observer.on_snapshot(trainer, module, snapshot)
 
     def _fingerprint(self, batch_idx: int) -> int | None:
-        """Fingerprint of what the sweep saw in the place of the epoch's batch of that index."""
+        """Fingerprint of the sweep's batch for the epoch's batch with an index."""
         row = None if self.snapshot is None else self.cursor.row(batch_idx)
         return None if self.snapshot is None or row is None else self.snapshot.fingerprint(row)
 
     def end_epoch(self, trainer: Trainer) -> dict[str, float]:
-        """Close the epoch, and drop the snapshot if it is of no more use.
+        """Close the epoch, and drop the snapshot if no later epoch uses it.
 
         Args:
             trainer: The trainer.
@@ -218,7 +218,7 @@ class Run:
         return figures
 
     def _mean_factor(self, trainer: Trainer) -> dict[str, float]:
-        """The mean effective coefficient of the epoch's steps, where it changes from step to step."""
+        """The mean effective coefficient of the epoch's steps, if it changes from step to step."""
         steps, factors = self.sums.steps, self.sums.factors
         if self.choice is not None:
             self._tell(trainer)
@@ -228,7 +228,7 @@ class Run:
         return {"alpha": float(torch.as_tensor(factors).mean()) / steps}
 
     def _removed(self) -> dict[str, float]:
-        """What the epoch's corrections removed."""
+        """The share of the gradient's second moment that the epoch's corrections removed."""
         moments, self.sums.moments = self.sums.moments, None
         if moments is None:
             return {}
@@ -239,7 +239,7 @@ class Run:
         return {"variance_removed": removed / before if before else 0.0}
 
     def _tell(self, trainer: Trainer) -> None:
-        """Tell the choice of the number of probes what the steps since the last time have used."""
+        """Report the steps since the last report to the choice of the number of probes."""
         if self.choice is not None:
             self.choice.used(trainer, self.sums.factors, self.sums.steps, *self.ledger.tell_rows())
             self.sums.forget_factors()
@@ -247,7 +247,7 @@ class Run:
     # ---- steps
 
     def before_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
-        """Prepare the row of the batch that is trained on next, where rows come with their steps."""
+        """Prepare the next batch's row, if each step computes its own row."""
         snapshot = self.snapshot
         if snapshot is not None and snapshot.plan is None and not compat.skips_backward(trainer):
             with self.ledger.timing_row(module.device):
@@ -258,7 +258,7 @@ class Run:
         return self.method.gradient.uses_backward and self.snapshot is not None and self.snapshot.withholds
 
     def around_backward(self, trainer: Trainer) -> AbstractContextManager[None]:
-        """Where several ranks have to correct alike, keep this rank's part of the row out if it is another batch's."""
+        """Leave this rank's part of the row out if it belongs to another batch and several ranks must correct alike."""
         if self.snapshot is None or not self.watch.differs or not compat.averages_gradients(trainer) or not self._withholds:
             return nullcontext()
         self.cursor.withheld = True

@@ -1,4 +1,4 @@
-"""The closure of an optimizer step: evaluates its last batch, and lets the gradient be corrected."""
+"""The closure of an optimizer step: evaluate the step's last batch, then correct the gradient."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +30,7 @@ class Closure:
 
     @property
     def outputs(self) -> dict[str, Any]:
-        """What callbacks get as the outputs of the step.
+        """The outputs of the step for callbacks.
 
         Raises:
             UnsupportedError: If the optimizer did not evaluate the closure.

@@ -13,7 +13,7 @@ from lightning_vamo.loop.control.base import Snapshot
 
 
 def withheld(trainer: Trainer, snapshot: Snapshot, row: Any, share: float) -> AbstractContextManager[None]:
-    """Where ranks have to correct alike, keep this rank's part of a row out, as its batch is not the one of the row.
+    """Leave this rank's part of a row out, if the batch is not the row's batch and all ranks must correct alike.
 
     Args:
         trainer: The trainer, about to differentiate the batch.

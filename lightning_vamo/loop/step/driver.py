@@ -1,4 +1,4 @@
-"""Training steps under manual optimization that behave as automatic ones, with a place to change the gradient."""
+"""Training steps under manual optimization that behave like automatic steps and let a method change the gradient."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -20,14 +20,14 @@ from lightning_vamo.loop.sweep.precision import outside_precision_context
 
 
 class Driver:
-    """Answers the calls of a module's ``training_step``: plainly, unless a context gives them another meaning."""
+    """Answers calls of a module's ``training_step``: by the user's own step, unless a context sets another answer."""
 
     def __init__(self) -> None:
         self._answer: Answer | None = None
 
     @contextmanager
     def answering(self, answer: Answer | None) -> Iterator[None]:
-        """Let calls of ``training_step`` be answered in a given way for the length of the context.
+        """Set the answer to calls of ``training_step`` for the length of the context.
 
         Args:
             answer: Gets the module, the user's step with its arguments, and the batch; None for plain calls.
@@ -39,7 +39,7 @@ class Driver:
             self._answer = before
 
     def drive(self, module: LightningModule, user_step: Callable[[], Any], batch: Any) -> Any:
-        """Answer a call.
+        """Answer a call of ``training_step``.
 
         Args:
             module: The module, which has the mixin.
@@ -66,7 +66,7 @@ class DrivingCallback(Callback, ABC):
 
 
 class Around(Protocol):
-    """What happens around the gradient of a batch.
+    """Base class of the hooks around the gradient of a batch.
 
     Attributes:
         seeds: The seeds of the run.
@@ -80,7 +80,7 @@ class Around(Protocol):
         """Called before a batch is trained on: its hooks have run, and its forward pass comes next."""
 
     def around_backward(self, trainer: Trainer) -> AbstractContextManager[None]:
-        """What the backward pass of a batch runs in."""
+        """The context of a batch's backward pass."""
 
     def after_gradient(
         self, trainer: Trainer, module: LightningModule, evaluated: Evaluated, *, first: bool, last: bool

@@ -1,1 +1,1 @@
-"""Evaluating the user's loss: batches at a snapshot and at points around it."""
+"""Evaluate the user's loss: batches at a snapshot and at points around the snapshot."""

@@ -1,4 +1,4 @@
-"""What ranks have to agree on, for all of them to visit the same points in the same order."""
+"""Agreement between ranks: all ranks must visit the same points in the same order."""
 
 import torch
 from lightning.pytorch import Trainer
@@ -8,7 +8,7 @@ from lightning_vamo.errors import UnsupportedError
 
 
 def total(trainer: Trainer, values: Tensor) -> Tensor:
-    """The sum of some numbers over the ranks, the same on each of them.
+    """The sum of numbers over the ranks, the same on each rank.
 
     Args:
         trainer: The trainer; every rank has to call this.
@@ -42,7 +42,7 @@ def least(trainer: Trainer, value: int) -> int:
 
 
 def check_batches(trainer: Trainer, count: int) -> None:
-    """Refuse ranks with different numbers of batches, before one of them waits for another.
+    """Refuse ranks with different numbers of batches, before a rank waits for another rank.
 
     Args:
         trainer: The trainer; every rank has to call this.

@@ -73,12 +73,12 @@ class SweptBatch:
 
     @property
     def rounding(self) -> float:
-        """Machine epsilon of the arithmetic that the loss comes from, or of its type if that is coarser."""
+        """Machine epsilon of the arithmetic of the loss, or of the loss's type if the type is coarser."""
         dtype = self._oracle.arithmetic
         return max(self.epsilon, 0.0 if dtype is None else torch.finfo(dtype).eps)
 
     def visit(self) -> Tensor:
-        """The loss at the current parameters, shape ``()``; zero where there is none."""
+        """The loss at the current parameters, shape ``()``; zero for a batch without a loss."""
         loss = self.loss()
         return self.none if loss is None else loss
 
@@ -107,7 +107,7 @@ class SweptBatch:
         return loss
 
     def _clean_up(self, versions: list[int], is_first: bool) -> None:
-        """Put back what the evaluation changed."""
+        """Restore the state that the evaluation changed."""
         self._batch.take_back()
         self._left.take_away()
         if self._versions() != versions or self._is_moved(is_first):

@@ -20,7 +20,7 @@ from lightning_vamo.loop.sweep.progress import progress_bar
 
 @dataclass(frozen=True)
 class GradientSweep:
-    """What a first-order sweep took; its gradients went to whoever asked for the sweep.
+    """The costs of a first-order sweep; the caller has received the gradients.
 
     Attributes:
         fingerprints: Of this rank's batches; None for a batch that cannot be told from others.
@@ -34,7 +34,7 @@ class GradientSweep:
 
 
 def sample_counts(trainer: Trainer, plan: Swept) -> Tensor:
-    """Samples of each batch over all ranks, which takes a reduction of as many numbers.
+    """Samples of each batch over all ranks; takes a reduction of a number for each batch.
 
     Args:
         trainer: The trainer; every rank has to call this.
@@ -58,7 +58,7 @@ def sweep_gradients(
     see: Callable[[int, list[Tensor | None]], None],
     title: str,
 ) -> GradientSweep:
-    """Differentiate every batch of the plan at the parameters as they are, leaving no trace.
+    """Differentiate every batch of the plan at the present parameters, leaving no trace.
 
     Under DDP and FSDP2 the gradients are averaged over the ranks, as those of steps are.
 

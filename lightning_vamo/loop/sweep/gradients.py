@@ -1,4 +1,4 @@
-"""Gradients of batches, computed without a step and without a trace."""
+"""Compute gradients of batches without a step and without a trace."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ SMALL_MODEL = 2**24
 
 
 def gradients_of(trainer: Trainer, parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    """The gradients in ``.grad``, uncorrected and averaged over ranks, as they are without a GradScaler.
+    """The gradients in ``.grad``: uncorrected, averaged over ranks, and unscaled.
 
     Args:
         trainer: The trainer.
@@ -93,7 +93,7 @@ def differentiate(
 
 @contextmanager
 def _gradients_set_aside(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Begin without gradients; those that the last step left, and a hook may mean to look at, come back at the end."""
+    """Begin without gradients; at the end, restore the last step's gradients, since a hook may read them."""
     kept = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
@@ -105,7 +105,7 @@ def _gradients_set_aside(parameters: Sequence[Tensor]) -> Iterator[None]:
 
 
 def _backward(trainer: Trainer, module: LightningModule, batch: Any, position: int) -> bool:
-    """Differentiate the loss of a batch; False where there is none."""
+    """Differentiate the loss of a batch; False for a batch without a loss."""
     with torch.enable_grad():
         loss, _ = compat.step_output(compat.run_training_step(trainer, batch, position), 1)
         check_loss(trainer, module, loss)

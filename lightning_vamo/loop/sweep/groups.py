@@ -1,4 +1,4 @@
-"""Groups of the sweep's batches: as many as memory allows are held at once, so that a perturbation is paid once for all."""
+"""Groups of the sweep's batches: a group fills the allowed memory, and each perturbation serves the whole group."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

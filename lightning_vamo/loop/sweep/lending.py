@@ -1,4 +1,4 @@
-"""A batch is lent to the step again and again, and is the same each time."""
+"""Lend a batch to several evaluations of ``training_step``, unchanged each time."""
 
 from operator import attrgetter
 from typing import Any
@@ -42,7 +42,7 @@ class LentBatch:
         return copy
 
     def take_back(self) -> None:
-        """See what the evaluation has done to the batch."""
+        """Find out whether the evaluation has changed the batch."""
         if self._is_left_alone:
             self.spoilt |= [*map(_version, self._tensors)] != self._versions
         elif self._is_left_alone is None:
@@ -57,7 +57,7 @@ _CONSTANTS = (type(None), bool, int, float, complex, str, bytes)
 
 
 def _are_same(one: Any, other: Any) -> bool:
-    """Whether a batch and its copy are the same still; False if they are, or hold, what cannot be compared."""
+    """Whether a batch and its copy are still the same; False if they cannot be compared."""
     if type(one) is not type(other):
         return False
     if type(one) is Tensor:

@@ -1,4 +1,4 @@
-"""The table of losses that a sweep fills: a row per batch, averaged over the ranks in one reduction."""
+"""The table of a sweep's losses: a row for each batch, averaged over the ranks in one reduction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ NARROW_SAMPLES = 4
 
 @dataclass(frozen=True)
 class Row:
-    """What one rank measured on one batch.
+    """The losses that one rank measured on one batch.
 
     Attributes:
         losses: As :func:`~lightning_vamo.core.probes.difference.probe_losses` orders them; None where ``training_step`` gave
@@ -65,7 +65,7 @@ class Table:
     epsilon: float
 
     def usable(self, mu: float, difference: Difference) -> Tensor:
-        """Which directions gave a finite probe difference for every batch that has a row.
+        """The directions that gave a finite probe difference for every batch with a row.
 
         Args:
             mu: Smoothing radius.

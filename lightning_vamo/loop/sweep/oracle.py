@@ -1,4 +1,4 @@
-"""The one way to evaluate a user's loss."""
+"""The oracle: the only way in which the package evaluates a user's loss."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -78,7 +78,7 @@ class Oracle:
             self.advance = before
 
     def loss(self, batch: Any, position: int) -> Any:
-        """Evaluate a batch at the parameters as they are; to be called within :meth:`asking`.
+        """Evaluate a batch at the present parameters; to be called within :meth:`asking`.
 
         Args:
             batch: The batch, on the module's device.

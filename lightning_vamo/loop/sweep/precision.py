@@ -1,4 +1,4 @@
-"""The arithmetic of the sweep's forward passes."""
+"""The floating-point precision of the sweep's forward passes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ def check_sweep_precision(precision: SweepPrecision) -> None:
 
 
 def check_float32(trainer: Trainer, parameters: Sequence[Tensor]) -> None:
-    """Refuse to sweep in float32 what is not in float32.
+    """Refuse a float32 sweep of a model that is not in float32.
 
     Args:
         trainer: The trainer.
@@ -56,7 +56,7 @@ def uses_tf32(trainer: Trainer) -> bool:
 
 
 def arithmetic(trainer: Trainer, sweep_precision: SweepPrecision) -> torch.dtype | None:
-    """The type whose machine epsilon the sweep's losses are rounded with.
+    """The type whose machine epsilon is the rounding error of the sweep's losses.
 
     Args:
         trainer: The trainer.
@@ -73,7 +73,7 @@ def arithmetic(trainer: Trainer, sweep_precision: SweepPrecision) -> torch.dtype
 
 @contextmanager
 def outside_precision_context(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Undo the context that the strategy runs ``training_step`` in: automatic steps run only their forward pass there.
+    """Leave the strategy's context of ``training_step``: automatic steps run only their forward pass in this context.
 
     Args:
         device: The module's device.

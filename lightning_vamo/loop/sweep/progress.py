@@ -1,4 +1,4 @@
-"""Progress bars: for what comes before an epoch, in the style of whichever bar the Trainer shows, and for the finder."""
+"""Progress bars for sweeps and warm-ups, in the style of the Trainer's bar, and for the finder."""
 
 import sys
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""How good the probe differences of a sweep are: how far they stand out of their error, and which error that is."""
+"""The quality of a sweep's probe differences: their size compared with their error, and the kind of the error."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from lightning_vamo.loop.sweep.losses import Table
 
 @dataclass(frozen=True)
 class Quality:
-    """How good probe differences are.
+    """The quality of probe differences: their error, and the kind of the error.
 
     Attributes:
         snr: How far they stand out of their own error: see :func:`quality_of`.
@@ -68,7 +68,7 @@ def quality_of(table: Table, mu: float, difference: Difference, usable: Tensor) 
 
 
 def _changes(table: Table, losses: Tensor, radius: float, deltas: Tensor, difference: Difference, usable: Tensor) -> Tensor:
-    """By how much probe differences of the first batches change with the radius: of those that are finite, float64."""
+    """The change of the first batches' finite probe differences with the radius, float64."""
     rows = torch.arange(len(losses), device=deltas.device)
     directions = rows % deltas.shape[1]
     other = probe_differences(torch.cat([table.losses[rows, :1], losses], dim=1), radius, difference)[:, 0].double()

@@ -22,7 +22,7 @@ EVALUATIONS = 2 * SAMPLES * len(LADDER)
 
 
 class RadiusSearch:
-    """Finds the radius at which the probe differences of a few batches change least, for their size, when it is doubled.
+    """Finds the radius at which the probe differences of a few batches change least, relatively, if the radius doubles.
 
     Args:
         trainer: The trainer; every rank searches together, over batches of its own.
@@ -49,7 +49,7 @@ class RadiusSearch:
         self._slopes: dict[float, Tensor] = {}
 
     def best(self, start: float) -> float:
-        """Search from a radius on.
+        """Search for the best radius, beginning with a given radius.
 
         Args:
             start: The radius.

@@ -1,4 +1,4 @@
-"""The check that a loss is a function of the parameters: the same batch at the same point gives the same number."""
+"""Check that a loss depends on the parameters alone: the same batch at the same weights gives the same loss."""
 
 import torch
 from lightning.pytorch import Trainer
@@ -13,11 +13,11 @@ ROUNDINGS = 16
 
 
 class ChangingLossError(UnsupportedError):
-    """A batch gave another loss when it was evaluated again, at the same parameters and with the same random numbers."""
+    """A second evaluation of a batch, at the same parameters and with the same random numbers, gave another loss."""
 
 
 def check_repeats(trainer: Trainer, batch: SweptBatch) -> None:
-    """Evaluate a batch a second time where the parameters are, and compare.
+    """Evaluate a batch twice at the present parameters, and compare the losses.
 
     Args:
         trainer: The trainer; every rank has to call this, for the same batch of the plan.
@@ -38,5 +38,5 @@ def check_repeats(trainer: Trainer, batch: SweptBatch) -> None:
 
 
 def _differ(first: Tensor, second: Tensor, tolerance: float) -> bool:
-    """Whether two losses differ by more than a share of themselves; NaN, or infinity, both times is the same."""
+    """Whether two losses differ by more than a relative tolerance; two NaN, or two equal infinities, do not differ."""
     return not torch.allclose(first, second, rtol=tolerance, atol=0.0, equal_nan=True)

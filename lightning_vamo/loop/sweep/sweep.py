@@ -1,4 +1,4 @@
-"""The sweep: one forward-only pass over the coming epoch's batches, at the snapshot and at the perturbed points around it."""
+"""The sweep: a pass over the coming epoch's batches, forward only, at the snapshot and at perturbed weights around it."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ from lightning_vamo.loop.sweep.repeat import check_repeats
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep measured, the same on every rank but for ``own`` and ``fingerprints``.
+    """The result of a sweep; the same on every rank, except ``own`` and ``fingerprints``.
 
     Attributes:
         deltas: Probe differences, shape ``(K, q)``.
@@ -169,7 +169,7 @@ def _swept(
     reshard: Callable[[], None],
     fingerprints: list[int | None],
 ) -> Iterator[SweptBatch]:
-    """The batches on the module's device, each evaluated at the snapshot when it comes."""
+    """The batches on the module's device; each batch is evaluated at the snapshot when it is loaded."""
     for position, batch in enumerate(loaded):
         prepared = compat.before_transfer(oracle.trainer, batch)
         fingerprints.append(fingerprint(prepared))

@@ -1,4 +1,4 @@
-"""Learned directions that are kept as they are."""
+"""Learned directions that are kept as whole vectors."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ Rows = list[Tensor]  # of each parameter, ``q`` rows of its numbers in this proc
 
 
 class DenseLearner(PowerIteration[Rows]):
-    """Follows the leading directions of gradient noise, in at most ``(2q + 1) * d`` numbers: orthonormal ones.
+    """Learns orthonormal directions that hold most gradient noise, in at most ``(2q + 1) * d`` numbers.
 
     Args:
         parameters: Tensors that give the shapes, types, devices and placements.
@@ -42,7 +42,7 @@ class DenseLearner(PowerIteration[Rows]):
 
     @torch.no_grad()
     def observe(self, gradients: Sequence[Tensor | None]) -> None:
-        """See :meth:`Learner.observe`; a gradient that is not finite is passed over."""
+        """See :meth:`Learner.observe`; a gradient that is not finite is ignored."""
         if not self._sums:
             self._sums = [torch.zeros_like(rows) for rows in self._rows]
             self._last = [torch.zeros_like(rows[0]) for rows in self._rows]
@@ -128,7 +128,7 @@ def random_rows(parameters: Sequence[Tensor], count: int, generator: torch.Gener
 
 
 def dense_directions(parameters: Sequence[Tensor], rows: Rows) -> StoredDirections:
-    """Directions for ``parameters`` that are kept in ``rows``."""
+    """Directions for ``parameters``, made of the vectors in ``rows``."""
     return StoredDirections(rows, sum(parameter.numel() for parameter in parameters), shard_group(parameters))
 
 
@@ -147,7 +147,7 @@ def _gram(basis: Rows) -> Tensor:
 
 
 def _mixed_(basis: Rows, mixing: Tensor) -> Rows:
-    """Combinations of the directions, in the memory that they take."""
+    """Combinations of the directions, written over the directions."""
     for block in _blocks(basis):
         block[: len(mixing)] = mixing.to(block) @ block
     return [rows[: len(mixing)] for rows in basis]

@@ -89,7 +89,7 @@ class FactoredDirections(ProbeDirections):
         return self._products.along(self.factors), self._products.square
 
     def remove_(self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None) -> Small:
-        """See :meth:`ProbeDirections.remove_`; what is subtracted is never made as a whole."""
+        """See :meth:`ProbeDirections.remove_`; the subtracted vector is never in memory as a whole."""
         size, weights = self.shards.size, product(self.whitening, coefficients)
         if slopes is None or slopes.square is None:
             along, square = self._look(vectors)
@@ -116,7 +116,7 @@ class FactoredDirections(ProbeDirections):
             torch._foreach_sub_([vector for vector, _ in pairs], [part for _, part in pairs])
 
     def _metric(self, vectors: Sequence[Tensor | None]) -> Small:
-        """What turns coefficients into the squared norm of the step, over the tensors that are not None: shape ``(q, q)``."""
+        """The quadratic form of a combination's squared norm, over the tensors that are not None: shape ``(q, q)``."""
         missing = tuple([position for position, vector in enumerate(vectors) if vector is None])
         if missing not in self._metrics:
             present = [position for position in range(len(vectors)) if position not in missing]
@@ -126,7 +126,7 @@ class FactoredDirections(ProbeDirections):
 
 
 class _Taken:
-    """What a step takes out of a gradient, in memory that each step uses anew.
+    """The combination that a step subtracts from a gradient, in memory that all steps reuse.
 
     Args:
         factors: The directions of which it is a combination.
@@ -142,7 +142,7 @@ class _Taken:
         """The numbers of each parameter that is kept whole."""
 
     def combine(self, factors: Factors, weights: Small) -> None:
-        """Work out the combination with some weights, shape ``(q,)``."""
+        """Compute the combination with the given weights, shape ``(q,)``."""
         right, (_, whole) = self._right_array, factors.arrays
         row, functions = typed(weights, right), library(right)
         functions.multiply(factors.right_array, repeated(row.reshape(-1, 1), factors.layout.rank), out=right)

@@ -1,4 +1,4 @@
-"""Learned directions in factored form."""
+"""Learned directions as products of thin factors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from lightning_vamo.errors import InvalidArgumentError
 
 
 class FactoredLearner(PowerIteration[Factors]):
-    r"""Follows the leading directions of gradient noise, each matrix of each as ``rank`` outer products.
+    r"""Learns directions that hold most gradient noise; each matrix of a direction is a sum of ``rank`` outer products.
 
     For a matrix with gradient :math:`G_t`, where direction :math:`j` is :math:`A_j B_j^\top`, only the sketches
     :math:`P_j = Y_j B_j` and :math:`Q_j = Y_j^\top A_j` are summed up, from the thin products :math:`G_t B_j` and
@@ -45,7 +45,7 @@ class FactoredLearner(PowerIteration[Factors]):
         self._now, self._last = Products(self._layout, count), Products(self._layout, count)
 
     def observe(self, gradients: Sequence[Tensor | None]) -> None:
-        """See :meth:`Learner.observe`; a gradient that is not finite is passed over."""
+        """See :meth:`Learner.observe`; a gradient that is not finite is ignored."""
         now, basis = self._now, self._basis()
         with torch.no_grad():
             now.take(gradients, basis)
@@ -60,7 +60,7 @@ class FactoredLearner(PowerIteration[Factors]):
         self._now, self._last = self._last, now
 
     def _sum_up(self, change: Small) -> None:
-        """Add the difference of the last two gradients to the sketches, which takes the last but one."""
+        """Add the difference of the last two gradients to the sketches, and forget the earlier of the two."""
         (sums, whole_sums), (now, whole), (last, last_whole) = (
             factors.arrays for factors in (self._sums, self._now.factors, self._last.factors)
         )

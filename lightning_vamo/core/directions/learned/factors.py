@@ -1,4 +1,4 @@
-"""Factored directions as tensors."""
+"""The tensors of directions in factored form."""
 
 from functools import cached_property
 
@@ -10,7 +10,7 @@ from lightning_vamo.core.small import Small, array
 
 
 class Factors:
-    r"""Something for each of ``q`` directions in factored form: :math:`A_j B_j^\top` per matrix, all numbers of the rest.
+    r"""Tensors of ``q`` factored directions: :math:`A_j B_j^\top` for each matrix, all numbers for other parameters.
 
     Of directions, the columns of :math:`B_j` have norm one.
 
@@ -48,12 +48,12 @@ class Factors:
 
     @cached_property
     def lefts(self) -> list[Tensor]:
-        """The part of ``left`` that is of each matrix."""
+        """The part of ``left`` that belongs to each matrix."""
         return list(torch.split(self.left, [matrix.held for matrix in self.layout.matrices], dim=1))
 
     @cached_property
     def rights(self) -> list[Tensor]:
-        """The part of ``right`` that is of each matrix."""
+        """The part of ``right`` that belongs to each matrix."""
         return list(torch.split(self.right, [matrix.columns for matrix in self.layout.matrices], dim=1))
 
     @cached_property
@@ -63,7 +63,7 @@ class Factors:
 
     @cached_property
     def wholes(self) -> list[list[Tensor]]:
-        """Of each direction, the part of ``whole`` that is of each parameter, in the parameter's shape."""
+        """The part of ``whole`` that belongs to each parameter, in the parameter's shape, for each direction."""
         return [self.shaped(row) for row in self.whole.unbind()]
 
     def shaped(self, numbers: Tensor) -> list[Tensor]:
@@ -77,19 +77,19 @@ class Factors:
         return len(self.thin) // self.layout.rank
 
     def leading(self, count: int) -> "Factors":
-        """The first ``count``, which share memory with these."""
+        """The first ``count`` directions; they share memory with these directions."""
         return Factors(self.layout, self.thin.narrow(0, 0, count * self.layout.rank), self.whole.narrow(0, 0, count))
 
     def copy(self) -> "Factors":
-        """The same in memory of their own."""
+        """A copy that shares no memory."""
         return Factors(self.layout, self.thin.clone(), self.whole.clone())
 
     def followed_by(self, others: "Factors") -> "Factors":
-        """These, then ``others``."""
+        """These directions followed by ``others``."""
         return Factors(self.layout, torch.cat((self.thin, others.thin)), torch.cat((self.whole, others.whole)))
 
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """All there is."""
+        """All tensors of the directions."""
         return self.thin, self.whole
 
 
@@ -100,7 +100,7 @@ def zeros(layout: Layout, count: int) -> Factors:
 
 
 def random(layout: Layout, count: int, generator: torch.Generator) -> Factors:
-    """Random directions, not of unit norm: independent normal factors; a tensor's share is that of its numbers.
+    """Random directions with independent normal factors, not of unit norm; a tensor's share is that of its numbers.
 
     Args:
         layout: Which parameters are factored.

@@ -7,7 +7,7 @@ from lightning_vamo.core.directions.learned.factors import Factors
 
 
 def grams(one: Factors, other: Factors) -> Tensor:
-    """Inner products of factored directions with others, of this process's part.
+    """Inner products of factored directions with other factored directions, over this process's part.
 
     Args:
         one: ``q`` directions.

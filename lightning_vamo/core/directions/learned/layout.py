@@ -32,18 +32,18 @@ class Matrix:
 
     @property
     def columns(self) -> int:
-        """How many columns it has."""
+        """The number of columns of the matrix."""
         return int(self.right.stop - self.right.start)
 
     @property
     def held(self) -> int:
-        """How many of its rows are in this process."""
+        """The number of the matrix's rows in this process."""
         return int(self.left.stop - self.left.start)
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A parameter whose part of a direction is kept as it is, since factors would take as much.
+    """A parameter whose part of a direction is not factored, since factors would save no memory.
 
     Attributes:
         position: Its place among the parameters.
@@ -61,12 +61,12 @@ class Whole:
 
     @property
     def held(self) -> int:
-        """How many of its numbers are in this process."""
+        """The number of the parameter's numbers in this process."""
         return int(self.place.stop - self.place.start)
 
 
 class Layout:
-    """Which parameters are factored, and how to take their gradients apart.
+    """Which parameters are factored, and how to split their gradients.
 
     A parameter of two or more dimensions is seen as a matrix, a convolution as ``out x (in * height * width)``; one that its
     factors would not make smaller is kept whole, as vectors are.
@@ -108,7 +108,7 @@ class Layout:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def matrix(self, matrix: Matrix, tensors: Sequence[Tensor | None]) -> Tensor | None:
-        """One of ``tensors``, one per parameter, seen as a matrix in its own type: a view unless its layout has none."""
+        """A parameter's tensor of ``tensors`` as a matrix in its own type: a view if the tensor's layout allows a view."""
         tensor = tensors[matrix.position]
         if tensor is None:
             return None
@@ -116,7 +116,7 @@ class Layout:
         return held if held.dim() == 2 else held.reshape(-1, matrix.columns)
 
     def rest(self, tensors: Sequence[Tensor | None], out: Tensor) -> Tensor:
-        """Those of ``tensors`` that are kept whole, flattened and concatenated; zeros for missing ones.
+        """The ``tensors`` of parameters that are not factored, flattened and concatenated; zeros for missing tensors.
 
         Args:
             tensors: A tensor, or None, for each parameter.

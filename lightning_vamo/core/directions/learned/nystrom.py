@@ -21,7 +21,7 @@ FLOOR = 1e-6
 
 
 def power_iterated(old: FactoredDirections, sums: Factors) -> Factors | None:
-    r"""Directions from the sketches of a pass, the leading ones first.
+    r"""Directions from the sketches of a pass, in the order of decreasing noise.
 
     A matrix of :math:`Y_j` is :math:`P_j (A_j^\top P_j)^{+} Q_j^\top`, the generalised Nyström approximation. Orthonormal
     combinations of the :math:`Y_j` are found through their Gram matrix, and each matrix of each is truncated to its leading
@@ -66,7 +66,7 @@ def power_iterated(old: FactoredDirections, sums: Factors) -> Factors | None:
 
 
 def _keep_alive(factors: Factors, old: Factors, now: Tensor, before: Tensor) -> None:
-    """Replace parts that are too short to learn from by the last ones."""
+    """Replace parts that are too short to learn from by the last directions' parts."""
     for index, row in (now < FLOOR).nonzero().tolist():
         factors.lefts[index][row] = old.lefts[index][row] * (FLOOR / float(before[index, row]))
         factors.rights[index][row] = old.rights[index][row]

@@ -1,4 +1,4 @@
-"""What learners by power iteration have in common: passes over differences of gradients."""
+"""The base class of learners by power iteration: passes over differences of gradients."""
 
 from abc import abstractmethod
 from typing import Any, Generic, TypeVar
@@ -66,7 +66,7 @@ class PowerIteration(Learner, Generic[Basis]):
         return float(self._differences) >= self._count
 
     def _change(self, slopes: Small, finite: Small) -> Small:
-        """Take note of a gradient's slopes along the directions, over all processes.
+        """Count a gradient's slopes along the directions, over all processes.
 
         Args:
             slopes: Inner products with each direction, of which is taken what the ones before it span, shape ``(q,)``; zeros if
@@ -105,7 +105,7 @@ class PowerIteration(Learner, Generic[Basis]):
         return self.current
 
     def _shares(self) -> Tensor | None:
-        """Shares of the pass's noise in the leading directions that it began with, which had not seen it.
+        """Shares of the pass's noise in the leading directions that the pass began with; these had not seen the noise.
 
         Those that it ends with hold a little more. The singular values of ``Y`` would say too much of them: they grow with
         what the directions have taken from the noise of so few samples.
@@ -124,19 +124,19 @@ class PowerIteration(Learner, Generic[Basis]):
 
     @abstractmethod
     def _basis(self) -> Basis:
-        """The directions being followed."""
+        """The directions that the learner follows."""
 
     @abstractmethod
     def _power_iterated(self) -> Basis | None:
-        """The directions that the pass gives, as many as can be told apart; None without noise."""
+        """The directions that the pass gives, as many as are linearly independent; None without noise."""
 
     @abstractmethod
     def _follow(self, basis: Basis, count: int, generator: torch.Generator) -> ProbeDirections:
-        """The first ``count`` of some directions, and random ones where there are fewer."""
+        """The first ``count`` directions, completed by random directions if there are fewer."""
 
     @abstractmethod
     def _first(self, count: int) -> ProbeDirections:
-        """The first ``count`` of the directions being followed."""
+        """The first ``count`` of the directions that the learner follows."""
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Learner.state_dict`."""
@@ -162,5 +162,5 @@ class PowerIteration(Learner, Generic[Basis]):
 
 
 def oversampled(count: int, oversampling: int, dimension: int) -> int:
-    """How many directions to follow where ``count`` are given: no more than there are dimensions."""
+    """The number of directions to follow so that ``count`` are accurate: at most the number of dimensions."""
     return max(count, min(count + oversampling, dimension))

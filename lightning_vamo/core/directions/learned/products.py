@@ -1,4 +1,4 @@
-"""What a gradient gives with factored directions: thin products, from which slopes follow, and directions are learned."""
+"""Thin products of a gradient with factored directions; slopes and new directions are computed from the products."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ MANY_ROWS = 4096
 
 
 class Products:
-    r"""The products of a gradient with directions :math:`A_j B_j^\top`, in memory that each gradient uses anew.
+    r"""The products of a gradient with directions :math:`A_j B_j^\top`, in memory that all gradients reuse.
 
     Args:
         layout: Which parameters are factored.
@@ -36,7 +36,7 @@ class Products:
         self._on_cpu = layout.device.type == "cpu"
 
     def take(self, tensors: Sequence[Tensor | None], directions: Factors, right: bool = True) -> None:
-        r"""Multiply a gradient.
+        r"""Compute the products of a gradient.
 
         Args:
             tensors: The gradient of each parameter, or None.
@@ -71,7 +71,7 @@ class Products:
             self._squares = torch.stack(list(norms)).square()
 
     def _rows(self, matrix: Tensor, square: Tensor) -> Tensor | None:
-        """Work out a matrix's squared norm; which rows are not zero, where most are, as in the gradient of an embedding."""
+        """Compute a matrix's squared norm, and find its nonzero rows if most rows are zero, as in an embedding's gradient."""
         if len(matrix) < MANY_ROWS:
             flat = matrix.reshape(-1)
             torch.dot(flat, flat, out=square)
@@ -99,6 +99,6 @@ class Products:
         return float(self._square_array.sum()) + float(product(rest, rest))
 
     def zero_unless(self, finite: Small) -> None:
-        """Forget a gradient that is not finite."""
+        """Set the products to zero if the gradient is not finite."""
         for part in self.factors.tensors():
             zeroed_unless(finite, part)

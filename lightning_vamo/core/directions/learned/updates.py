@@ -1,4 +1,4 @@
-"""One matrix of factored directions, to be added to a parameter or subtracted from its gradient."""
+"""Adds one matrix of factored directions to a parameter, or subtracts the matrix from the parameter's gradient."""
 
 from collections.abc import Iterator
 
@@ -84,19 +84,19 @@ class Update:
 
 
 def _moved(origin: Tensor, left: Tensor, right: Tensor, distance: float, out: Tensor | None = None) -> Tensor:
-    """Add a product to a matrix. One of rank one takes no longer than to copy the matrix, if it is not taken for a product."""
+    """An origin plus a product. A rank-one product is added by broadcasting, which takes no longer than to copy the matrix."""
     if len(left) == 1:
         return torch.addcmul(origin, left.t(), right, value=distance, out=out)
     return torch.addmm(origin, left.t(), right, alpha=distance, out=out)
 
 
 def _in_place(tensor: Tensor, like: Tensor) -> bool:
-    """Whether a tensor can be worked on as a matrix of the factors' type as it lies."""
+    """Whether a tensor is a matrix of the factors' type without a copy."""
     return tensor.dtype == like.dtype and tensor.is_contiguous()
 
 
 def _blocks(rows: int, columns: int, *, whole: bool = False) -> Iterator[tuple[int, int]]:
-    """Beginnings and numbers of rows of parts that fit a processor's cache, or of one part."""
+    """First rows and row counts of blocks that fit a processor's cache, or of a single block."""
     size = max(1, rows if whole else BLOCK // max(1, columns))
     return ((start, min(size, rows - start)) for start in range(0, rows, size))
 

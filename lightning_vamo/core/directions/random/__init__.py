@@ -1,1 +1,1 @@
-"""Random families of probe directions, one per file."""
+"""Random families of probe directions."""

@@ -16,7 +16,7 @@ from lightning_vamo.core.small import Small, small, tensor_of
 
 
 class RawVectors(Protocol):
-    """What a random family says of its raw vectors."""
+    """The description of a random family's raw vectors: how to sample a vector and how to mix the vectors."""
 
     def sample(self, size: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Raw coordinates, shape ``(size,)``."""
@@ -73,7 +73,7 @@ class SeededDirections(ProbeDirections):
             yield combination(weights, parts)
 
     def directions(self) -> Iterator[Iterator[Tensor]]:
-        """All directions, a chunk at a time, each raw number drawn once: ``q`` tensors in float32 or wider per chunk."""
+        """All directions, a chunk at a time: ``q`` tensors in float32 or wider per chunk. Each raw number is drawn once."""
         for parts in zip(*map(self.raw, range(self.count)), strict=True):
             yield (combination([weight for _, weight in row], [parts[i] for i, _ in row]) for row in self._terms)
 
@@ -121,7 +121,7 @@ class SeededDirections(ProbeDirections):
 
 
 def combination(weights: Sequence[float] | Tensor, parts: Iterable[Tensor]) -> Tensor:
-    """The weighted sum of ``parts``; of several, summed in float64, since weights near q = d are large and alternate in sign.
+    """The weighted sum of ``parts``; several parts are summed in float64, since weights near q = d are large and alternate.
 
     Args:
         weights: One weight per part: numbers, or a tensor, which on a GPU is not synchronised with.
@@ -145,7 +145,7 @@ def combination(weights: Sequence[float] | Tensor, parts: Iterable[Tensor]) -> T
 
 
 def _in_step(streams: Sequence[Iterator[Tensor]]) -> Iterator[Iterator[Tensor]]:
-    """What ``zip`` gives, one at a time: each group is to be read to its end before the next one."""
+    """Like ``zip``, but lazy: read each group to its end before the next group."""
     first, *others = streams
     for part in first:
         yield itertools.chain((part,), map(next, others))

@@ -1,4 +1,4 @@
-"""Directions uniform on the unit sphere: the paper's."""
+"""Directions that are uniform on the unit sphere, as in the paper."""
 
 import torch
 from torch import Tensor

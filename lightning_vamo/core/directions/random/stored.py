@@ -18,7 +18,7 @@ BLOCK = 2**18
 
 
 class StoredDirections(ProbeDirections):
-    """Directions kept in memory, ``q`` rows per parameter or shard of one.
+    """Directions kept in memory: ``q`` rows for each parameter, or for this process's shard of the parameter.
 
     Args:
         rows: Of each parameter, ``q`` rows of its numbers; see :func:`stored_rows`.
@@ -92,7 +92,7 @@ class StoredDirections(ProbeDirections):
 
 
 def stored_rows(seeded: SeededDirections, parameters: Sequence[Tensor], wide: bool = False) -> list[Tensor]:
-    """Directions drawn once, each raw number one time.
+    """Draw directions once, each raw number one time, and keep them.
 
     Args:
         seeded: Where the numbers come from.

@@ -1,4 +1,4 @@
-"""Random streams that can be read from any chunk on: what a process generates does not depend on what others hold."""
+"""Random streams that can be read from any chunk on, so that a process generates only the chunks that it holds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def pieces(tensor: Tensor, sizes: int | list[int]) -> Iterator[Tensor]:
 
 
 def stream_seed(seed: int, stream: int) -> int:
-    """Seed of one of the random streams of a draw.
+    """The seed of a random stream of a draw.
 
     Torch's CPU generator reads only the low 32 bits of a seed. Within a draw those differ from stream to stream, since the
     finalizer of MurmurHash3 is a bijection, and neighbouring streams get seeds that are far apart.
@@ -71,7 +71,7 @@ def stream_seed(seed: int, stream: int) -> int:
 
 
 def stream_count(parameter: Tensor) -> int:
-    """How many chunks the raw vector has for a whole parameter."""
+    """The number of chunks that a raw vector has for a whole parameter."""
     return -(-parameter.numel() // CHUNK)
 
 

@@ -133,6 +133,7 @@ def test_a_run_that_gets_a_signal(sent, kill, tmp_path, tmp_path_factory):
     uninterrupted = whole("plain loader", tmp_path_factory.getbasetemp() / "plain-loader")
 
     def victim():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
         run(tmp_path, CONFIGURATIONS["plain loader"], kill, how=lambda: os.kill(os.getpid(), sent))
 
     process = multiprocessing.get_context("fork").Process(target=victim)

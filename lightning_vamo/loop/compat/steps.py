@@ -142,13 +142,12 @@ def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) ->
 
 
 def backward_is_watched(trainer: Trainer) -> bool:
-    """Whether a callback overrides a hook around the backward pass, and so may read or change gradients.
+    """Whether a callback overrides `on_after_backward`, where it may change gradients; a warm-up calls no such hook.
 
     Returns:
         Whether one does. ``on_before_optimizer_step`` does not count: it sees gradients that have been corrected.
     """
-    hooks = ("on_before_backward", "on_after_backward")
-    return any(is_overridden(hook, callback) for callback in trainer.callbacks for hook in hooks)  # type: ignore[attr-defined]
+    return any(is_overridden("on_after_backward", callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def has_no_optimizer(optimizer: Optimizer) -> bool:

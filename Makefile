@@ -9,10 +9,10 @@ DEV := $(VENV)/.installed
 DEMO := $(if $(wildcard $(DEV)),$(DEV),$(VENV)/.demo-installed)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint rooms docs build clean
+.PHONY: help demo test lint rooms docs pictures build clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(DEMO)  ## Train a classifier on scikit-learn's digits with VAMO (under two minutes)
 	OMP_NUM_THREADS=1 $(BIN)/lightning-vamo fit --config examples/digits.yaml # one thread: the model is tiny
@@ -28,15 +28,20 @@ lint: $(DEV)  ## Check style, formatting and types
 rooms: $(DEV)  ## Print which room of the package imports which, and the largest files and functions
 	$(BIN)/python -m tests.support.rooms
 
-docs: $(DEV)  ## Build the documentation and run its doctests
-	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
-	$(BIN)/sphinx-build -W --keep-going -b doctest docs docs/_build/doctest
+docs: $(DEV)  ## Build the documentation, warnings being errors; `make test` runs its snippets
+	rm -rf docs/reference/generated # pages of names that are gone would stay
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+pictures: $(DEV)  ## Draw the pictures of the documentation that need no downloads
+	OMP_NUM_THREADS=1 $(BIN)/lightning-vamo fit --config examples/digits.yaml --trainer.default_root_dir docs/_build/demo
+	PYTHONPATH=. $(BIN)/python docs/pictures.py "$$(ls -td docs/_build/demo/lightning_logs/version_* | head -1)"
+	cd examples && ../$(BIN)/python compare.py --plot ../docs/images/compare.png
 
 build: $(DEV)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build docs/reference/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: EXTRA := dev

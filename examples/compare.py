@@ -140,12 +140,37 @@ def methods(problem: Diabetes | DigitsProblem) -> dict[str, tuple[int, dict]]:
     return runs
 
 
+def plot(results: dict[str, dict[str, float]], path: Path) -> None:
+    """Draw the loss against the work, one point for each method and one panel for each problem."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    problems = sorted({name.partition(": ")[0] for name in results})
+    titles = {"diabetes": "linear regression, 11 parameters", "digits": "perceptron, 2,410 parameters"}
+    figure, panels = plt.subplots(len(problems), 1, figsize=(6, 3.2 * len(problems)), layout="constrained", squeeze=False)
+    styles = {"SGD": ("k", "s-"), "Orthonormal": ("tab:orange", "o-"), "learned": ("tab:blue", "^-")}
+    for problem, axes in zip(problems, panels[:, 0], strict=True):
+        for kind, (color, line) in styles.items():
+            found = [run for name, run in results.items() if name.startswith(f"{problem}: ") and kind in name]
+            points = [[run[key] for run in found] for key in ("work", "loss", "spread")]
+            label = {"SGD": "SGD", "Orthonormal": "VAMO, random directions", "learned": "VAMO, learned directions"}[kind]
+            axes.errorbar(*points, fmt=line, color=color, label=label, capsize=3)
+        above = " above the optimum" if problem == "diabetes" else ""
+        axes.set(title=titles[problem], xlabel="work, in epochs of SGD", ylabel=f"training loss{above}", yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=130)
+
+
 def main() -> None:
     """Run the comparison, print a table, and write it as JSON where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problem", choices=["diabetes", "digits"], nargs="*", default=["diabetes", "digits"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="picture of the loss against the work")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -167,6 +192,8 @@ def main() -> None:
     )
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2))
+    if arguments.plot:
+        plot(results, arguments.plot)
 
 
 if __name__ == "__main__":

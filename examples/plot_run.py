@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PANELS = {
@@ -20,15 +21,16 @@ PANELS = {
 }
 
 
-def main() -> None:
-    """Read the logs and save the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of the run, with its events file")
-    parser.add_argument("picture", type=Path, help="file to write")
-    arguments = parser.parse_args()
-    if not list(arguments.run.glob("events.out.tfevents.*")):
-        parser.error(f"no TensorBoard events file in {arguments.run}: pass the folder of a run, lightning_logs/version_N")
-    events = EventAccumulator(str(arguments.run))
+def draw(run: Path) -> Figure:
+    """Draw a run.
+
+    Args:
+        run: Folder of the run, with its events file.
+
+    Returns:
+        A figure with one panel for each of ``PANELS``.
+    """
+    events = EventAccumulator(str(run))
     events.Reload()
     known = events.Tags()["scalars"]
     figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 3.2), layout="constrained")
@@ -42,7 +44,18 @@ def main() -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     axes[0].set_yscale("log")
-    figure.savefig(arguments.picture, dpi=110)
+    return figure
+
+
+def main() -> None:
+    """Read the logs and save the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of the run, with its events file")
+    parser.add_argument("picture", type=Path, help="file to write")
+    arguments = parser.parse_args()
+    if not list(arguments.run.glob("events.out.tfevents.*")):
+        parser.error(f"no TensorBoard events file in {arguments.run}: pass the folder of a run, lightning_logs/version_N")
+    draw(arguments.run).savefig(arguments.picture, dpi=110)
 
 
 if __name__ == "__main__":

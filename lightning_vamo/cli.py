@@ -21,6 +21,7 @@ from lightning_vamo.callbacks.vamo import OLD_NAMES, VAMOCallback
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError, VAMOError
 from lightning_vamo.finder.find import find_probes
 from lightning_vamo.finder.finding import ProbeFinding
+from lightning_vamo.help import Formatter, method_first
 from lightning_vamo.loop.step.driver import DrivingCallback
 from lightning_vamo.mixin import with_vamo
 
@@ -56,6 +57,17 @@ class VAMOCLI(LightningCLI):
         finally:
             self.trainer_class = trainer_class
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser whose help keeps the lines of an example.
+
+        Args:
+            kwargs: Arguments of the parser.
+
+        Returns:
+            The parser.
+        """
+        return super().init_parser(**{"formatter_class": Formatter, **kwargs})
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse as usual, but say what to write instead of an argument of earlier versions.
 
@@ -76,7 +88,7 @@ class VAMOCLI(LightningCLI):
         Args:
             parser: The parser of a subcommand.
         """
-        parser.add_argument(
+        parser.add_argument_group("The method").add_argument(
             "--method",
             type=MethodCallback | None,
             default=None,
@@ -84,6 +96,7 @@ class VAMOCLI(LightningCLI):
             " arguments of the section vamo.",
         )
         parser.add_class_arguments(VAMOCallback, "vamo")
+        method_first(parser)
 
     def instantiate_classes(self) -> None:
         """Instantiate as usual, then put the mixin in front of the model."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
+from lightning_vamo.loop.checks import check_package
 from lightning_vamo.loop.step.driver import Driver, DrivingCallback
 
 _DRIVEN = "_vamo_driven"
@@ -33,9 +34,11 @@ class VAMOMixin:
         """Let the callback answer calls of the class's ``training_step``, wherever in the hierarchy it is defined.
 
         Raises:
-            UnsupportedError: If the mixin stands behind a LightningModule among the bases.
+            UnsupportedError: If the mixin stands behind a LightningModule among the bases, or the module is one of the package
+                ``pytorch_lightning``.
         """
         super().__init_subclass__(**kwargs)
+        check_package(cls.__name__, cls)
         behind = cls.__mro__[: cls.__mro__.index(VAMOMixin)]
         if any(issubclass(base, LightningModule) and not issubclass(base, VAMOMixin) for base in behind):
             raise UnsupportedError(f"{cls.__name__} names the VAMOMixin behind its LightningModule: put the mixin first.")
@@ -115,6 +118,7 @@ def with_vamo(module: _Module) -> _Module:
         >>> isinstance(module, VAMOMixin)
         True
     """
+    check_package("module", module)
     if not isinstance(module, LightningModule):
         raise UnsupportedError(
             f"`module` must be a LightningModule, got {type(module).__name__}: pass the module itself; of a compiled one,"

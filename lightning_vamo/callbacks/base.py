@@ -104,7 +104,6 @@ class MethodCallback(DrivingCallback):
 
     @property
     def _keeps_place(self) -> bool:
-        """Whether a checkpoint has to hold more than plain Lightning's for the run to go on as it would have."""
         return self._method.gradient.keeps_place or not isinstance(self._method.control, Nothing)
 
     # ---- attach to a Trainer, and detach
@@ -114,6 +113,7 @@ class MethodCallback(DrivingCallback):
         """Refuse what the method cannot train, and let the training loaders record their batches."""
         if stage != "fit" or self._plain:
             return
+        checks.check_package("trainer", trainer)
         name, control = self._method.name, self._method.control
         callbacks = [callback for callback in trainer.callbacks if isinstance(callback, DrivingCallback)]  # type: ignore[attr-defined]
         if len(callbacks) > 1:
@@ -138,13 +138,11 @@ class MethodCallback(DrivingCallback):
         """Refuse optimizers, and numbers of probes, that do not fit."""
         if self._plain:
             return
-        settings, run = self._method.settings, self._run
+        settings, run, bounded = self._method.settings, self._run, self._method.gradient.bounded
         checks.check_optimizer(trainer.optimizers, self._method.name)
         most = settings.most(trainer.current_epoch)
         if most:
-            # Of a gradient from probes the noise is as large as the correction, whatever the coefficient.
-            alpha = settings.alpha if self._method.gradient.uses_backward else "theory"
-            checks.check_probes_fit(trainer.optimizers, settings.directions, most, alpha)
+            checks.check_probes_fit(trainer.optimizers, settings.directions, most, bounded(settings.alpha))
         if settings.sweep_precision is not None:
             check_float32(trainer, trainable_parameters(trainer.optimizers))
         if self.seed is not None:

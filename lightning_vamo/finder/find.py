@@ -78,6 +78,8 @@ def find_probes(
         >>> [figures.probes for figures in finding.figures]
         [1, 2]
     """
+    for name, thing in (("trainer", trainer), ("model", model), ("datamodule", datamodule)):
+        checks.check_package(name, thing)
     if not isinstance(model, LightningModule):
         raise InvalidArgumentError(f"`model` must be a LightningModule, got {type(model).__name__}: pass the module itself.")
     if not isinstance(datamodule, LightningDataModule | None):

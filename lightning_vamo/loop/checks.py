@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -40,6 +40,27 @@ def check_whole(name: str, value: object, otherwise: str = "") -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidArgumentError(f"`{name}` must be a whole number >= 1{' ' if otherwise else ''}{otherwise}, got {value!r}.")
+
+
+def check_package(name: str, thing: object) -> None:
+    """Refuse a class or object of the package ``pytorch_lightning``, whose classes are not those of ``lightning.pytorch``.
+
+    Args:
+        name: What to call the thing in the message.
+        thing: A class, or an object.
+
+    Raises:
+        UnsupportedError: If the thing is built on ``pytorch_lightning``.
+    """
+    cls = thing if isinstance(thing, type) else type(thing)
+    foreign = [base for base in cls.__mro__ if base.__module__.partition(".")[0] == "pytorch_lightning"]
+    if foreign and not issubclass(cls, (LightningModule, Trainer, LightningDataModule)):
+        own = cls is foreign[0]
+        raise UnsupportedError(
+            f"`{name}` is {'' if own else cls.__name__ + ', which is built on '}pytorch_lightning.{foreign[0].__name__}, but"
+            " lightning_vamo works with the package lightning, whose classes do not mix with those of pytorch_lightning: write"
+            " `import lightning.pytorch as pl` in place of `import pytorch_lightning as pl` in all of your files."
+        )
 
 
 def check_strategy(strategy: Strategy, name: str) -> None:

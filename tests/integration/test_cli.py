@@ -51,7 +51,8 @@ def callback_of(cli):
     return callback
 
 
-def test_a_configuration_without_a_word_of_vamo(tmp_path, capsys):
+def test_a_configuration_without_a_word_of_vamo(tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
     cli = command(tmp_path)
     assert isinstance(cli.model, VAMOMixin)
     assert isinstance(cli.model, Everything)
@@ -61,7 +62,7 @@ def test_a_configuration_without_a_word_of_vamo(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "Last metrics:" in output
     assert "val_loss" in output
-    assert str(report) in output
+    assert str(report) in caplog.text
     assert f"tensorboard --logdir {os.path.relpath(tmp_path / 'lightning_logs')}" in output
 
 
@@ -152,12 +153,13 @@ def test_a_callback_in_the_configuration(tmp_path):
 METHOD = {"class_path": "VAMOCallback", "init_args": {"probes": 2, "directions": {"class_path": "SphereDirections"}}}
 
 
-def test_the_method_is_named_by_a_class(tmp_path, capsys):
+def test_the_method_is_named_by_a_class(tmp_path, caplog):
+    caplog.set_level("INFO")
     cli = command(tmp_path, method=METHOD, arguments=["--method.alpha=theory"])
     callback = callback_of(cli)
     assert callback.settings.schedule.n == 2
     assert callback.settings.alpha == "theory"
-    assert str(callback.report) in capsys.readouterr().out
+    assert str(callback.report) in caplog.text
     [saved] = (tmp_path / "lightning_logs").rglob("config.yaml")
     again = VAMOCLI(args=["fit", "--config", str(saved)])
     assert vars(callback_of(again).settings.schedule) == vars(callback.settings.schedule)
@@ -246,7 +248,7 @@ def test_examples_run(arguments, tmp_path):
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.rglob("events.out.tfevents.*"))
     if "own_cli" not in arguments[0]:
-        assert "VAMO: " in done.stdout
+        assert "VAMO: " in done.stderr
 
 
 def test_the_defaults(tmp_path):

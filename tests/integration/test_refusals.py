@@ -350,6 +350,38 @@ def test_no_optimizer():
         fit(Nothing())
 
 
+@pytest.mark.parametrize("control", ["replay", "recompute"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda loss: loss.to(torch.complex64), "`loss` must be a real number, got a complex tensor"),
+        (lambda loss: None, "returned None for every batch of the epoch.*check what `probe_loss` returns"),
+        (lambda loss: float(loss), "`loss` must be a tensor of one element, got "),
+    ],
+    ids=["complex", "None", "a number"],
+)
+def test_a_probe_loss_that_cannot_be_probed(change, message, control):
+    class Odd(Vamo):
+        def probe_loss(self, batch, batch_idx):
+            return change(super().probe_loss(batch, batch_idx))
+
+    with pytest.raises((InvalidArgumentError, UnsupportedError), match=message):
+        fit(Odd(), callback=VAMOCallback(probes=1, control=control))
+
+
+@pytest.mark.parametrize("control", ["replay", "recompute"])
+@pytest.mark.parametrize("mu", [0.01, "auto"])
+def test_a_probe_loss_that_depends_on_nothing(mu, control):
+    class Constant(Vamo):
+        def probe_loss(self, batch, batch_idx):
+            return torch.tensor(3.0)
+
+    with pytest.warns(UserWarning, match="No loss changed along any probe direction.*depends on the trainable weights"):
+        trainer(callbacks=[VAMOCallback(probes=1, control=control, mu=mu)], max_epochs=1).fit(
+            Constant(), DataLoader(Indexed(4))
+        )
+
+
 def test_a_loss_that_does_not_depend_on_the_parameters():
     class Detached(Vamo):
         def training_step(self, batch, batch_idx):

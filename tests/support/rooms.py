@@ -12,6 +12,7 @@ ORDER = [
     "",  # what the package exports
     "__main__",
     "cli",
+    "help",
     "finder",
     "callbacks",
     "mixin",

@@ -19,8 +19,6 @@ class Rows(ABC):
         beta: The effective coefficient :math:`\beta = \alpha d/q` that rows are multiplied by; at 0 nothing is corrected.
         ready: Whether there is a row to correct with.
         wants_slopes: Whether :meth:`refresh` uses the slopes of each step's gradient.
-        spread: Mean square of the centred rows of each direction, shape ``(q,)``, where a coefficient that adapts is to trust
-            them only as far as they have proved right; None where they are taken to be what the coming steps meet.
     """
 
     beta: float
@@ -29,7 +27,10 @@ class Rows(ABC):
 
     @property
     def spread(self) -> Small | None:
-        """See the class."""
+        """Mean square of the centred rows of each direction, shape ``(q,)``; None if the coming steps meet rows like these.
+
+        With a spread, a coefficient that adapts trusts the rows only as far as they have proved right.
+        """
         return None
 
     @abstractmethod

@@ -111,8 +111,12 @@ def scalar(loss: Tensor) -> Tensor:
         Shape ``()``, detached, float32 or wider.
 
     Raises:
-        InvalidArgumentError: If it is something else.
+        InvalidArgumentError: If it is something else, or complex.
     """
+    if isinstance(loss, Tensor) and loss.is_complex():
+        raise InvalidArgumentError(
+            "`loss` must be a real number, got a complex tensor: return its real part, or the square of its absolute value."
+        )
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         raise InvalidArgumentError(f"`loss` must be a tensor of one element, got {given}: take its mean, or wrap the number.")

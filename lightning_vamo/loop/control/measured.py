@@ -78,6 +78,7 @@ def _advise(here: Here, drawn: Drawn, swept: Sweep) -> None:
     mixed = is_mixed(here.trainer, settings.sweep_precision)
     here.advice.on_dropped(swept.directions_dropped, drawn.directions.count, swept.mu)
     here.advice.on_not_finite(swept.not_finite, len(swept.deltas))
-    if settings.mu != "auto" or here.learning.mu == swept.mu:  # else the next radius is a better one
+    # Else the next radius is a better one; unless no loss has changed at any radius that was tried.
+    if settings.mu != "auto" or here.learning.mu == swept.mu or swept.snr == 0:
         central = settings.difference == "central"
         here.advice.on_snr(swept.snr, swept.trend, swept.mu, central=central, mixed=mixed, tf32=tf32)

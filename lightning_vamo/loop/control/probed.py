@@ -53,9 +53,10 @@ class Probed(Snapshot):
         return self.correction.parameters
 
     @property
-    def shared(self) -> Along:
-        """See :attr:`Snapshot.shared`."""
-        return Along(self.parameters, self.directions, self.logs["mu"])
+    def shared(self) -> Along | None:
+        """See :attr:`Snapshot.shared`: none where rows are carried without a sweep, so that there is no radius."""
+        mu = self.logs.get("mu")
+        return None if mu is None else Along(self.parameters, self.directions, mu)
 
     @property
     def count(self) -> int:

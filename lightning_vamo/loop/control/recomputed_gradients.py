@@ -75,16 +75,18 @@ class RecomputedGradients(Anchored):
         trainer, module, parameters = here.trainer, here.module, list(self.parameters)
         batch_idx, seen = trainer.fit_loop.batch_idx, 0
         compat.drop_gradients(trainer, module, batch_idx)
-        total = self.sum or self.correction.zeros()
-        self.sum = total
+        # DDP may write the next gradient to where this one is.
+        own = not compat.averages_gradients(trainer)
 
         def see(position: int, gradients: list[Tensor | None], start: float) -> None:
             nonlocal seen
             seen += 1
-            for added, gradient, mean in zip(total, gradients, self.mean, strict=True):
-                added.sub_(mean)
-                if gradient is not None:
-                    added.add_(local(gradient))
+            rows = [_row(gradient, mean, own) for gradient, mean in zip(gradients, self.mean, strict=True)]
+            if self.sum is None:
+                self.sum = rows
+            else:
+                for added, row in zip(self.sum, rows, strict=True):
+                    added.add_(row)
 
         with probing(trainer, module, "row"), compat.without_buffer_sync(trainer):
             compat.resharding(module)()  # what is kept and put back are the shards
@@ -130,6 +132,14 @@ class RecomputedGradients(Anchored):
     def row_state(self) -> dict[str, Any]:
         """See :meth:`Anchored.row_state`."""
         return {"origin": list(self.origin), "mean": self.mean, "sum": self.sum, "lost": self.lost}
+
+
+def _row(gradient: Tensor | None, mean: Tensor, own: bool) -> Tensor:
+    """A gradient against the mean; if it is our ``own`` in the gradient's place, since there may be no memory for another."""
+    if gradient is None:
+        return -mean
+    given = local(gradient)
+    return given.sub_(mean) if own and given.dtype == mean.dtype else given.to(mean.dtype).sub(mean)
 
 
 @dataclass(frozen=True)

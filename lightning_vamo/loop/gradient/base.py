@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_vamo.core.control.mixing import Alpha
 from lightning_vamo.core.probes.along import Along
 from lightning_vamo.loop.ledger.seeds import Seeds
 
@@ -85,6 +86,14 @@ class Gradient(ABC):
         Returns:
             What came of the batch.
         """
+
+    def release(self) -> None:
+        """Let go of what belongs to the module of a fit that has ended."""
+        return
+
+    def bounded(self, alpha: Alpha) -> Alpha:
+        """The mixing coefficient to warn of: the theory's where the gradient's own noise is as large as what is taken out."""
+        return alpha if self.uses_backward else "theory"
 
     def end_epoch(self) -> dict[str, float]:
         """Close an epoch.

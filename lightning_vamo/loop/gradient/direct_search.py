@@ -112,6 +112,10 @@ class DirectSearch(Gradient):
                 " '32-true'."
             )
 
+    def release(self) -> None:
+        """See :meth:`Gradient.release`."""
+        self._others = Others()
+
     @torch.no_grad()
     def accumulate(self, step: Step) -> Evaluated:
         """See :meth:`Gradient.accumulate`: adds up the losses of each point, and moves the weights at the last batch."""

@@ -13,6 +13,7 @@ from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_none
 from lightning_vamo.loop.gradient.base import Step
 from lightning_vamo.loop.guards.module_state import ModuleState
+from lightning_vamo.loop.guards.randomness import RandomState
 from lightning_vamo.loop.guards.silence import silent
 from lightning_vamo.loop.guards.tensors import checksum
 from lightning_vamo.loop.plan.tensors import fresh_copy
@@ -28,6 +29,8 @@ class Others:
     """
 
     def __init__(self) -> None:
+        self.states: dict[str, ModuleState] = {}
+        """States of the module before and after the last step's first evaluation, whose copies serve again."""
         self._written: dict[int, Tensor] = {}
         self._epoch: int | None = None
 
@@ -122,10 +125,10 @@ class Evaluations:
 
     def __enter__(self) -> "Evaluations":
         """Evaluate the batch within the context."""
-        self._before = self._state()
-        self._random = compat.rng_states(self._device)
+        self._before = self._state("before")
+        self._random = RandomState(self._device)
         self._rest = fresh_copy(self._step.batch)  # a step may take its batch apart: `labels = batch.pop("labels")`
-        self._after: tuple[ModuleState, dict[str, Any], bool] | None = None
+        self._after: tuple[ModuleState, RandomState, bool] | None = None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -133,7 +136,8 @@ class Evaluations:
         if self._after is not None:
             state, random, self._step.trainer.should_stop = self._after
             state.restore()
-            compat.set_rng_states(random)
+            random.settle()
+            random.set()
 
     def __call__(self) -> Tensor | None:
         """Evaluate the batch at the parameters as they are.
@@ -164,9 +168,10 @@ class Evaluations:
     def _silent(self) -> Tensor | None:
         step = self._step
         if self._after is None:
-            self._after = self._state(), compat.rng_states(self._device), step.trainer.should_stop
+            self._random.settle()
+            self._after = self._state("after"), RandomState(self._device), step.trainer.should_stop
         self._before.restore()
-        compat.set_rng_states(self._random)
+        self._random.set()
         with silent(step.trainer, step.module), step.trainer.precision_plugin.train_step_context():
             value = self._loss(self._rest if self.count == self._most else fresh_copy(self._rest))
         self._reshard()
@@ -176,5 +181,8 @@ class Evaluations:
         loss: Tensor | None = self._step.module.probe_loss(batch, self._step.trainer.fit_loop.batch_idx)  # type: ignore[operator]
         return loss
 
-    def _state(self) -> ModuleState:
-        return ModuleState(self._step.module, self._others.left_alone(self._step, self._moving))
+    def _state(self, when: str) -> ModuleState:
+        left_alone = self._others.left_alone(self._step, self._moving)
+        state = ModuleState(self._step.module, left_alone, self._others.states.get(when))
+        self._others.states[when] = state
+        return state

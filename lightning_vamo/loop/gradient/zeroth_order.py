@@ -132,6 +132,10 @@ class ZerothOrder(Gradient):
                 " torch.optim.SGD without momentum."
             )
 
+    def release(self) -> None:
+        """See :meth:`Gradient.release`."""
+        self._others = Others()
+
     @torch.no_grad()
     def accumulate(self, step: Step) -> Evaluated:
         """See :meth:`Gradient.accumulate`: adds up derivatives, and moves the weights, or writes a gradient, at the last."""

@@ -82,6 +82,14 @@ class Advice:
         """
         if snr is None or snr >= LOWEST_SNR:
             return
+        if snr == 0:
+            self._once(
+                "constant",
+                f"No loss changed along any probe direction, with `mu` at {mu:.3g}: check that what `training_step`"
+                " or `probe_loss` returns depends on the trainable weights. If it does, its changes are rounded away:"
+                " set a larger `mu`.",
+            )
+            return
         if trend == "curvature":
             cause, remedy = "curved", "set a smaller `mu`" + ("" if central else ", or `difference='central'`")
         else:

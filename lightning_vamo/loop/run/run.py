@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_vamo.core.probes.along import Along
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.control.base import Here, Snapshot
 from lightning_vamo.loop.control.learning import Learning
@@ -69,6 +68,7 @@ class Run:
 
     def release(self) -> None:
         """Let go of all but the ledger."""
+        self.method.gradient.release()
         self.snapshot = self.plan = None
         self.cursor, self.sums, self.clock, self.learning = Cursor(), Sums(), SnapshotClock(), Learning()
 
@@ -237,11 +237,6 @@ class Run:
             self.sums.forget_factors()
 
     # ---- steps
-
-    @property
-    def shared(self) -> Along | None:
-        """The snapshot's directions, for gradients that are estimated along them; None if there are none."""
-        return None if self.snapshot is None else self.snapshot.shared
 
     def before_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         """Prepare the row of the batch that is trained on next, where rows come with their steps."""

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_vamo.core.probes.along import Along
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
+from lightning_vamo.loop.control.base import Snapshot
 from lightning_vamo.loop.gradient.base import Evaluated, Gradient, Step
 from lightning_vamo.loop.ledger.seeds import Seeds
 from lightning_vamo.loop.step.closure import Closure
@@ -70,13 +70,11 @@ class Around(Protocol):
 
     Attributes:
         seeds: The seeds of the run.
+        snapshot: What the step is corrected with; None if the step is plain.
     """
 
     seeds: Seeds
-
-    @property
-    def shared(self) -> Along | None:
-        """Directions of the control variate, for gradients that are estimated along them; None if there are none."""
+    snapshot: Snapshot | None
 
     def before_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         """Called before a batch is trained on: its hooks have run, and its forward pass comes next."""
@@ -141,7 +139,8 @@ class ManualSteps:
         accumulates = compat.accumulates(trainer)
         first = trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches == 0
         around = partial(self._around.around_backward, trainer)
-        seeds, shared = self._around.seeds, self._around.shared
+        seeds, snapshot = self._around.seeds, self._around.snapshot
+        shared = None if snapshot is None else snapshot.shared
         step = Step(trainer, module, user_step, batch, first, not accumulates, around, seeds, shared)
         after = partial(self._around.after_gradient, trainer, module, first=first, last=not accumulates)
         closure = Closure(step, self._gradient, after, self._name)

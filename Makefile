@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST_ARGS ?= -n auto --dist worksteal
 
 # The demo needs less than development does, so it is content with either installation.
 DEV := $(VENV)/.installed
@@ -17,7 +18,7 @@ help:  ## Show this list
 demo: $(DEMO)  ## Train a classifier on scikit-learn's digits with VAMO (under two minutes)
 	OMP_NUM_THREADS=1 $(BIN)/lightning-vamo fit --config examples/digits.yaml # one thread: the model is tiny
 
-test: $(DEV)  ## Run the test suite and the doctests; options for pytest go in PYTEST_ARGS
+test: $(DEV)  ## Run the test suite and the doctests on all cores; PYTEST_ARGS replaces the options
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(DEV)  ## Check style, formatting and types

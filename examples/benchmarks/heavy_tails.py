@@ -31,7 +31,15 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 METHODS: dict[str, tuple[str, int]] = {"carried rows": ("carry", 16), "sweeps": ("replay", 4)}
 
 
-def diamonds(folder: Path, *, outliers: bool, samples: int = 16384) -> TensorDataset:
+class Batches(TensorDataset):
+    """Samples that a loader takes a batch at a time: what is measured is training, not the loading of single rows."""
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor]:
+        """The samples of a batch, stacked."""
+        return [tensor[indices] for tensor in self.tensors]
+
+
+def diamonds(folder: Path, *, outliers: bool, samples: int = 16384) -> Batches:
     """Training samples.
 
     Args:
@@ -54,7 +62,7 @@ def diamonds(folder: Path, *, outliers: bool, samples: int = 16384) -> TensorDat
     features = np.hstack([*scaled, *kinds])[keep]
     target = ((price - price.mean()) / price.std())[keep]
     order = np.random.default_rng(0).permutation(len(target))[:samples]
-    return TensorDataset(torch.tensor(features[order]).float(), torch.tensor(target[order]).float())
+    return Batches(torch.tensor(features[order]).float(), torch.tensor(target[order]).float())
 
 
 class Prices(L.LightningModule):
@@ -93,7 +101,7 @@ class Watch(L.Callback):
         self.losses.append(float(trainer.callback_metrics["loss"]))
 
 
-def train(data: TensorDataset, optimizer: str, method: str, epochs: int, seed: int = 0) -> Watch:
+def train(data: Batches, optimizer: str, method: str, epochs: int, seed: int = 0) -> Watch:
     """Train once, and return what was seen."""
     L.seed_everything(seed, verbose=False)
     control, probes = METHODS[method]
@@ -101,7 +109,7 @@ def train(data: TensorDataset, optimizer: str, method: str, epochs: int, seed: i
     callbacks = [VAMOCallback(probes=probes, control=control, alpha="adaptive"), watch]
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = L.Trainer(accelerator="cpu", max_epochs=epochs, callbacks=callbacks, **quiet)
-    trainer.fit(with_vamo(Prices(optimizer)), DataLoader(data, 16, shuffle=True, drop_last=True))
+    trainer.fit(with_vamo(Prices(optimizer)), DataLoader(data, 16, shuffle=True, drop_last=True, collate_fn=list))
     return watch
 
 

@@ -75,7 +75,7 @@ def test_corrections_of_bounded_rows_cancel(weights):
         assert rows.abs().max() < 20
 
 
-def train(bounds, epochs=4, outliers=6, falls=1.0):
+def train(bounds, epochs=4, outliers=6):
     """Carried rows on a table with some impossible samples, by steps that do not depend on a gradient's size."""
     generator, count, size = seeded(3), 80, 8
     inputs = torch.randn(count * size, 4, generator=generator, dtype=torch.float64)
@@ -83,7 +83,7 @@ def train(bounds, epochs=4, outliers=6, falls=1.0):
     targets = inputs @ torch.tensor([1.0, -2.0, 0.02, 0.5]).double() + torch.randn(
         len(inputs), generator=generator, dtype=torch.float64
     )
-    weight = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    weight = torch.zeros(4, dtype=torch.float64)
     directions = OrthonormalDirections().draw([weight], 3, generator)
     table = CarriedRows(torch.full((count,), float(size)), 3, bounds=bounds)
     correction = Correction([weight], directions, table, coefficient=Regression(3))
@@ -93,8 +93,7 @@ def train(bounds, epochs=4, outliers=6, falls=1.0):
         table.begin_epoch()
         for key in torch.randperm(count, generator=generator).tolist():
             part = slice(key * size, key * size + size)
-            optimizer.zero_grad()
-            (inputs[part] @ weight - targets[part]).square().mean().backward()
+            weight.grad = 2 / size * (inputs[part] @ weight - targets[part]) @ inputs[part]
             moments = correction.apply([key])
             total += 0 if moments is None else moments
             optimizer.step()

@@ -1,5 +1,3 @@
-import time
-
 import pytest
 
 from lightning_vamo.core.schedules import ConstantProbes, ExponentialProbes, LinearProbes, ProbeSchedule, as_schedule
@@ -59,10 +57,9 @@ def test_exponential_multiplies_every_so_many_epochs_up_to_the_maximum(arguments
     ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("epoch", [10**4, 10**9, 10**18])
-def test_a_late_epoch_neither_overflows_nor_takes_long(schedule, expected, epoch):
-    start = time.perf_counter()
+def test_a_late_epoch_neither_overflows_nor_takes_for_ever(schedule, expected, epoch):
+    """A loop over that many epochs would not end."""
     assert schedule.probes_at(epoch) == expected
-    assert time.perf_counter() - start < 0.1
 
 
 @pytest.mark.parametrize("schedule", [LinearProbes(0, 100, 37), ExponentialProbes(1, 1.1, 1, 100)])

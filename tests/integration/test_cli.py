@@ -242,7 +242,7 @@ def test_examples_run(arguments, tmp_path):
         cwd=working,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr

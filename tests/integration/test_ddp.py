@@ -180,7 +180,7 @@ def test_two_nodes_started_as_torchrun_starts_them(tmp_path):
         environment = {**os.environ, **shared, "RANK": str(rank), "GROUP_RANK": str(rank)}
         command = [sys.executable, "-c", NODE, str(tmp_path)]
         processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=240)[1] for process in processes]
+    errors = [process.communicate(timeout=1800)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(first["state"][name], second["state"][name]) for name in first["state"])

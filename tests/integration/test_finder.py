@@ -504,7 +504,7 @@ def test_the_command(tmp_path):
     def run(*arguments):
         command = [sys.executable, "-m", "lightning_vamo", *arguments, "--config", "examples/digits.yaml"]
         command += [f"--trainer.default_root_dir={tmp_path}", "--trainer.max_epochs=2"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -137,7 +137,7 @@ def test_a_run_that_gets_a_signal(sent, kill, tmp_path, tmp_path_factory):
 
     process = multiprocessing.get_context("fork").Process(target=victim)
     process.start()
-    process.join(120)
+    process.join(1800)
     assert (process.exitcode == -signal.SIGKILL) == (sent == signal.SIGKILL)
     checkpoint = last_checkpoint(tmp_path)
     assert checkpoint.name < "epoch=3"

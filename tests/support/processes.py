@@ -21,7 +21,7 @@ def in_processes(function, folder, *arguments, world=2):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=240)
+        process.join(timeout=1800)
     errors = [path.read_text() for path in sorted(folder.glob("error-*.txt"))]
     for process in processes:
         process.kill()

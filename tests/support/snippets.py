@@ -125,7 +125,7 @@ def _script(block, folder):
     file.write_text(block.code)
     path = os.pathsep.join(part for part in sys.path if part)
     done = subprocess.run(
-        [sys.executable, file], cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300
+        [sys.executable, file], cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=1800
     )
     if done.returncode:
         raise AssertionError(done.stdout + done.stderr)

@@ -4,6 +4,7 @@ import functools
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
@@ -64,9 +65,9 @@ def table_correction(here: Here, drawn: Drawn, sweep: Sweep) -> Correction:
     beta = drawn.beta if sweep.directions_dropped < drawn.directions.count else 0.0
     table, own_table = (drawn.directions.whiten(deltas) for deltas in (sweep.deltas, sweep.own))
     if here.settings.alpha == "adaptive":
-        # Each rank's part is moved alike, so that their mean remains the table.
+        # Where an entry is moved, each rank's part is the bound: the mean remains the table, and no part is an outlier.
         within = bounded(table, sweep.weights > 0)
-        table, own_table = within, own_table + (within - table)
+        table, own_table = within, torch.where(within == table, own_table, within)
     control, own = (ControlVariate(deltas, sweep.weights, beta) for deltas in (table, own_table))
     return Correction(drawn.parameters, drawn.directions, control, own, here.learning.coefficient)
 

@@ -37,6 +37,17 @@ def test_times(tmp_path):
     assert [row.count("–") for row in rows] == [3, 3, 1, 1]  # as many quartile ranges as columns
 
 
+def test_steps_in_each_way_of_training(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "cost_steps.py"), "--models", "softmax", "--rounds", "2", "--steps", "6"]
+    command += ["--probes", "2", "--json", str(tmp_path / "steps.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    table = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=environment).stdout
+    ways = json.loads((tmp_path / "steps.json").read_text())["softmax"]
+    assert [name for name, times in ways.items() if any(times["evaluation"])] == ["sweeps, q=2"]
+    assert all(seconds > 0 for times in ways.values() for seconds in [*times["step"], *times["plain"]])
+    assert table.count("softmax regression") == len(ways) == 6
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)

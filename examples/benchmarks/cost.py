@@ -55,7 +55,7 @@ def time_rounds(problem: Problem, compared: list[Method], arguments: argparse.Na
     for number in range(arguments.rounds):
         for method in random.Random(number).sample(list(times), len(times)):
             bare = bare_forward(plain, loader, 1 + method.probes, **how) if method.probes else 0.0
-            timed = run(plain if method == PLAIN else method.prepare(module), method=method)
+            timed = run(plain if method.probes is None else method.prepare(module), method=method)
             after = run(plain, method=PLAIN)
             times[method].add(timed, plain=(before.step + after.step) / 2, bare=bare)
             before = after

@@ -102,6 +102,26 @@ def perceptron(mnist: Path | None = None) -> Problem:
     return Problem("MLP", net, TensorDataset(images, labels), batch_size=128, steps=20)
 
 
+def small(name: str, mnist: Path | None = None) -> Problem:
+    """A model whose step takes about a millisecond, so that what is done around its arithmetic shows.
+
+    Args:
+        name: ``"softmax"``, softmax regression, or ``"small-mlp"``, a perceptron with 128 and 64 hidden units.
+        mnist: See :func:`perceptron`.
+
+    Returns:
+        The problem.
+    """
+    data = perceptron(mnist).data
+    if name == "softmax":
+        return Problem("softmax regression", lambda: nn.Linear(784, 10), data, batch_size=16, steps=60)
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+
+    return Problem("small MLP", net, data, batch_size=64, steps=60)
+
+
 def idx(path: Path, header: int) -> Tensor:
     """The bytes of a gzipped file behind its header."""
     return torch.frombuffer(bytearray(gzip.decompress(path.read_bytes())[header:]), dtype=torch.uint8)
@@ -231,6 +251,7 @@ def _sentences(sst2: Path, model: Path) -> TensorDataset:
 
 
 MODELS = ("mlp", "resnet", "minilm")
+SMALL_MODELS = ("softmax", "small-mlp")
 
 
 def load(
@@ -240,7 +261,7 @@ def load(
     sst2: Path | None = None,
     batch_size: int | None = None,
 ) -> Problem:
-    """The problem of a name in ``MODELS``.
+    """The problem of a name in ``MODELS`` or ``SMALL_MODELS``.
 
     Args:
         name: The name.
@@ -255,8 +276,11 @@ def load(
     Raises:
         UnavailableError: If there is no such model, or it or its data cannot be loaded.
     """
-    if name not in MODELS:
-        raise UnavailableError(f"there is no such model, only {', '.join(MODELS)}")
+    if name not in MODELS + SMALL_MODELS:
+        raise UnavailableError(f"there is no such model, only {', '.join(MODELS + SMALL_MODELS)}")
     torch.manual_seed(0)
+    if name in SMALL_MODELS:
+        problem = small(name, mnist)
+        return problem if batch_size is None else replace(problem, batch_size=batch_size)
     problem = {"mlp": lambda: perceptron(mnist), "resnet": residual, "minilm": lambda: transformer(minilm, sst2)}[name]()
     return problem if batch_size is None else replace(problem, batch_size=batch_size)

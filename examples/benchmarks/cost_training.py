@@ -4,20 +4,23 @@ import inspect
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from cost_models import Classifier
 from lightning.pytorch.utilities import move_data_to_device
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_vamo import VAMOCallback, with_vamo
 from lightning_vamo.core import directions
 from lightning_vamo.core.directions import Directions
+from lightning_vamo.core.schedules import Decision, EfficientProbes
 
 WARM_UP = 2
 """Steps of a run that do not count: the first holds the sweep, and allocates gradients."""
@@ -31,11 +34,17 @@ class Method:
         probes: ``q``, or None for plain Lightning training, without the mixin and the callback.
         family: Name of the family of directions.
         storage: ``"stored"`` or ``"seeded"``, for the families that have the choice.
+        control: Where rows come from.
+        chooses: Whether the number of probes is chosen by measurement, and 0 was.
+        idles: Whether a callback that does nothing is there in VAMO's place: calling its hooks takes Lightning some time.
     """
 
     probes: int | None = None
     family: str = "SphereDirections"
     storage: str = "stored"
+    control: Literal["auto", "replay", "carry", "recompute"] = "auto"
+    chooses: bool = False
+    idles: bool = False
 
     def directions(self) -> Directions:
         """The family of directions."""
@@ -49,10 +58,21 @@ class Method:
     def callbacks(self) -> list[L.Callback]:
         """The Trainer's callbacks that make it train so."""
         if self.probes is None:
-            return []
+            return [L.Callback()] if self.idles else []
         family = self.directions()
         alpha = "adaptive" if family.learns else "theory"
-        return [VAMOCallback(probes=self.probes, directions=family, alpha=alpha, seed=0)]
+        probes = NoneChosen(4) if self.chooses else self.probes
+        return [VAMOCallback(probes=probes, directions=family, alpha=alpha, control=self.control, seed=0)]
+
+
+class NoneChosen(EfficientProbes):
+    """Chooses no probes, as the real one does where none pay; what a step then costs does not depend on why."""
+
+    @override
+    def decide(self, *arguments: Any, **options: Any) -> Decision:
+        super().decide(*arguments, **options)
+        self.chosen = 0
+        return Decision(0, 0.0, 1.0, False, "probes=0, as the benchmark says")
 
 
 PLAIN = Method()
@@ -71,8 +91,8 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 class Stopwatch:
     """Times the steps of a training run, and its snapshots apart from them.
 
-    A step is timed from before the first callback's ``on_train_batch_start`` to after the last one's ``on_train_batch_end``, so
-    what VAMO does in any hook of a step counts; the loading of its batch does not.
+    A step is timed from when its batch has been collated to after the last callback's ``on_train_batch_end``, so the batch's
+    fingerprint and what VAMO does in any hook of a step count; the loading of the batch does not.
 
     Args:
         device: Where the module trains.
@@ -88,15 +108,35 @@ class Stopwatch:
         self._synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
         self._clock = CLOCKS[clock]
         self._start = self._start_wall = 0.0
+        self._runs = False
 
-    def around(self, callbacks: list[L.Callback]) -> list[L.Callback]:
-        """The callbacks, with one before them that starts a step and one after them that ends it."""
-        return [_Before(self), *callbacks, _After(self)]
+    @contextmanager
+    def reading(self, loader: DataLoader[Any]) -> Iterator[None]:
+        """Let a step begin when a loader, in this process, has collated its batch; a sweep's batches come within a step."""
+        collate = loader.collate_fn
+
+        def collated(samples: list[Any]) -> Any:
+            batch = collate(samples)
+            if not self._runs:
+                self.start()
+            return batch
+
+        loader.collate_fn = collated
+        try:
+            yield
+        finally:
+            loader.collate_fn = collate
 
     def start(self) -> None:
         """A step begins."""
+        self._runs = True
         self._synchronize()
         self._start, self._start_wall = self._clock(), time.perf_counter()
+
+    def end(self) -> None:
+        """The step has ended."""
+        self.steps.append(self.elapsed())
+        self._runs = False
 
     def end_snapshot(self) -> None:
         """The snapshot, before the first step of an epoch, has been taken."""
@@ -107,15 +147,6 @@ class Stopwatch:
         """Seconds since the step began."""
         self._synchronize()
         return self._clock() - self._start
-
-
-class _Before(L.Callback):
-    def __init__(self, watch: Stopwatch) -> None:
-        self._watch = watch
-
-    @override
-    def on_train_batch_start(self, *arguments: Any) -> None:
-        self._watch.start()
 
 
 class _After(L.Callback):
@@ -129,7 +160,7 @@ class _After(L.Callback):
 
     @override
     def on_train_batch_end(self, *arguments: Any) -> None:
-        self._watch.steps.append(self._watch.elapsed())
+        self._watch.end()
 
 
 @dataclass(frozen=True)
@@ -148,7 +179,7 @@ class Run:
 
 
 def train(
-    module: Classifier, loader: Iterable[Any], method: Method, device: torch.device, epochs: int = 1, clock: str = "wall"
+    module: Classifier, loader: DataLoader[Any], method: Method, device: torch.device, epochs: int = 1, clock: str = "wall"
 ) -> Run:
     """Train a little.
 
@@ -166,8 +197,9 @@ def train(
     callbacks, watch = method.callbacks(), Stopwatch(device, clock)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     accelerator = {"accelerator": "gpu" if device.type == "cuda" else "cpu", "devices": 1}
-    trainer = L.Trainer(max_epochs=epochs, callbacks=watch.around(callbacks), **accelerator, **quiet)
-    trainer.fit(module, loader)
+    trainer = L.Trainer(max_epochs=epochs, callbacks=[*callbacks, _After(watch)], **accelerator, **quiet)
+    with watch.reading(loader):
+        trainer.fit(module, loader)
     step = median(watch.steps[-(len(watch.steps) // epochs) :][WARM_UP:])
     if not method.probes:
         return Run(step, 0.0, 0.0)
@@ -177,7 +209,8 @@ def train(
         watch.snapshots * seconds / watch.snapshots_wall for seconds in (report.sweep_seconds, report.warmup_seconds)
     )
     evaluations = report.forward_evaluations - report.warmup_evaluations - len(watch.steps)
-    return Run(step, sweeps / evaluations, (watch.snapshots - sweeps - warm_up) / report.snapshots)
+    evaluation = sweeps / evaluations if evaluations else 0.0
+    return Run(step, evaluation, (watch.snapshots - sweeps - warm_up) / max(1, report.snapshots))
 
 
 def bare_forward(

@@ -168,5 +168,6 @@ class Regression(Coefficient):
 
 _TINY = 1e-300
 
-# By measurement: enough for rows that are 1,000 times too large, and little lost on those that are right.
+# Chosen on replayed trajectories (diamonds, digits, MNIST, interpolating regression), not swept: of the values tried, enough
+# for rows that are 1,000 times too large, and little lost on those that are right.
 _DOUBT = 0.3

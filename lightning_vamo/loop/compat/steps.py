@@ -32,12 +32,9 @@ def is_compiled(module: LightningModule) -> bool:
 @contextmanager
 def manual(module: LightningModule, is_manual: bool = True) -> Iterator[None]:
     """Let the module count as optimized manually, or automatically, for the length of the context."""
-    before = module.automatic_optimization
-    module.automatic_optimization = not is_manual
-    try:
+    # What the property sets. Through the property all of `nn.Module.__setattr__` would run, four times a step.
+    with replaced(module, "_automatic_optimization", not is_manual):
         yield
-    finally:
-        module.automatic_optimization = before
 
 
 @contextmanager

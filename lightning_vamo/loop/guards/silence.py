@@ -1,7 +1,9 @@
 """Drop what a module logs."""
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -14,13 +16,27 @@ from lightning_vamo.loop import compat
 def silent(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Drop whatever the module logs, through ``self.log`` or through ``self.logger``."""
     loggers = trainer.loggers
-    trainer.loggers = [_SilentLogger(logger) for logger in loggers]
+    if loggers:  # Lightning makes a new list of an empty one, and an exchanged list costs the guards another walk
+        trainer.loggers = _silenced(trainer, loggers)
     try:
         # On the instance, so that it holds wherever the mixin stands in the class statement; `log_dict` goes through it.
-        with compat.replaced(module, "log", lambda *args, **kwargs: None):
+        with compat.replaced(module, "log", _drop):
             yield
     finally:
-        trainer.loggers = loggers
+        if loggers or trainer.loggers:
+            trainer.loggers = loggers
+
+
+def _drop(*args: Any, **kwargs: Any) -> None:
+    """Stand in for ``self.log``: always the same function, by which the guards know that nothing was exchanged."""
+
+
+def _silenced(trainer: Trainer, loggers: Sequence[Logger]) -> list[Any]:
+    """What stands in for a trainer's loggers: the same list each time, while the loggers are the same."""
+    stand_ins = _stand_ins.get(trainer)
+    if stand_ins is None or len(stand_ins) != len(loggers) or not all(map(is_, (one.of() for one in stand_ins), loggers)):
+        stand_ins = _stand_ins[trainer] = [_SilentLogger(logger) for logger in loggers]
+    return stand_ins
 
 
 class _SilentLogger(DummyLogger):
@@ -28,24 +44,27 @@ class _SilentLogger(DummyLogger):
 
     def __init__(self, logger: Logger) -> None:
         super().__init__()
-        self._logger = logger
+        self.of = weakref.ref(logger)  # a logger may lead back to its trainer, which would then never be let go of
 
     @property
     def name(self) -> Any:
-        return self._logger.name
+        return getattr(self.of(), "name", None)
 
     @property
     def version(self) -> Any:
-        return self._logger.version
+        return getattr(self.of(), "version", None)
 
     @property
     def save_dir(self) -> str | None:
-        return self._logger.save_dir
+        return getattr(self.of(), "save_dir", None)
 
     @property
     def root_dir(self) -> str | None:
-        return getattr(self._logger, "root_dir", None)
+        return getattr(self.of(), "root_dir", None)
 
     @property
     def log_dir(self) -> str | None:
-        return getattr(self._logger, "log_dir", None)
+        return getattr(self.of(), "log_dir", None)
+
+
+_stand_ins: "weakref.WeakKeyDictionary[Trainer, list[_SilentLogger]]" = weakref.WeakKeyDictionary()

@@ -3,7 +3,6 @@
 import ctypes
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -35,9 +34,9 @@ class Place:
             self.tensor.data = self.data
 
     def is_elsewhere(self) -> bool:
-        """Whether the tensor has got another storage, or another shape."""
-        held = local(self.tensor.data) if self.is_sharded else self.tensor
-        return held.data_ptr() != self.numbers.data_ptr() or held.shape != self.numbers.shape
+        """Whether the tensor has got another storage, or shows other numbers of the same one."""
+        held, numbers = local(self.tensor.data) if self.is_sharded else self.tensor, self.numbers
+        return held.data_ptr() != numbers.data_ptr() or held.shape != numbers.shape or held.stride() != numbers.stride()
 
 
 class TensorCopy(Place):
@@ -98,8 +97,13 @@ class FrozenCopy(TensorCopy):
         self._checksum = checksum(self.numbers) if apart else None
 
     def refreshed(self) -> TensorCopy:
-        """The copy itself, or a new one if it no longer holds."""
-        return FrozenCopy(self.tensor, self._device, self.owner) if self.is_elsewhere() or self.is_written() else self
+        """The copy itself, with other numbers in it if it no longer holds, or a new one if the tensor has another storage."""
+        if self.is_elsewhere():
+            return FrozenCopy(self.tensor, self._device, self.owner)
+        if self.is_written():
+            super().refreshed()
+            self._checksum = None if self._checksum is None else checksum(self.numbers)
+        return self
 
     def restore(self) -> None:
         """Put the numbers back if they are others."""
@@ -178,15 +182,28 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     Returns:
         True if all bits are the same.
     """
-    one, other = _as_integers(one), _as_integers(other)
-    if one.device.type == "cpu" and one.nbytes > SMALL and one.is_contiguous() and other.is_contiguous():
-        return np.array_equal(_read(one), _read(other))  # twice as fast as torch
-    return torch.equal(one, other)
+    if _COMPARE is not None and one.device.type == "cpu" and _lie_alike(one, other):
+        return not _COMPARE(one.data_ptr(), other.data_ptr(), one.nbytes)  # by a tenth of the time that torch takes
+    return torch.equal(_as_integers(one), _as_integers(other))
 
 
-def _read(tensor: Tensor) -> "np.ndarray[Any, Any]":
-    """What is in a tensor's memory; ``tensor.numpy()`` would leave the tensor unable to be resized, as a step may do."""
-    return np.frombuffer(memoryview((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())), np.int8)
+def _lie_alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors lie in memory number by number, in the same order, without a conjugation still to be done."""
+    plain = one.is_contiguous() and other.is_contiguous()
+    return plain and not any(tensor.is_conj() or tensor.is_neg() for tensor in (one, other))
+
+
+def _compare() -> Any:
+    """The C library's ``memcmp``; None where it is not found."""
+    try:
+        compare = ctypes.CDLL(None).memcmp
+    except (AttributeError, OSError, TypeError):  # on Windows a library has to be named
+        return None
+    compare.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    return compare
+
+
+_COMPARE = _compare()
 
 
 def checksum(tensor: Tensor) -> tuple[int, ...]:

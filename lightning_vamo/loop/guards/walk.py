@@ -9,6 +9,7 @@ objects, the nearest to the module first. What it does not reach is left alone.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from types import FunctionType
 from typing import Any
 
@@ -72,6 +73,8 @@ class Walk:
         self.seen: dict[int, Any] = {id(held): held for held in [*global_generators(), *probed]} if seen is None else dict(seen)
         self._memory = {where(tensor) for tensor in probed} - {0}
         self._waiting: deque[tuple[Kind, Any]] = deque()
+        self._flagged: list[Tensor] = []
+        self._leaves: list[bool] | None = None
 
     def go(self, module: nn.Module, trainer: Trainer | None = None) -> "Walk":
         """Walk from a module, and from what a Trainer holds for it.
@@ -128,8 +131,12 @@ class Walk:
     @property
     def flagged(self) -> list[Tensor]:
         """The parameters, probed or not, and the other tensors that may be told to want a gradient."""
-        others = (tensor for tensor in self.tensors if tensor.is_leaf and tensor.is_floating_point())
-        return [*self.parameters, *(tensor for tensor in self.probed if isinstance(tensor, nn.Parameter)), *others]
+        leaves = [*map(attrgetter("is_leaf"), self.tensors)]  # which a graph that reaches a tensor, or is taken off, changes
+        if leaves != self._leaves:
+            others = (tensor for tensor, leaf in zip(self.tensors, leaves, strict=True) if leaf and tensor.is_floating_point())
+            self._flagged = [*self.parameters, *(held for held in self.probed if isinstance(held, nn.Parameter)), *others]
+            self._leaves = leaves
+        return self._flagged
 
     # ---- one method per kind
 
@@ -140,9 +147,6 @@ class Walk:
             self._expand(attributes.get(registry, {}).values())
         if isinstance(module, _NormBase):
             self.unseen |= {id(buffer) for buffer in module._buffers.values() if buffer is not None}
-
-    def _script(self, module: nn.Module) -> None:
-        self._expand([*module.parameters(), *module.buffers()])
 
     def _object(self, value: Any) -> None:
         attributes = attributes_of(value)
@@ -260,9 +264,6 @@ class Walk:
     def _method(self, method: Any) -> None:
         self._expand([method.__self__])
 
-    def _view(self, view: memoryview) -> None:
-        self._expand([view.obj])
-
     def _partial(self, partial: Any) -> None:
         self._expand([partial.func, *partial.args, partial.keywords])
         self._holder(partial, attributes_of(partial))
@@ -272,7 +273,7 @@ _VISITS: dict[Kind, Callable[[Walk, Any], None]] = {
     Kind.ALIVE: lambda walk, value: None,
     Kind.TENSOR: Walk._tensor,
     Kind.MODULE: Walk._module,
-    Kind.SCRIPT: Walk._script,
+    Kind.SCRIPT: lambda walk, module: walk._expand([*module.parameters(), *module.buffers()]),
     Kind.OBJECT: Walk._object,
     Kind.CONTAINER: Walk._container,
     Kind.FROZEN: Walk._frozen,
@@ -282,7 +283,7 @@ _VISITS: dict[Kind, Callable[[Walk, Any], None]] = {
     Kind.ITERATOR: Walk._iterator,
     Kind.FUNCTION: Walk._function,
     Kind.METHOD: Walk._method,
-    Kind.VIEW: Walk._view,
+    Kind.VIEW: lambda walk, view: walk._expand([view.obj]),
     Kind.PARTIAL: Walk._partial,
 }
 

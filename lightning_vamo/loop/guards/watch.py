@@ -1,6 +1,6 @@
 """All tensors that a state knows: which of them were written to is found out at a glance, and put back."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter, is_
 from typing import Any
@@ -11,7 +11,8 @@ from torch import Tensor
 from lightning_vamo.loop.guards.tensors import FrozenCopy, Place, TensorCopy, WholeCopy
 
 _version = attrgetter("_version")
-_address = Tensor.data_ptr
+# A storage that was resized may lie where it lay, and other numbers of the same storage begin at the same address.
+_LAYOUT: tuple[Callable[[Tensor], Any], ...] = (Tensor.data_ptr, attrgetter("shape"), Tensor.stride)
 _requires_grad = attrgetter("requires_grad")
 _gradient = attrgetter("grad")
 
@@ -75,7 +76,7 @@ class Watch:
         bound = [place for place in [*copies, *self._places] if not isinstance(place, WholeCopy)]
         self._bound = [place for place in bound if not place.is_sharded]
         self._tensors = [place.tensor for place in self._bound]
-        self._addresses = [*map(_address, self._tensors)]
+        self._layouts = self._layouts_now()
         self._sharded = [place for place in bound if place.is_sharded]  # of these it takes longer to find out
         self._counted = [copy.tensor for copy in self._watched]
         self._versions = [*map(_version, self._counted)]
@@ -102,7 +103,10 @@ class Watch:
                 place.rebind()
 
     def _are_elsewhere(self) -> bool:
-        return [*map(_address, self._tensors)] != self._addresses or any(place.is_elsewhere() for place in self._sharded)
+        return self._layouts_now() != self._layouts or any(place.is_elsewhere() for place in self._sharded)
+
+    def _layouts_now(self) -> list[list[Any]]:
+        return [[*map(part, self._tensors)] for part in _LAYOUT]
 
     def _look(self) -> None:
         """Compare all numbers, and put back what was written to behind the version counter, now and each time."""
@@ -131,10 +135,10 @@ class Watch:
         if self._are_elsewhere():
             return False
         _copy((self._all_pairs[1], self._all_pairs[0]))
-        if self._slow:
-            slow = set(map(id, self._slow))
-            self._watched = [copy.refreshed() if id(copy) in slow else copy for copy in self._watched]
-            self._each_time = [copy.refreshed() if id(copy) in slow else copy for copy in self._each_time]
+        fresh = {id(copy): copy.refreshed() for copy in self._slow}
+        if any(copy is not fresh[id(copy)] for copy in self._slow):
+            self._watched = [fresh.get(id(copy), copy) for copy in self._watched]
+            self._each_time = [fresh.get(id(copy), copy) for copy in self._each_time]
             self._remember()
         self._versions = [*map(_version, self._counted)]
         return True

@@ -83,6 +83,9 @@ def outside_precision_context(device: torch.device, dtype: torch.dtype) -> Itera
         Nothing.
     """
     inside = torch.get_default_dtype()
+    if inside is dtype and not torch.is_autocast_enabled(device.type):  # most often: to enter the context takes a while
+        yield
+        return
     torch.set_default_dtype(dtype)
     try:
         with torch.autocast(device.type, enabled=False):

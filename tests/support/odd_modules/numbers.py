@@ -201,6 +201,12 @@ def resize(held):
     return float(held.sum())
 
 
+def transpose(held):
+    held.data = held.data.t()
+    held[0, 1] += 1.0
+    return float(held[0].sum())
+
+
 def want(held):
     held.requires_grad_(not held.requires_grad)
     return float(held.requires_grad)
@@ -217,6 +223,7 @@ holds("numpy array that is read only, through its base", read_only, through_base
 holds("masked array", lambda: np.ma.zeros(3), first, np.ma.MaskedArray.tolist)
 holds("slice of a tensor, at an odd place", lambda: torch.zeros(4)[1:3], first, lambda held: held._base.tolist())
 holds("tensor that is resized", lambda: torch.zeros(2), resize, torch.Tensor.tolist)
+holds("tensor that is transposed where it lies", lambda: torch.arange(4.0).view(2, 2), transpose, torch.Tensor.tolist)
 holds("tensor that wants a gradient now and then", lambda: torch.zeros(2), want, lambda held: held.requires_grad)
 holds("attribute of a tensor", lambda: torch.zeros(2), label, lambda held: held.calls)
 

@@ -114,6 +114,11 @@ def check_module(module: LightningModule, mixin: type, callback: str) -> None:
             f"{name} sets automatic_optimization=False and steps its optimizers itself, so {callback} has no gradient to"
             " correct: return the loss from `training_step` and leave automatic_optimization at True."
         )
+    if type(module).automatic_optimization is not LightningModule.automatic_optimization:
+        raise UnsupportedError(
+            f"{name} overrides the property `automatic_optimization`, which {callback} sets for the length of each step: remove"
+            " the override, since True is the default."
+        )
     if compat.is_compiled(module):
         raise UnsupportedError(
             f"{name} was compiled as a whole, and its training step cannot be driven from inside the compiled code: compile"

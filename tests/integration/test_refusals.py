@@ -226,6 +226,16 @@ def test_the_mixin_behind_the_module():
         type("Wrong", (Linear, VAMOMixin), {})
 
 
+def test_a_property_of_its_own_for_automatic_optimization():
+    class Own(Vamo):
+        @property
+        def automatic_optimization(self):
+            return True
+
+    with pytest.raises(UnsupportedError, match="Own overrides the property `automatic_optimization`.*remove the override"):
+        trainer(callbacks=[VAMOCallback()]).fit(Own(), DataLoader(Indexed(4)))
+
+
 def test_a_module_compiled_as_a_whole():
     with pytest.raises(UnsupportedError, match=r"compiled as a whole.*torch.compile\(self.net\)"):
         trainer(callbacks=[VAMOCallback()]).fit(torch.compile(Vamo(), backend="eager"), DataLoader(Indexed(4)))

@@ -232,7 +232,7 @@ def test_a_property_of_its_own_for_automatic_optimization():
         def automatic_optimization(self):
             return True
 
-    with pytest.raises(UnsupportedError, match="Own overrides the property `automatic_optimization`.*remove the override"):
+    with pytest.raises(UnsupportedError, match=r"Own overrides the property `automatic_optimization`.*remove the override"):
         trainer(callbacks=[VAMOCallback()]).fit(Own(), DataLoader(Indexed(4)))
 
 

@@ -12,6 +12,29 @@ _WORDS: dict[MadeOf, tuple[str, str]] = {"probes": ("probes", "probes=0"), "grad
 
 
 @dataclass(frozen=True)
+class Decided:
+    """A change of what corrects the steps, where that is chosen by measurement.
+
+    Attributes:
+        epoch: The epoch of the change.
+        step: The optimizer step before which the change was made.
+        kind: ``"nothing"``, ``"look"``, ``"carry"`` or ``"sweep"``.
+        probes: The number of directions; 0 for nothing.
+        removed: Share of the gradient noise that the choice was expected to remove.
+        work: Work that the choice was expected to take, relative to plain training.
+        reason: The same in words.
+    """
+
+    epoch: int
+    step: int
+    kind: str
+    probes: int
+    removed: float
+    work: float
+    reason: str
+
+
+@dataclass(frozen=True)
 class MethodReport:
     """Totals of a training run, per rank; printed, the report is a few lines of text.
 
@@ -33,6 +56,7 @@ class MethodReport:
         made_of: What the control variate is made of; None where nothing is taken out of the gradient.
         plain: The argument that trains without a control variate; by default VAMO's, or SVRG's where it is of gradients.
         recompute: The argument that evaluates each batch at the snapshot.
+        decisions: What was chosen, change by change, where that is chosen by measurement.
     """
 
     snapshots: int
@@ -51,6 +75,7 @@ class MethodReport:
     made_of: MadeOf | None = "probes"
     plain: str | None = None
     recompute: str = "control='recompute'"
+    decisions: tuple[Decided, ...] = ()
 
     @property
     def relative_cost(self) -> float:

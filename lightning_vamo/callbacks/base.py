@@ -96,7 +96,9 @@ class MethodCallback(DrivingCallback):
         report = self._run.ledger.report(self._run.sums.moments)
         title = self.title or type(self).__name__.removesuffix("Callback")
         ways, made_of = self.ways, self._method.control.made_of
-        return replace(report, method=title, made_of=made_of, plain=ways.plain, recompute=ways.recompute)
+        decisions = () if self._run.choice is None else tuple(self._run.choice.decisions)
+        ways_to = replace(report, plain=ways.plain, recompute=ways.recompute)
+        return replace(ways_to, method=title, made_of=made_of, decisions=decisions)
 
     @property
     def settings(self) -> ProbeSettings:
@@ -170,7 +172,14 @@ class MethodCallback(DrivingCallback):
             self._attached.enter_context(self._resumption.taken_up(trainer, run))
         steps = ManualSteps(self.driver, self._method.gradient, run, self._method.name)
         self._attached.enter_context(
-            compat.manual_steps(trainer, self, pl_module, functools.partial(steps.one, trainer, pl_module))
+            compat.manual_steps(
+                trainer,
+                self,
+                pl_module,
+                functools.partial(steps.one, trainer, pl_module),
+                functools.partial(run.drives, trainer),
+                run.stepped_plainly,
+            )
         )
         run.ledger.begin_epoch()
 
@@ -202,7 +211,7 @@ class MethodCallback(DrivingCallback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock of the steps, and resume a validation that an exception interrupted."""
         if self._run.choice is not None:
-            self._run.choice.clock.stop(trainer.strategy.root_device)
+            self._run.choice.times.stop()
         if self._resumption is not None:
             self._resumption.validation_starts(trainer)
 
@@ -262,8 +271,7 @@ class MethodCallback(DrivingCallback):
         # Before and after the training, and where nothing is ever probed, a checkpoint is plain Lightning's.
         if self._trainer is not None and self._keeps_place:
             ranks = saved(self._trainer, run)
-        pending, _ = run.ledger.pending_rows()
-        choice = None if run.choice is None else run.choice.state_dict(pending)
+        choice = None if run.choice is None else run.choice.state_dict()
         return vars(CallbackState(run.seeds.seed, run.ledger.state_dict(), choice, ranks))
 
     @override

@@ -5,8 +5,10 @@ from typing import Literal
 from lightning_vamo.callbacks.base import MethodCallback
 from lightning_vamo.callbacks.renamed import old_names
 from lightning_vamo.core.directions import Directions, GradientSubspaceDirections
-from lightning_vamo.core.schedules import ProbeSchedule, as_schedule
+from lightning_vamo.core.schedules import EfficientProbes, ProbeSchedule, as_schedule
+from lightning_vamo.loop.control.base import Control
 from lightning_vamo.loop.control.choose import Named, as_control
+from lightning_vamo.loop.control.chosen import Chosen
 from lightning_vamo.loop.control.nothing import Nothing
 from lightning_vamo.loop.control.probed import ProbedControl
 from lightning_vamo.loop.control.settings import ProbeSettings
@@ -83,7 +85,7 @@ class VAMOCallback(MethodCallback):
     @old_names(OLD_NAMES)
     def __init__(
         self,
-        probes: int | ProbeSchedule = 1,
+        probes: int | Literal["auto"] | ProbeSchedule = "auto",
         directions: Directions | None = None,
         alpha: float | Literal["theory", "adaptive", "linear-decay"] = "adaptive",
         control: Named | ProbedControl = "auto",
@@ -95,6 +97,8 @@ class VAMOCallback(MethodCallback):
     ) -> None:
         family = GradientSubspaceDirections() if directions is None else directions
         settings = ProbeSettings(as_schedule(probes), family, mu, alpha, difference, sweep_precision)
-        chosen = as_control(control)
+        chosen: Control = as_control(control)
+        if isinstance(settings.schedule, EfficientProbes):
+            chosen = Chosen.of(chosen)
         plain = settings.never_probes
         super().__init__(FirstOrder(), Nothing() if plain else chosen, settings, seed, plain=plain, verbose=verbose)

@@ -79,8 +79,11 @@ class Watched(VAMOCallback):
         self.chosen.append(int(fit.callback_metrics["vamo/probes"]))
 
 
+WARMED_UP = GradientSubspaceDirections(warmup_batches=64)
+
+
 def efficient(maximum=4, **arguments):
-    arguments = {"directions": GradientSubspaceDirections(), "alpha": "adaptive", "seed": 1, **arguments}
+    arguments = {"directions": WARMED_UP, "control": "replay", "seed": 1, **arguments}
     return Watched(probes=EfficientProbes(maximum, retry_after=2), **arguments)
 
 
@@ -160,10 +163,10 @@ def test_a_checkpoint_within_an_epoch_keeps_the_time_of_rows_apart(clock):
             if batch_idx == 9:
                 states.append(self.state_dict())
 
-    fit(Saved(probes=EfficientProbes(1), control="recompute", seed=1), Timed(forward=1 / 30), epochs=2)
+    fit(Saved(probes=EfficientProbes(1), directions=WARMED_UP, control="recompute", seed=1), Timed(forward=1 / 30), epochs=2)
     assert states[1]["totals"]["row_seconds"] > states[0]["totals"]["row_seconds"] > 0
     for state in states:
-        assert state["choice"]["clock"] == {"seconds": pytest.approx(10 * 3), "batches": 10}
+        assert state["choice"]["times"]["sweep"][-9:] == pytest.approx([3 + 2 * 0.1] * 9)
     assert states[0]["totals"]["row_seconds"] == pytest.approx(10 * 2 * 0.1)
     totals = states[0]["totals"]
     before = totals["sweep_seconds"] + totals["warmup_seconds"]
@@ -200,7 +203,7 @@ def test_ranks_go_by_one_clock(clock, tmp_path):
 
 @pytest.mark.parametrize(("forward", "expected"), [(3.0, [0, 1, 0]), (0.01, [0, 1, 2])])
 def test_within_an_epoch_a_snapshot_is_chosen_by_what_the_last_one_was_worth(forward, expected, clock):
-    arguments = {"directions": GradientSubspaceDirections(), "control": Recompute(every_n_train_steps=20), "seed": 1}
+    arguments = {"directions": WARMED_UP, "control": Recompute(every_n_train_steps=20), "seed": 1}
     callback = WatchedCounts(probes=EfficientProbes(4), **arguments)
     fit(callback, Timed(forward=forward), epochs=1)
     assert callback.counts == expected

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, TensorD
 from lightning_vamo import InvalidArgumentError, Recompute, Replay, UnsupportedError, VAMOCallback
 from lightning_vamo.core.directions import GradientSubspaceDirections
 from lightning_vamo.core.schedules import EfficientProbes
-from lightning_vamo.loop.control.probe_count import ProbeChoice
+from lightning_vamo.loop.control.choice import Choice
 from tests.reference import fo_svrg, least_squares_gradient
 from tests.support.least_squares import RATE, Trajectory, VAMOLeastSquares, every_direction, groups, problem, samples
 from tests.support.meddling import contents
@@ -196,19 +196,20 @@ def test_on_a_stream_without_a_length_the_first_steps_stand_in_for_the_warm_up()
 
 def test_the_number_of_probes_is_chosen_by_what_rows_cost_too(monkeypatch):
     """A batch is probed once per epoch in a sweep, for each snapshot, and once in its row."""
-    asked, decide = [], ProbeChoice.decide
+    asked, decide = [], Choice.decide
 
-    def watched(self, fit, learner, dimension, difference, sweeps):
+    def watched(self, fit, shares, difference, sweeps, *rest):
         asked.append(sweeps)
-        return decide(self, fit, learner, dimension, difference, sweeps)
+        return decide(self, fit, shares, difference, sweeps, *rest)
 
     def sweeps(data, **arguments):
         asked.clear()
-        callback = VAMOCallback(probes=EfficientProbes(maximum=2), **arguments)
+        directions = GradientSubspaceDirections(warmup_batches=8)
+        callback = VAMOCallback(probes=EfficientProbes(maximum=2), directions=directions, **arguments)
         trainer(callbacks=[callback], max_epochs=2).fit(VAMOEverything(), data)
         return asked[0]
 
-    monkeypatch.setattr(ProbeChoice, "decide", watched)
+    monkeypatch.setattr(Choice, "decide", watched)
     data = DataLoader(classification_data(96), 8)
     assert sweeps(data, control=Replay(every_n_epochs=2)) == 1 / 2
     assert sweeps(data, control=Recompute(every_n_epochs=2)) == 1 + 1 / 2

@@ -112,8 +112,8 @@ class Regression(Coefficient):
     def __init__(self, count: int, memory: int = 100, prior: float = 10.0) -> None:
         self.memory = memory
         self.prior = prior
-        # Exponentially weighted sums of c, r, c r, r r and 1, and what is left of the prior's weight.
-        self._sums = zeros(6, count, device=torch.device("cpu"))
+        # Exponentially weighted sums of c, r, c r, r r and 1, what is left of the prior's weight, and the sum of c c.
+        self._sums = zeros(7, count, device=torch.device("cpu"))
         self._sums[5] = prior
 
     def factors(self, progress: float = 0.0) -> Tensor:
@@ -122,7 +122,7 @@ class Regression(Coefficient):
 
     def numbers(self, progress: float = 0.0, spread: Small | None = None) -> Small:
         """See :meth:`Coefficient.numbers`."""
-        c, r, both, square, weight, prior = self._sums
+        c, r, both, square, weight, prior, _ = self._sums
         # W^2 times the covariance and the variance.
         covariance, variance = weight * both - c * r, weight * square - r * r
         if spread is not None:
@@ -130,6 +130,23 @@ class Regression(Coefficient):
         # Where the rows were all the same the estimate is 1.
         estimate = (covariance + _TINY) / (variance + _TINY)
         return ((weight * estimate + prior) / (weight + prior)).clip(0, 1)
+
+    @property
+    def explained(self) -> Tensor:
+        r"""The share of the slopes' variance that the rows explain, direction by direction.
+
+        It is the squared correlation :math:`\rho^2`, of which is taken what as many steps would show by chance. It is what the
+        best factor would remove, whatever factors have been used.
+
+        Returns:
+            Shape ``(q,)``, float64, on the CPU, from 0 to 1; zeros before there are a few steps.
+        """
+        c, r, both, square, weight, _, slopes = tensor_of(self._sums).cpu()
+        covariance, variance = weight * both - c * r, weight * square - r * r
+        correlation = covariance.square() / (variance * (weight * slopes - c * c)).clamp(min=_TINY)
+        seen = weight.clamp(min=2)
+        shares: Tensor = ((correlation - 1 / seen) / (1 - 1 / seen)).clamp(0, 1)
+        return shares.where(weight > _FEW, torch.zeros_like(shares))
 
     def observe(self, slopes: Slopes, row: Small) -> None:
         """See :meth:`Coefficient.observe`.
@@ -141,7 +158,7 @@ class Regression(Coefficient):
         """
         c, zero = slopes.coordinates, row * 0
         self._sums = placed(self._sums, slopes.device)
-        seen = stacked(c, row, c * row, row * row, zero + 1, zero)
+        seen = stacked(c, row, c * row, row * row, zero + 1, zero, c * c)
         counted = slopes.counted
         self._sums = self._sums * (1 - counted / self.memory) + seen * counted
 
@@ -167,6 +184,9 @@ class Regression(Coefficient):
 
 
 _TINY = 1e-300
+
+# As many steps say something of a correlation.
+_FEW = 8
 
 # Chosen on replayed trajectories (diamonds, digits, MNIST, interpolating regression), not swept: of the values tried, enough
 # for rows that are 1,000 times too large, and little lost on those that are right.

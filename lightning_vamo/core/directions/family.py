@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,8 +24,9 @@ class Directions(ABC):
     learns: ClassVar[bool] = False
     """Whether the family learns from gradients, through a :meth:`learner`."""
 
-    warmup_batches: int = 0
-    """Of how many batches a learner sees the gradients before the first snapshot, without a step."""
+    warmup_batches: int | Literal["auto"] = 0
+    """Of how many batches a learner sees the gradients before the first snapshot, without a step; ``"auto"``: of none, if the
+    first epoch is long enough to learn from its steps."""
 
     def draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
         """Draw ``count`` directions for ``parameters``.

@@ -44,6 +44,10 @@ class Learner(ABC):
         """
 
     @abstractmethod
+    def interrupt(self) -> None:
+        """Let the next gradient follow on none: steps went by whose gradients were not seen."""
+
+    @abstractmethod
     def directions(self, count: int, generator: torch.Generator) -> ProbeDirections:
         """End the pass: use the directions that it has learned, and begin the next pass from these directions.
 

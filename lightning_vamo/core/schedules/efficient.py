@@ -1,7 +1,6 @@
-r"""The number of probes that removes the most noise for its work, chosen by measurement."""
+r"""What removes the most noise for its work, chosen by measurement: nothing, carried rows, or a number of probes."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -9,64 +8,68 @@ from torch import Tensor
 from lightning_vamo.core.efficiency import batch_factor, efficiency, work_factor
 from lightning_vamo.core.probes.difference import Difference
 from lightning_vamo.core.schedules.base import ProbeSchedule, check_probes
+from lightning_vamo.core.schedules.decision import (
+    Carriable,
+    Decision,
+    Kind,
+    carry_decision,
+    no_carry_decision,
+    of_sweeps,
+    sweep_decision,
+)
+from lightning_vamo.errors import InvalidArgumentError
+
+Cost = Literal["evaluations", "seconds"]
+"""What work is counted in."""
 
 # Before it is measured: a forward pass is about a third of a training step, whose backward pass takes two thirds.
-_ASSUMED_FORWARD = 1 / 3
+ASSUMED_FORWARD = 1 / 3
 # The same where it is hoped that probes which did not pay have become cheaper.
 _HOPED_FORWARD = 1 / 10
-# Clocks and spectra are noisy: a number of probes that pays is kept until another one is better by this factor.
+# Clocks and spectra are noisy: what pays is kept until something else is better by this factor.
 _BETTER = 1.05
 # No directions remove all of the noise, whatever an estimate says.
 _MOST = 0.99
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A chosen number of probes, and the reason.
-
-    Attributes:
-        probes: ``q``.
-        removed: Share of the noise's variance that they are expected to remove.
-        work: The work of training with them, relative to training without.
-        afresh: Whether probes are tried again, and what was measured of earlier ones is forgotten.
-        reason: The same in words.
-    """
-
-    probes: int
-    removed: float
-    work: float
-    afresh: bool
-    reason: str
+# What carried rows have to be worth: the batches that they belong to keep their composition, which costs a little.
+_KEPT = 1.02
 
 
 class EfficientProbes(ProbeSchedule):
-    r"""The number of probes that removes the most noise for its work, up to a maximum; 0 if no number pays.
+    r"""Whatever removes the most noise for its work: carried rows, a sweep with some number of probes, or nothing.
 
-    At every snapshot the number is chosen anew that has the highest :func:`~lightning_vamo.core.efficiency.efficiency`. The
-    share of the noise that the first ``q`` directions are expected to remove is
+    At every snapshot the choice is made anew that has the highest :func:`~lightning_vamo.core.efficiency.efficiency`. The
+    share of the noise that a sweep along the first ``q`` directions is expected to remove is
 
     .. math:: R_q = \sum_{j \le q} \bar\beta_j^2 \lambda_j
 
     with :math:`\lambda_j` the share of the noise in direction ``j``, which the directions' learning gives (random directions
     have :math:`1/d`), and :math:`\bar\beta_j` the mean over the last snapshot's steps of the coefficient that
     ``alpha="adaptive"`` found: 1 where rows are exact and fresh. Directions that were not probed are taken to do as well as the
-    others did on average. The work is that of the sweep's forward passes, whose time relative to a training step is measured.
+    others did on average. The work is that of the sweep's forward passes.
 
-    When no number of probes pays, the directions go on being learned, without probes. After a while all that was measured is
-    forgotten, and if good coefficients and cheap forward passes would make probes pay, a single one finds out. If it does so in
-    vain, the next while is twice as long.
+    Carried rows cost no evaluation, and remove :math:`\sum_j \rho_j^2 \lambda_j`, with :math:`\rho_j` the correlation of the
+    slopes with the rows of the epoch before. Where rows can be carried they are looked at first, and what they explain tells
+    what a sweep's fresher rows would: see :func:`~lightning_vamo.core.schedules.decision.of_sweeps`.
+
+    When nothing pays, the steps are plain. After a while all that was measured is forgotten, and what would pay if rows were
+    good is tried again. If it is tried in vain, the next while is twice as long.
 
     It needs ``alpha="adaptive"``.
 
     Args:
-        maximum: The largest number of probes, at least 1. As many directions are learned, whether or not they are probed.
-        retry_after: Snapshots without probes after which what was measured is forgotten, at least 1.
+        maximum: The largest number of directions, at least 1. As many are learned, whether or not they are probed.
+        retry_after: Snapshots with nothing after which what was measured is forgotten, at least 1.
+        cost: Whether work is counted in ``"evaluations"`` of the model, of which a sweep's forward pass is a third of a step,
+            or in ``"seconds"``, as a clock measures them. By default in seconds where the clock is steady, unless torch is set
+            to use deterministic algorithms; else in evaluations.
 
     Raises:
         InvalidArgumentError: If an argument is not allowed.
 
     Attributes:
-        chosen: The number that was chosen last; None before the first choice.
+        chosen: The number of directions that was chosen last; None before the first choice.
+        kind: What was chosen last.
+        wait: Snapshots from a failure to the next try.
 
     Example:
         >>> schedule = EfficientProbes(maximum=4)
@@ -76,14 +79,18 @@ class EfficientProbes(ProbeSchedule):
         0
     """
 
-    def __init__(self, maximum: int, retry_after: int = 5) -> None:
+    def __init__(self, maximum: int = 16, retry_after: int = 5, cost: Cost | None = None) -> None:
         self.maximum = check_probes("maximum", maximum, 1)
         self.retry_after = check_probes("retry_after", retry_after, 1)
+        if cost not in (None, "evaluations", "seconds"):
+            raise InvalidArgumentError(f'`cost` must be "evaluations", "seconds" or None, got {cost!r}.')
+        self.cost = cost
         self.chosen: int | None = None
+        self.kind: Kind = "nothing"
+        self.wait = retry_after
         self._forward: float | None = None
         self._factors: Tensor | None = None
         self._idle = 0
-        self._wait = retry_after
         self._retrying = False
 
     def probes_at(self, epoch: int) -> int:
@@ -102,63 +109,124 @@ class EfficientProbes(ProbeSchedule):
         if forward is not None:
             self._forward = forward if self._forward is None else (self._forward + forward) / 2
 
-    def decide(self, shares: Tensor | None, difference: Difference = "forward", sweeps: float = 1.0) -> Decision:
-        r"""Choose the number of probes for the snapshot to come.
+    def rests(self) -> bool:
+        """Whether the pause after a failure goes on, for which a call counts as one of its snapshots."""
+        rests = self.chosen is not None and self._idle < self.wait
+        self._idle += rests
+        return rests
+
+    def decide(
+        self,
+        shares: Tensor | None,
+        difference: Difference = "forward",
+        sweeps: float | None = 1.0,
+        carriable: Carriable | None = None,
+        forward: float | None = None,
+    ) -> Decision:
+        r"""Choose for the steps to come.
 
         Args:
             shares: :math:`\sum_{i \le j} \lambda_i`, the share of the noise's variance in the first :math:`j` directions, shape
                 ``(maximum,)``; None while it is not known.
             difference: ``"forward"`` or ``"central"``.
-            sweeps: Sweeps per epoch, on average.
+            sweeps: How often a batch is probed per epoch, on average; None if there is to be no probing.
+            carriable: What is known of carried rows; None if no rows can be carried.
+            forward: Work of a sweep's forward pass, relative to a training step; by default what was observed.
 
         Returns:
             The choice.
         """
+        again = self._idle >= self.wait
         if shares is None:
-            self.chosen = 0
-            return Decision(0, 0.0, 1.0, False, "probes=0: the gradient noise is not known yet")
-        again = self._idle >= self._wait
+            decision = Decision(0, 0.0, 1.0, False, "probes=0: the gradient noise is not known yet")
+            if carriable is not None:
+                self._count(decision, tried=again)
+            self.chosen, self.kind = 0, "nothing"
+            return decision
         if again:
             self._factors = self._forward = None
-        removed = self._expected(shares.double())
-        unmeasured = _HOPED_FORWARD if again else _ASSUMED_FORWARD
-        forward = unmeasured if self._forward is None else self._forward
-        values = efficiency(removed, forward, difference, sweeps)
-        best, before = int(values.argmax()), min(self.chosen or 0, self.maximum)
-        if float(values[best]) < _BETTER * float(values[before]) and (before == 0 or float(values[before]) > 1):
-            best = before
-        if again:
+        own = torch.diff(shares.double(), prepend=shares.new_zeros(1, dtype=torch.float64))
+        unmeasured = _HOPED_FORWARD if again else ASSUMED_FORWARD
+        if forward is None:
+            forward = unmeasured if self._forward is None else self._forward
+        explained = None if carriable is None else carriable.explained
+        swept = sweeps is not None and (carriable is None or explained is not None)
+        removed = self._expected(own, explained) if swept else torch.zeros_like(own)
+        values = efficiency(removed, forward, difference, sweeps or 0.0)
+        carried, worth = 0.0, -1.0
+        if carriable is not None:
+            carried = _carried(own, explained)
+            worth = float(batch_factor(torch.tensor(carried))) / (carriable.work * _KEPT)
+        best = self._best(values, worth)
+        if again and carriable is None:
             best = min(best, 1)
-        afresh = best > 0 and self._factors is None and self._idle > 0
-        self._count(best, afresh)
-        work = work_factor(self.maximum, forward, difference, sweeps)
-        return _decision(best, int(values[1:].argmax()) + 1, removed, work, afresh)
+        decision = self._decision(best, own, removed, values, carriable, carried, forward, difference, sweeps)
+        self._count(decision, tried=again and carriable is not None)
+        return decision
 
-    def _expected(self, shares: Tensor) -> Tensor:
-        factors = torch.ones_like(shares)
+    def _best(self, values: Tensor, worth: float) -> int:
+        """The number of probes to choose, from the efficiency of each; -1 for carried rows, of the given efficiency."""
+        best = int(values.argmax())
+        best = -1 if worth > float(values[best]) else best
+        before = min(self.chosen or 0, len(values) - 1) if self.kind in ("nothing", "sweep") else -1
+        if before < 0 and worth < 0:
+            before = 0
+        then, now = (worth if one < 0 else float(values[one]) for one in (before, best))
+        return before if now < _BETTER * then and (before == 0 or then > 1) else best
+
+    def _expected(self, own: Tensor, explained: Tensor | None) -> Tensor:
+        """Shares that a sweep along the first ``1..q`` directions is expected to remove."""
+        squares = torch.ones_like(own) if explained is None else of_sweeps(_padded(explained, len(own)))
         if self._factors is not None:
-            measured = self._factors[: len(shares)]
-            factors[:] = measured.mean()
-            factors[: len(measured)] = measured
-        own = torch.diff(shares, prepend=shares.new_zeros(1))
-        return (factors.square() * own).cumsum(0).clamp(max=_MOST)
+            squares = _padded(self._factors, len(own)).square()
+        return (squares * own).cumsum(0).clamp(max=_MOST)
 
-    def _count(self, probes: int, afresh: bool) -> None:
-        """Count the snapshots without probes, and set the wait until the next attempt."""
-        if self._retrying:
-            self._wait = self.retry_after if probes else 2 * self._wait
-        self._retrying = afresh
-        self._idle = 0 if probes else self._idle + 1
-        self.chosen = probes
+    def _decision(
+        self,
+        best: int,
+        own: Tensor,
+        removed: Tensor,
+        values: Tensor,
+        carriable: Carriable | None,
+        carried: float,
+        forward: float,
+        difference: Difference,
+        sweeps: float | None,
+    ) -> Decision:
+        if best < 0 and carriable is not None:
+            known = carriable.explained is not None
+            afresh = not known and self._idle > 0
+            return carry_decision(len(own), carried, carriable.work, afresh=afresh, measured=known)
+        if best == 0 and carriable is not None:
+            known = carriable.explained is not None
+            return no_carry_decision(carried, carriable.work, measured=known, before=self.kind)
+        work = work_factor(len(own), forward, difference, sweeps or 0.0)
+        afresh = best > 0 and self._factors is None and self._idle > 0
+        return sweep_decision(best, int(values[1:].argmax()) + 1, removed, work, afresh=afresh)
+
+    def _count(self, decision: Decision, *, tried: bool) -> None:
+        """Count the snapshots with nothing, and set the wait until the next try.
+
+        Args:
+            decision: What has been chosen.
+            tried: Whether there was a look at carried rows, after a pause.
+        """
+        retried = self._retrying or (tried and not decision.probes)
+        if retried:
+            self.wait = self.retry_after if decision.probes else 2 * self.wait
+        self._retrying = decision.afresh
+        self._idle = 0 if decision.probes else 1 if tried else self._idle + 1
+        self.chosen, self.kind = decision.probes, decision.kind
 
     def state_dict(self) -> dict[str, Any]:
         """All that was measured and chosen, as plain types and tensors."""
         return {
             "chosen": self.chosen,
+            "kind": self.kind,
             "forward": self._forward,
             "factors": self._factors,
             "idle": self._idle,
-            "wait": self._wait,
+            "wait": self.wait,
             "retrying": self._retrying,
         }
 
@@ -170,17 +238,18 @@ class EfficientProbes(ProbeSchedule):
         """
         chosen = state["chosen"]
         self.chosen = None if chosen is None else min(chosen, self.maximum)
+        self.kind = state["kind"]
         self._forward, self._factors = state["forward"], state["factors"]
-        self._idle, self._wait, self._retrying = state["idle"], state["wait"], state["retrying"]
+        self._idle, self.wait, self._retrying = state["idle"], state["wait"], state["retrying"]
 
 
-def _decision(probes: int, best: int, removed: Tensor, work: Tensor, afresh: bool) -> Decision:
-    """Explain the choice; if no number pays, say why the best number above 0 does not."""
-    looked = probes or best
-    share, times = float(removed[looked - 1]), float(work[looked])
-    larger = float(batch_factor(removed[looked - 1]))
-    expected = f"expected to remove {100 * share:.2g} % of the gradient noise, as a {larger:.2f} times larger batch would, for"
-    expected += f" {times:.2f} times the work"
-    if probes:
-        return Decision(probes, share, times, afresh, f"probes={probes}: {expected}")
-    return Decision(0, 0.0, 1.0, afresh, f"probes=0: the best number, {best}, is {expected}")
+def _padded(measured: Tensor, count: int) -> Tensor:
+    """Figures of ``count`` directions; those that were not measured are taken to be the mean of the others."""
+    known = measured.double()[:count]
+    return torch.cat((known, measured.double().mean().expand(count - len(known))))
+
+
+def _carried(own: Tensor, explained: Tensor | None) -> float:
+    """The share of the noise that carried rows remove; if they are perfect, where that is not known."""
+    shares = own if explained is None else _padded(explained, len(own)) * own
+    return float(shares.sum().clamp(0, _MOST))

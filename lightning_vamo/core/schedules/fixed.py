@@ -3,6 +3,7 @@
 import math
 
 from lightning_vamo.core.schedules.base import ProbeSchedule, check_probes
+from lightning_vamo.core.schedules.efficient import EfficientProbes
 from lightning_vamo.errors import InvalidArgumentError
 
 
@@ -94,14 +95,17 @@ def as_schedule(probes: object) -> ProbeSchedule:
     """Turn what a user may pass for ``probes`` into a schedule.
 
     Args:
-        probes: A number of probes, or a schedule.
+        probes: A number of probes, ``"auto"``, or a schedule.
 
     Returns:
-        The schedule; a number becomes :class:`ConstantProbes`.
+        The schedule; a number becomes :class:`ConstantProbes`, and ``"auto"`` becomes
+        :class:`~lightning_vamo.core.schedules.EfficientProbes`.
 
     Raises:
         InvalidArgumentError: If it is neither.
     """
     if isinstance(probes, ProbeSchedule) and not isinstance(probes, type):
         return probes
+    if isinstance(probes, str) and probes == "auto":
+        return EfficientProbes()
     return ConstantProbes(check_probes("probes", probes, 0))

@@ -129,7 +129,7 @@ class Resumption:
 
     def _take_up_learning(self, trainer: Trainer, run: Run, state: RankState) -> None:
         settings, learning, saved = run.method.settings, run.learning, state.learning
-        learning.learned_at, learning.mu = saved["learned_at"], saved["mu"]
+        learning.learned_at, learning.turn_at, learning.mu = (saved[name] for name in ("learned_at", "turn_at", "mu"))
         learning.changing_data = saved["changing_data"]
         control = run.method.control
         learning.coefficient = control.coefficient_again(settings, saved["coefficient"], state.snapshot)

@@ -39,14 +39,20 @@ def manual(module: LightningModule, is_manual: bool = True) -> Iterator[None]:
 
 @contextmanager
 def manual_steps(
-    trainer: Trainer, callback: Callback, module: LightningModule, started: Callable[[Any], AbstractContextManager[None]]
+    trainer: Trainer,
+    callback: Callback,
+    module: LightningModule,
+    started: Callable[[Any], AbstractContextManager[None]],
+    wanted: Callable[[], bool],
+    plain: Callable[[Any], None],
 ) -> Iterator[None]:
-    """Run each training step in Lightning's manual-optimization loop, and everything else as under automatic optimization.
+    """Run training steps in Lightning's manual-optimization loop, and everything else as under automatic optimization.
 
     Lightning ties gradient clipping, accumulation, scheduler stepping, logging and checkpoint timing to the flag
     ``automatic_optimization``, refusing or dropping them where it is False. So the flag is False only while the manual loop
     runs: the automatic loop's ``run``, which has no public hook, is replaced on the instance and hands over. ``started`` gets
-    the batch: all hooks of its start have run by then. A tuner that trains within the training takes the callbacks away for
+    the batch: all hooks of its start have run by then. Steps that are not ``wanted`` are automatic ones, and ``plain`` gets
+    their outputs. A tuner that trains within the training takes the callbacks away for
     that time; its steps are then automatic ones.
     """
     epoch_loop = trainer.fit_loop.epoch_loop
@@ -57,6 +63,10 @@ def manual_steps(
     def run(optimizer: Optimizer, batch_idx: int, kwargs: Any) -> Any:
         if callback not in trainer.callbacks:  # type: ignore[attr-defined]
             return automatic(optimizer, batch_idx, kwargs)
+        if not wanted():
+            outputs = automatic(optimizer, batch_idx, kwargs)
+            plain(outputs)
+            return outputs
         accumulating = accumulates(trainer)
         with started(next(iter(kwargs.values()))), manual(module):
             outputs = manual_loop.run(kwargs)

@@ -40,9 +40,11 @@ class Auto(Control):
 
     def take(self, here: Here, before: Snapshot | None) -> Snapshot | None:
         """See :meth:`Control.take`."""
-        replays = has_plan(here.trainer) and not here.learning.changing_data
-        control: Control = Replay() if replays else Recompute()
-        return control.take(here, before)
+        return self.option(here).take(here, before)
+
+    def option(self, here: Here) -> Replay | Recompute:
+        """What fits the data."""
+        return Replay() if has_plan(here.trainer) and not here.learning.changing_data else Recompute()
 
     def restore(self, here: Here, state: dict[str, Any], plan: Plan | None) -> Snapshot:
         """See :meth:`Control.restore`."""

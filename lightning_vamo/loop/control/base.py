@@ -16,8 +16,8 @@ from lightning_vamo.core.control.mixing import coefficient_of
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.probes.along import Along
+from lightning_vamo.loop.control.choice import Choice
 from lightning_vamo.loop.control.learning import Learning
-from lightning_vamo.loop.control.probe_count import ProbeChoice
 from lightning_vamo.loop.control.settings import ProbeSettings
 from lightning_vamo.loop.ledger.advice import Advice
 from lightning_vamo.loop.ledger.seeds import Seeds
@@ -40,7 +40,7 @@ class Here:
         oracle: Evaluates the module's loss.
         settings: How to probe; None for methods that do not.
         learning: What learns from the gradients of training.
-        choice: What chooses the number of probes by measurement; None if the number is fixed beforehand.
+        choice: Chooses by measurement; None if the number of probes is fixed beforehand.
         seeds: The seeds of the run.
         totals: The counts of the run.
         advice: The warnings of the run.
@@ -54,7 +54,7 @@ class Here:
     oracle: Oracle
     settings: ProbeSettings
     learning: Learning
-    choice: ProbeChoice | None
+    choice: Choice | None
     seeds: Seeds
     totals: Totals
     advice: Advice
@@ -231,6 +231,10 @@ class Control(ABC):
     @abstractmethod
     def ends(self, epoch: int) -> bool:
         """Whether the snapshot is dropped at the end of an epoch."""
+
+    def keeps(self, snapshot: Snapshot, epoch: int) -> bool:
+        """Whether a snapshot lasts beyond the end of an epoch."""
+        return not self.ends(epoch)
 
     @abstractmethod
     def replaces(self, epoch: int) -> bool:

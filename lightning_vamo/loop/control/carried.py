@@ -123,7 +123,7 @@ class Carry(ProbedControl):
         sweeps = self.sweep_every_n_epochs is not None and not isinstance(before, Carried)
         batches = functools.cache(lambda: plan_of(here.trainer))
         last = before if isinstance(before, Carried) else None
-        drawn = draw(here, batches, lambda: self.sweeps(1.0), keep=None if last is None else last.drawn)
+        drawn = draw(here, batches, keep=None if last is None else last.drawn)
         if drawn is None:
             return None
         return _swept(here, drawn, batches()) if sweeps else _turned(here, drawn, last)
@@ -160,7 +160,7 @@ def _turned(here: Here, drawn: Drawn, before: Carried | None) -> Carried:
         before = None
     if before is not None and before.directions is not drawn.directions and not here.settings.directions.learns:
         before = None  # random directions hold next to nothing of rows along others
-    plan = plan_of(here.trainer) if before is None or before.plan is None else before.plan
+    plan = (here.plan or plan_of(here.trainer)) if before is None or before.plan is None else before.plan
     if before is None:
         count, group = drawn.directions.count, here.trainer.accumulate_grad_batches
         table = CarriedRows(_weights(here.trainer, plan), count, drawn.beta, group, bounds=_bounds(here))

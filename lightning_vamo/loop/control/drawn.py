@@ -13,6 +13,7 @@ from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.control.base import Here
+from lightning_vamo.loop.control.looks import BURST, epochs_left
 from lightning_vamo.loop.control.warmup import warm_up
 from lightning_vamo.loop.ledger.seeds import seeded
 from lightning_vamo.loop.observer import probing
@@ -59,15 +60,12 @@ class Drawn:
         return cls.of(here, directions, state["seed"], state["kept"])
 
 
-def draw(
-    here: Here, batches: Callable[[], Swept | None], sweeps: Callable[[], float], keep: Drawn | None = None
-) -> Drawn | None:
+def draw(here: Here, batches: Callable[[], Swept | None], keep: Drawn | None = None) -> Drawn | None:
     """Choose the directions of a new snapshot.
 
     Args:
         here: Where the run stands.
         batches: Gives the batches to warm up with; None if they cannot be told beforehand.
-        sweeps: Gives how often a batch is probed per epoch, on average.
         keep: Those of the last snapshot, if random directions are to stay what they are.
 
     Returns:
@@ -75,22 +73,20 @@ def draw(
     """
     trainer, settings = here.trainer, here.settings
     here.learning.learned_at = None
-    most = settings.most(trainer.current_epoch)
-    if most == 0:
-        return None
-    compat.drop_gradients(trainer, here.module, trainer.fit_loop.batch_idx)
-    if settings.directions.learns and not _learned(here, batches, most):
-        return None
-    parameters, learner = here.parameters, here.learning.learner
-    seed = here.seeds.of(f"snapshot {here.totals.snapshots}")
-    if learner is not None:
-        learner.directions(most, seeded(seed))
-    count = most if here.choice is None else _chosen(here, sweeps(), parameters)
+    count = settings.most(trainer.current_epoch) if here.choice is None else here.choice.schedule.probes_at(0)
     if count == 0:
         return None
+    compat.drop_gradients(trainer, here.module, trainer.fit_loop.batch_idx)
+    if here.choice is None and settings.directions.learns:  # else the choice has seen to that
+        begin_learning(here, batches, _warmup(here, count))
+        assert here.learning.learner is not None
+        if not here.learning.learner.ready:
+            return None
+    parameters, learner = here.parameters, here.learning.learner
+    seed = here.seeds.of(f"snapshot {here.totals.snapshots}")
     kept = None
     if learner is not None:
-        directions = learner.leading(count)
+        directions = learner.directions(count, seeded(seed)) if here.choice is None else learner.leading(count)
     elif keep is not None and keep.directions.count == count and same_tensors(keep.parameters, parameters):
         # Other random ones would hold next to nothing of the rows, and no more of the noise.
         directions, kept = keep.directions, keep.kept
@@ -101,51 +97,69 @@ def draw(
     return Drawn.of(here, directions, seed, kept)
 
 
-def _chosen(here: Here, sweeps: float, parameters: Sequence[Tensor]) -> int:
-    """The number of probes that measurement has chosen."""
-    assert here.choice is not None
-    here.catch_up()
-    dimension = sum(parameter.numel() for parameter in parameters)
-    learner, difference = here.learning.learner, here.settings.difference
-    decision = here.choice.decide(here.trainer, learner, dimension, difference, sweeps)
-    if decision.afresh:
-        here.learning.coefficient = None
-    return decision.probes
+def begin_learning(here: Here, batches: Callable[[], Swept | None], warmup: int) -> bool:
+    """Begin to learn directions, unless they are being learned; batches without a step may train the learner first.
 
+    Args:
+        here: Where the run stands.
+        batches: See :func:`draw`.
+        warmup: How many of them to learn from.
 
-def _learned(here: Here, batches: Callable[[], Swept | None], probes: int) -> bool:
-    """Whether directions have been learned; before the first snapshot, batches without a step may train the learner."""
-    learning, family, parameters = here.learning, here.settings.directions, here.parameters
+    Returns:
+        Whether the learning has begun: at first, and where other parameters are trained than before.
+    """
+    learning, parameters, most = here.learning, here.parameters, here.settings.most(here.trainer.current_epoch)
     # Other parameters, since some were frozen or thawed, span another space.
-    if learning.learner is None or not same_tensors(parameters, learning.parameters):
-        learning.parameters = parameters
-        learning.learner = family.learner(parameters, probes, seeded(here.seeds.of("learner")))
-        if family.warmup_batches and compat.backward_is_watched(here.trainer):
-            _learn_from_steps(
-                here, probes
-            )  # gradients of a warm-up would bypass the callback that looks at them, or masks them
-        elif family.warmup_batches:
-            _warm_up(here, batches(), learning.learner, probes)
-    return learning.learner.ready
+    if learning.learner is not None and same_tensors(parameters, learning.parameters):
+        return False
+    learning.parameters = parameters
+    learning.learner = here.settings.directions.learner(parameters, most, seeded(here.seeds.of("learner")))
+    if warmup and compat.backward_is_watched(here.trainer):
+        # Gradients of a warm-up would bypass the callback that looks at them, or masks them.
+        _learn_from_steps(here, warmup, most)
+    elif warmup:
+        _warm_up(here, batches(), learning.learner, warmup, most)
+    return True
 
 
-def _warm_up(here: Here, plan: Swept | None, learner: Learner, probes: int) -> None:
-    trainer, family = here.trainer, here.settings.directions
+def turn(here: Here) -> None:
+    """Let the learner turn to the directions that it has learned."""
+    learner, step = here.learning.learner, here.trainer.global_step
+    if learner is not None:
+        here.learning.turn_at = None
+        learner.directions(here.settings.most(here.trainer.current_epoch), seeded(here.seeds.of(f"turn at step {step}")))
+
+
+def _warmup(here: Here, probes: int) -> int:
+    """How many batches to warm up with: of ``"auto"`` none, if the first epoch is long enough, and not the last."""
+    batches = here.settings.directions.warmup_batches
+    if batches != "auto":
+        return batches
+    steps = here.trainer.num_training_batches / here.trainer.accumulate_grad_batches
+    fewest = max(BURST, 2 * (probes + 1))
+    if not has_plan(here.trainer) or steps < fewest or epochs_left(here.trainer) < 1 or here.learning.learner is not None:
+        return BURST
+    here.learning.turn_at = here.trainer.global_step + int(steps) // 2
+    return 0
+
+
+def _warm_up(here: Here, plan: Swept | None, learner: Learner, batches: int, probes: int) -> None:
+    trainer = here.trainer
     if plan is None:  # there are no batches to look at before
-        _learn_from_steps(here, probes)
+        _learn_from_steps(here, batches, probes)
         return
-    turn = functools.partial(learner.directions, probes, seeded(here.seeds.of("second pass of the warm-up")))
+    turned = functools.partial(learner.directions, probes, seeded(here.seeds.of("second pass of the warm-up")))
     # Fewer than one more than the probes cannot tell so many directions apart.
-    count = max(min(family.warmup_batches, plan.length), probes + 1)
+    count = max(min(batches, plan.length), probes + 1)
     start = time.perf_counter()
     with here.watch.looking_away(), probing(trainer, here.module, "warm-up"):
-        seen = warm_up(trainer, here.module, plan, learner, here.learning.parameters, count, turn)
+        seen = warm_up(trainer, here.module, plan, learner, here.learning.parameters, count, turned)
     here.totals.add_warmup(seen, time.perf_counter() - start)
     if not learner.ready:
         here.advice.on_short_warmup(trainer, probes, seen)
 
 
-def _learn_from_steps(here: Here, probes: int) -> None:
+def _learn_from_steps(here: Here, batches: int, probes: int) -> None:
     """Learn from as many plain steps as a warm-up has batches; the sweep of a plan waits for the next epoch."""
     if not has_plan(here.trainer) or here.learning.changing_data:
-        here.learning.learned_at = here.trainer.global_step + max(here.settings.directions.warmup_batches, probes + 1)
+        here.learning.learned_at = here.trainer.global_step + max(batches, probes + 1)

@@ -20,8 +20,9 @@ class Learning:
     Attributes:
         learner: Learns probe directions; None unless the family does.
         parameters: The parameters whose gradients the learner sees: those of the last snapshot.
-        learned_at: The optimizer step at which directions have been learned from enough plain steps, where there was nothing
-            to warm up with; None once that is past.
+        learned_at: The optimizer step before which to ask for a snapshot again, within an epoch: when directions have been
+            learned from enough plain steps, or rows have been judged; None where there is no such step.
+        turn_at: The optimizer step before which the learner turns to what it has learned, for a second pass; None for none.
         mu: The smoothing radius that was measured to be best, for the next snapshot; None before the first one, and where the
             radius is given.
         changing_data: Whether the rows of a sweep could not be used, since the data gives other batches when it is read again.
@@ -31,6 +32,7 @@ class Learning:
     learner: Learner | None = None
     parameters: Sequence[Tensor] = ()
     learned_at: int | None = None
+    turn_at: int | None = None
     mu: float | None = None
     changing_data: bool = False
     coefficient: Coefficient | None = None
@@ -41,6 +43,7 @@ class Learning:
         return {
             "learner": None if self.learner is None else self.learner.state_dict(),
             "learned_at": self.learned_at,
+            "turn_at": self.turn_at,
             "mu": self.mu,
             "changing_data": self.changing_data,
             "coefficient": None if regression is None else regression.state_dict(),

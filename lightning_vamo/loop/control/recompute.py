@@ -85,8 +85,7 @@ class Recompute(ProbedControl):
     def take(self, here: Here, before: Snapshot | None) -> Recomputed | None:
         """See :meth:`Control.take`."""
         batches = functools.cache(lambda: swept_batches(here))
-        steps = here.trainer.num_training_batches / here.trainer.accumulate_grad_batches
-        drawn = draw(here, batches, lambda: self.sweeps(steps, twice=batches() is not None))
+        drawn = draw(here, batches)
         if drawn is None:
             return None
         period, plan, (mu, search) = self._period(here), batches(), radius(here, drawn.directions.dimension)

@@ -122,7 +122,7 @@ class Replay(ProbedControl):
         if here.learning.changing_data:
             return None
         batches = functools.cache(lambda: plan_of(here.trainer))
-        drawn = draw(here, batches, lambda: 1 / self.every_n_epochs)
+        drawn = draw(here, batches)
         if drawn is None:
             return None
         measured = measure(here, drawn, batches())

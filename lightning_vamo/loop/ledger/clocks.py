@@ -1,10 +1,11 @@
 """Clocks: for the time of training steps, and for work that a GPU does asynchronously."""
 
+import statistics
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,46 +19,55 @@ def now(device: torch.device) -> float:
 
 
 @dataclass
-class StepClock:
-    """Adds up the time from a snapshot's first step to its last, without sweeps and validation.
+class StepTimes:
+    """The times of training steps, by what corrected the steps: from the start of a batch to the start of the next batch.
 
-    Loading the batches is part of it, as it is part of a sweep's time.
+    Loading the batches is part of them, as it is part of a sweep's time. Sweeps and validation are not.
 
     Attributes:
-        seconds: What has been added up.
-        batches: How many batches were trained on in it.
+        seconds: The last of them, by a name for what corrected the steps.
     """
 
-    seconds: float = 0.0
-    batches: int = 0
+    seconds: dict[str, list[float]] = field(default_factory=dict)
     _since: float | None = None
+    _name: str = ""
 
-    def batch_starts(self) -> None:
-        """Start the clock unless it runs, and count a batch."""
-        self.batches += 1
-        if self._since is None:
-            self._since = time.perf_counter()
+    def batch_starts(self, name: str) -> None:
+        """Record that a batch starts which is trained on in a way that has the name."""
+        now = time.perf_counter()
+        if self._since is not None and self._name == name:
+            times = self.seconds.setdefault(name, [])
+            times.append(now - self._since)
+            del times[:-_TIMES]
+        self._since, self._name = now, name
 
-    def stop(self, device: torch.device) -> None:
-        """Stop the clock until the next batch.
+    def stop(self) -> None:
+        """Forget the batch that has started last: other work follows than steps."""
+        self._since = None
 
-        Args:
-            device: Where the steps run; what it has been given to do is waited for.
-        """
-        if self._since is not None:
-            self.seconds += now(device) - self._since
-            self._since = None
+    def median(self, name: str) -> float | None:
+        """The median time of steps of a name, in seconds; None if there are too few."""
+        times = self.seconds.get(name, [])
+        return statistics.median(times) if len(times) >= _FEWEST else None
 
-    def per_batch(self) -> float | None:
-        """Seconds per batch, or None without batches; resets the clock."""
-        mean = self.seconds / self.batches if self.batches else None
-        self.seconds, self.batches = 0.0, 0
-        return mean
+    def steady(self, name: str) -> bool:
+        """Whether most times of a name are about the same."""
+        times = self.seconds.get(name, [])
+        if len(times) < _FEWEST:
+            return False
+        low, middle, high = statistics.quantiles(times, n=4)
+        return high - low <= _SPREAD * middle
 
-    def state_dict(self) -> dict[str, Any]:
-        """The sums so far, as plain numbers."""
-        running = 0.0 if self._since is None else time.perf_counter() - self._since
-        return {"seconds": self.seconds + running, "batches": self.batches}
+    def state_dict(self) -> dict[str, list[float]]:
+        """The times so far, as plain numbers."""
+        return {name: list(times) for name, times in self.seconds.items()}
+
+
+# Of each name, how many times are kept, and how few tell something.
+_TIMES, _FEWEST = 64, 8
+
+# By what share of the median the quartiles of a steady clock differ at most.
+_SPREAD = 0.5
 
 
 class Stopwatch:

@@ -47,6 +47,8 @@ class BatchWatch:
 
     def __init__(self) -> None:
         self._looking = True
+        self.looks = True
+        """Whether batches are to be compared at all."""
         self.seen: int | None = None
         """Fingerprint of the last training batch."""
         self.differs = False
@@ -64,7 +66,7 @@ class BatchWatch:
 
         def batch_to_device(batch: Any, *args: Any, **kwargs: Any) -> Any:
             if trainer.training and self._looking:
-                self.seen = fingerprint(batch)
+                self.seen = fingerprint(batch) if self.looks else None
             return transfer(batch, *args, **kwargs)
 
         with replaced(trainer.strategy, "batch_to_device", batch_to_device):

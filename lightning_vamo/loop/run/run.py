@@ -3,14 +3,14 @@
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.control.base import Here, Snapshot
+from lightning_vamo.loop.control.choice import Choice
+from lightning_vamo.loop.control.drawn import turn
 from lightning_vamo.loop.control.learning import Learning
-from lightning_vamo.loop.control.probe_count import ProbeChoice
 from lightning_vamo.loop.gradient.base import Evaluated
 from lightning_vamo.loop.ledger.advice import Advice
 from lightning_vamo.loop.ledger.ledger import Ledger
@@ -19,6 +19,7 @@ from lightning_vamo.loop.observer import observers
 from lightning_vamo.loop.plan.fingerprint import BatchWatch
 from lightning_vamo.loop.plan.plan import Plan, has_plan, plan_of
 from lightning_vamo.loop.run.changing import differs_anywhere, gives_other_batches
+from lightning_vamo.loop.run.figures import mean_factor, removed
 from lightning_vamo.loop.run.method import Method
 from lightning_vamo.loop.run.parts import Cursor, SnapshotClock, Sums
 from lightning_vamo.loop.step.correct import correct, withheld
@@ -42,7 +43,7 @@ class Run:
         sums: What the epoch's steps have added up to.
         clock: When the next snapshot is due.
         learning: What learns from the gradients.
-        choice: What chooses the number of probes by measurement; None if the number is fixed beforehand.
+        choice: Chooses by measurement; None if the number of probes is fixed beforehand.
         seeds: The seeds of the run.
         ledger: What the run costs and what it was worth.
         watch: Tells batches that are other ones than the sweep saw.
@@ -58,7 +59,7 @@ class Run:
         self.sums = Sums()
         self.clock = SnapshotClock()
         self.learning = Learning()
-        self.choice = ProbeChoice.of(method.settings.schedule)
+        self.choice = Choice.of(method.settings.schedule)
         self.seeds = Seeds()
         self.ledger = Ledger()
         self.watch = BatchWatch()
@@ -86,7 +87,7 @@ class Run:
             totals=self.ledger.totals,
             advice=self.advice,
             watch=self.watch,
-            catch_up=lambda: self._tell(trainer),
+            catch_up=self._tell,
             plan=self.plan,
         )
 
@@ -96,6 +97,7 @@ class Run:
         """Decide whether the epoch takes a new snapshot or uses the last snapshot again."""
         self.ledger.begin_epoch()
         self.cursor.begin_epoch()
+        self.watch.looks = True  # at the first batch, before which a sweep may be due
         self.sums.unused = 0
         self.plan = None
         if compat.skips_backward(trainer):
@@ -141,24 +143,47 @@ class Run:
             if self.method.records and has_plan(trainer):
                 self.plan = plan_of(trainer)  # now, whether there is a sweep or not, so that saving a checkpoint draws nothing
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            learned_at = self.learning.learned_at
-            clock.due |= every is not None and trainer.global_step - clock.step >= every
-            clock.due |= learned_at is not None and trainer.global_step >= learned_at
+            learned_at, turn_at, step = self.learning.learned_at, self.learning.turn_at, trainer.global_step
+            clock.due |= every is not None and step - clock.step >= every
+            clock.due |= learned_at is not None and step >= learned_at
+            if turn_at is not None and step >= turn_at:
+                turn(self.here(trainer, module))
         taken = clock.due
         if clock.due:
-            if self.choice is not None:
-                self.choice.clock.stop(trainer.strategy.root_device)
             clock.step = trainer.global_step
             self._take_snapshot(trainer, module)
             clock.due = False
         self._check_batch(trainer, batch_idx)
         if self.choice is not None:
-            self.choice.clock.batch_starts()
+            self.choice.step_starts(trainer.global_step, self.learning.learner)
         return self.snapshot if taken else None
+
+    def drives(self, trainer: Trainer) -> bool:
+        """Whether the coming batch is trained on by a step of the method; if not, by Lightning's own step.
+
+        Args:
+            trainer: The trainer.
+
+        Returns:
+            The same for all batches of an optimizer step.
+        """
+        return self.choice is None or self.choice.sees(trainer.global_step) or bool(observers(trainer))
+
+    def stepped_plainly(self, outputs: Any) -> None:
+        """Count a batch that Lightning's own step has trained on.
+
+        Args:
+            outputs: What the step returned; empty if it had no loss.
+        """
+        self.ledger.totals.forward_evaluations += 1
+        self.ledger.totals.backward_evaluations += bool(outputs)
+        self.ledger.totals.batches += bool(outputs)
 
     def _check_batch(self, trainer: Trainer, batch_idx: int) -> None:
         """Compare the batch with what the sweep saw in its place, and say so if it is another one."""
-        self.watch.check(self._fingerprint(batch_idx))
+        expected = self._fingerprint(batch_idx)
+        self.watch.check(expected)
+        self.watch.looks = expected is not None
         if self.method.leaves_out_together and self.snapshot is not None:
             self.watch.differs = differs_anywhere(trainer, self.watch.differs)
         if self.watch.differs:
@@ -196,9 +221,10 @@ class Run:
         self.ledger.stop()
         totals, snapshot = self.ledger.totals, self.snapshot
         figures: dict[str, float] = {} if snapshot is None else dict(snapshot.logs)
-        figures |= self._mean_factor(trainer)
+        figures |= {} if self.learning.coefficient is None else mean_factor(self.sums)
+        self._tell()
         figures |= {} if self.choice is None else self.choice.figures
-        figures |= self._removed()
+        figures |= removed(self.sums, snapshot, totals)
         if self.method.control.made_of != "gradients":
             figures["probes"] = 0 if snapshot is None else snapshot.count
         figures |= self.method.gradient.end_epoch()
@@ -213,36 +239,15 @@ class Run:
         if self.method.control.watches and gives_other_batches(trainer, snapshot, self.sums.unused):
             self.learning.changing_data = True
             self.method.control.warn_of_changing_data(self.advice)
-        if self.method.control.ends(trainer.current_epoch):
+        if snapshot is None or not self.method.control.keeps(snapshot, trainer.current_epoch):
             self.snapshot = None
         return figures
 
-    def _mean_factor(self, trainer: Trainer) -> dict[str, float]:
-        """The mean effective coefficient of the epoch's steps, if it changes from step to step."""
-        steps, factors = self.sums.steps, self.sums.factors
+    def _tell(self) -> None:
+        """Report the steps since the last report to the choice, and begin the sums of their factors anew."""
         if self.choice is not None:
-            self._tell(trainer)
+            self.choice.used(self.sums.factors, self.sums.steps, *self.ledger.tell_rows())
         self.sums.forget_factors()
-        if not steps or self.learning.coefficient is None:
-            return {}
-        return {"alpha": float(torch.as_tensor(factors).mean()) / steps}
-
-    def _removed(self) -> dict[str, float]:
-        """The share of the gradient's second moment that the epoch's corrections removed."""
-        moments, self.sums.moments = self.sums.moments, None
-        if moments is None:
-            return {}
-        if self.snapshot is not None:
-            moments = self.snapshot.total(moments)
-        before, removed = moments.tolist()
-        self.ledger.totals.add_moments(before, removed)
-        return {"variance_removed": removed / before if before else 0.0}
-
-    def _tell(self, trainer: Trainer) -> None:
-        """Report the steps since the last report to the choice of the number of probes."""
-        if self.choice is not None:
-            self.choice.used(trainer, self.sums.factors, self.sums.steps, *self.ledger.tell_rows())
-            self.sums.forget_factors()
 
     # ---- steps
 
@@ -275,7 +280,7 @@ class Run:
         snapshot, learner = self.snapshot, self.learning.learner
         if first:
             self.cursor.rows = []
-        if last and learner is not None:
+        if last and learner is not None and (self.choice is None or self.choice.sees(trainer.global_step)):
             learner.observe(gradients_of(trainer, self.learning.parameters))
         left_out, row = self.watch.differs and (trainer.world_size == 1 or self.method.leaves_out_together), None
         if snapshot is not None and not evaluated.skipped and not left_out:

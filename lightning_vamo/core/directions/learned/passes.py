@@ -84,6 +84,10 @@ class PowerIteration(Learner, Generic[Basis]):
         self._moments += stacked(slopes, slopes * slopes, change * change / 2)
         return change
 
+    def interrupt(self) -> None:
+        """See :meth:`Learner.interrupt`."""
+        self._follows = zeros(device=self._device) > 0
+
     @torch.no_grad()
     def directions(self, count: int, generator: torch.Generator) -> ProbeDirections:
         """See :meth:`Learner.directions`; a pass with fewer differences of gradients than directions goes on."""

@@ -1,6 +1,7 @@
 """Directions learned from the gradients that training computes anyway."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ class GradientSubspaceDirections(Directions):
             the epoch has batches, and at least ``q + 1``, without which nothing can be learned. On the MNIST
             perceptron, with ``q = 8``, ``rank=1`` and one pass, 64 give directions that hold 0.31 of the noise, 128 such that
             hold 0.33, and 32 such that hold 0.27. 0: the first epoch trains plainly, and its steps are learned from.
+            ``"auto"``: 0 if the first epoch has 64 steps or more and is not the last one, and else 64. Where it is measured
+            whether anything pays, ``"auto"`` makes no extra pass in any case.
         oversampling: How many more directions to follow than are probed, as far as there are dimensions. The leading ones are
             then found in fewer passes; a step learns from that many more inner products.
 
@@ -58,11 +61,11 @@ class GradientSubspaceDirections(Directions):
 
     learns = True
 
-    def __init__(self, rank: int | None = 1, warmup_batches: int = 64, oversampling: int = 0) -> None:
+    def __init__(self, rank: int | None = 1, warmup_batches: int | Literal["auto"] = "auto", oversampling: int = 0) -> None:
         if rank is not None and rank < 1:
             raise InvalidArgumentError(f"`rank` must be None or at least 1, got {rank}.")
-        if warmup_batches < 0:
-            raise InvalidArgumentError(f"`warmup_batches` must be at least 0, got {warmup_batches}.")
+        if warmup_batches != "auto" and (isinstance(warmup_batches, (bool, str)) or warmup_batches < 0):
+            raise InvalidArgumentError(f'`warmup_batches` must be "auto" or at least 0, got {warmup_batches!r}.')
         if oversampling < 0:
             raise InvalidArgumentError(f"`oversampling` must be at least 0, got {oversampling}.")
         self.rank = rank

@@ -1,0 +1,138 @@
+"""A choice among nothing, carried rows and a sweep, with its reason in words."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.efficiency import batch_factor
+
+Kind = Literal["nothing", "look", "carry", "sweep"]
+"""What corrects the steps to come: nothing; nothing yet, as a look learns or fills a table; carried rows; or a sweep's rows."""
+
+NUMBERS: dict[Kind, int] = {"nothing": 0, "look": 1, "carry": 2, "sweep": 3}
+"""The numbers that stand for the kinds in logs."""
+
+
+@dataclass(frozen=True)
+class Carriable:
+    r"""What is known of carried rows, where the data allow them.
+
+    Attributes:
+        explained: The share of each direction's noise that the rows explain, shape ``(q,)``; None while no epoch has measured
+            the shares.
+        work: Work of a step with carried rows, relative to a plain step: 1 by evaluations.
+    """
+
+    explained: Tensor | None = None
+    work: float = 1.0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A choice, and its reason.
+
+    Attributes:
+        probes: ``q``, the number of directions that are probed, or along which rows are carried; 0 for nothing.
+        removed: Share of the noise's variance that they are expected to remove.
+        work: The work of training with them, relative to training without.
+        afresh: Whether something is tried again, and what was measured earlier is forgotten.
+        reason: The same in words.
+        kind: What is chosen. ``"look"``: rows are to be carried, and the first epoch fills their table.
+    """
+
+    probes: int
+    removed: float
+    work: float
+    afresh: bool
+    reason: str
+    kind: Kind = "nothing"
+
+
+def sweep_decision(probes: int, best: int, removed: Tensor, work: Tensor, *, afresh: bool) -> Decision:
+    """Choose a sweep, or say why no number of probes pays.
+
+    Args:
+        probes: The number chosen.
+        best: The best number above 0.
+        removed: Shares that ``1..q`` probes are expected to remove, shape ``(q,)``.
+        work: Their work, with that of no probe before it, shape ``(q + 1,)``.
+        afresh: See :class:`Decision`.
+
+    Returns:
+        The decision.
+    """
+    looked = probes or best
+    share, times = float(removed[looked - 1]), float(work[looked])
+    larger = float(batch_factor(removed[looked - 1]))
+    expected = f"expected to remove {100 * share:.2g} % of the gradient noise, as a {larger:.2f} times larger batch would, for"
+    expected += f" {times:.2f} times the work"
+    if probes:
+        return Decision(probes, share, times, afresh, f"probes={probes}: {expected}", "sweep")
+    return Decision(0, 0.0, 1.0, afresh, f"probes=0: the best number, {best}, is {expected}")
+
+
+def carry_decision(count: int, removed: float, work: float, *, afresh: bool, measured: bool) -> Decision:
+    """Choose carried rows.
+
+    Args:
+        count: ``q``, the number of directions.
+        removed: Share of the noise that the rows remove, or would remove if they were perfect.
+        work: See :class:`Carriable`.
+        afresh: See :class:`Decision`.
+        measured: Whether the share is that of rows; else a table is filled first.
+
+    Returns:
+        The decision.
+    """
+    what = f"carried rows along {_directions(count)}"
+    share = f"{100 * removed:.0f} % of the gradient noise"
+    if measured:
+        return Decision(count, removed, work, afresh, f"{what} remove {share} at no extra evaluation", "carry")
+    return Decision(count, removed, work, afresh, f"{what} may remove up to {share}: an epoch fills their table", "look")
+
+
+def no_carry_decision(removed: float, work: float, *, measured: bool, before: Kind) -> Decision:
+    """Choose nothing, since carried rows do not pay.
+
+    Args:
+        removed: Share of the noise that the rows remove, or would remove if they were perfect.
+        work: See :class:`Carriable`.
+        measured: Whether the share is that of rows.
+        before: What was chosen before.
+
+    Returns:
+        The decision.
+    """
+    price = "" if work < 1.005 else f" for {work:.2f} times the time of a step"
+    share = f"{100 * removed:.2g} % of the gradient noise"
+    if not measured:
+        reason = f"carried rows could remove {share} at most{price}"
+    elif removed < 0.005:
+        reason = "nothing is removed any more" if before in ("carry", "sweep") else "carried rows remove nothing"
+    else:
+        reason = f"carried rows remove no more than {share}{price}"
+    return Decision(0, 0.0, 1.0, False, reason)
+
+
+def _directions(count: int) -> str:
+    return "1 direction" if count == 1 else f"{count} directions"
+
+
+def of_sweeps(explained: Tensor) -> Tensor:
+    r"""The share of each direction's noise that a sweep's rows would explain, from what rows of the epoch before explain.
+
+    If what rows explain falls exponentially with their age, from 1 to :math:`\rho^2` within an epoch, then rows whose ages go
+    from 0 to an epoch explain on average
+
+    .. math:: \int_0^1 \rho^{2a}\, da = \frac{1 - \rho^2}{-\ln \rho^2}
+
+    Args:
+        explained: :math:`\rho^2`, shape ``(q,)``, from 0 to 1.
+
+    Returns:
+        The averages, of the same shape.
+    """
+    share = explained.double().clamp(1e-6, 1 - 1e-6)
+    return (1 - share) / -torch.log(share)

@@ -1,0 +1,241 @@
+"""The choice made by measurement: its stage, the times and shares that it goes by, and what it has chosen so far."""
+
+import copy
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.core.probes.difference import Difference
+from lightning_vamo.core.schedules import NUMBERS, Carriable, Decision, EfficientProbes, ProbeSchedule
+from lightning_vamo.core.schedules.efficient import ASSUMED_FORWARD
+from lightning_vamo.loop.ledger.clocks import StepTimes
+from lightning_vamo.report import Decided
+
+Stage = Literal["rest", "look", "fill", "judge", "carry", "sweep"]
+"""Where the choice stands: the steps are plain; some of them are learned from; an epoch fills a table of carried rows; the
+first steps with these rows are judged; rows are carried; or a sweep's rows are used."""
+
+
+@dataclass
+class Look:
+    """A burst of consecutive plain steps that directions are learned from.
+
+    Attributes:
+        since: The optimizer step that it begins with.
+        until: The step before which it is over.
+        begun: Whether it has begun.
+    """
+
+    since: int
+    until: int
+    begun: bool = False
+
+
+class Choice:
+    """Measures what pays, and lets the schedule choose.
+
+    Args:
+        schedule: Chooses, as a copy, which takes what is measured in one fit: the next one begins anew.
+
+    Attributes:
+        schedule: As described.
+        stage: What the steps are used for.
+        look: The burst that is learned from, while ``stage`` is ``"look"``.
+        judged_at: The optimizer step at which rows are judged, while ``stage`` is ``"judge"``.
+        explained: What carried rows explained when they were judged last; see
+            :class:`~lightning_vamo.core.schedules.Carriable`.
+        times: Times the training steps.
+        figures: What the last choice expects, to log.
+        decisions: All changes so far.
+    """
+
+    def __init__(self, schedule: EfficientProbes) -> None:
+        self.schedule = copy.copy(schedule)
+        self.stage: Stage = "rest"
+        self.look: Look | None = None
+        self.judged_at = 0
+        self.explained: Tensor | None = None
+        self.times = StepTimes()
+        self.figures: dict[str, float] = {}
+        self.decisions: list[Decided] = []
+        self._evaluation: float | None = None
+        self._rows = 0.0
+        self._factors: Tensor | None = None
+        self._steps = 0
+
+    @classmethod
+    def of(cls, schedule: ProbeSchedule) -> "Choice | None":
+        """The choice of a schedule; None if the schedule does not measure."""
+        return cls(schedule) if isinstance(schedule, EfficientProbes) else None
+
+    # ---- steps
+
+    def sees(self, step: int) -> bool:
+        """Whether the gradient of an optimizer step is learned from or corrected; else the step is plain Lightning's.
+
+        Args:
+            step: The trainer's ``global_step`` before the step.
+
+        Returns:
+            Whether it is.
+        """
+        if self.stage == "look":
+            assert self.look is not None
+            return self.look.since <= step < self.look.until
+        return self.stage != "rest"
+
+    def step_starts(self, step: int, learner: Learner | None) -> None:
+        """Time a step, and let the learner know where a burst begins.
+
+        Args:
+            step: The trainer's ``global_step`` before the step.
+            learner: The learner.
+        """
+        sees, look = self.sees(step), self.look
+        self.times.batch_starts("plain" if not sees else self.stage if self.stage in ("look", "sweep") else "carry")
+        if self.stage == "look" and look is not None and sees and learner is not None and not look.begun:
+            look.begun = True
+            learner.interrupt()
+
+    def swept(self, seconds: float) -> None:
+        """Record how long an evaluation of a sweep took, in seconds."""
+        self._evaluation = seconds
+
+    def used(self, factors: Tensor | float, steps: int, rows: float = 0.0, evaluations: int = 0) -> None:
+        """Record an epoch, or a part of an epoch.
+
+        Args:
+            factors: Sum over the corrected steps of the factors of their rows, shape ``(q,)``.
+            steps: How many there were.
+            rows: Seconds within the steps that their rows took, where they are recomputed.
+            evaluations: Forward passes that those took.
+        """
+        self.times.stop()
+        if evaluations and steps:
+            self._evaluation, self._rows = self._evaluation or rows / evaluations, rows / steps
+        if isinstance(factors, Tensor) and self.stage == "sweep":
+            so_far = 0.0 if self._factors is None else self._factors
+            self._factors = so_far + factors.to("cpu", torch.float64)
+            self._steps += steps
+
+    # ---- choosing
+
+    def decide(
+        self,
+        trainer: Trainer,
+        shares: Tensor | None,
+        difference: Difference,
+        sweeps: float | None,
+        carriable: bool,
+        explained: Tensor | None = None,
+    ) -> Decision:
+        """Choose for the steps to come; all ranks choose alike, as they have the same gradients and rows and use one clock.
+
+        Args:
+            trainer: The trainer.
+            shares: See :meth:`EfficientProbes.decide`.
+            difference: ``"forward"`` or ``"central"``.
+            sweeps: See :meth:`EfficientProbes.decide`.
+            carriable: Whether rows can be carried.
+            explained: The shares that carried rows explain; None if that is not known.
+
+        Returns:
+            The choice.
+        """
+        factors = self._factors / self._steps if self._factors is not None else None
+        in_seconds, forward, work = trainer.strategy.broadcast(self._costs(explained is not None))
+        self.schedule.observe(factors, forward if in_seconds else None)
+        self._evaluation, self._factors, self._steps = None, None, 0
+        self.explained = explained
+        before = self.schedule.chosen, self.schedule.kind
+        decision = self.schedule.decide(
+            shares,
+            difference,
+            sweeps,
+            Carriable(explained, work) if carriable else None,
+            None if in_seconds else ASSUMED_FORWARD,
+        )
+        if (decision.probes, decision.kind) != before:
+            self._announce(trainer, decision, pauses=carriable)
+        self.figures = {
+            "expected_removed": decision.removed,
+            "expected_work": decision.work,
+            "decision": float(NUMBERS[decision.kind]),
+        }
+        return decision
+
+    def lose(self, trainer: Trainer, why: str) -> None:
+        """Give up rows that are lost, and wait for the next look.
+
+        Args:
+            trainer: The trainer.
+            why: How they were lost.
+        """
+        decision = replace(self.schedule.decide(None, carriable=Carriable()), reason=why)
+        self._announce(trainer, decision, pauses=True)
+        self.figures = {"expected_removed": 0.0, "expected_work": 1.0, "decision": 0.0}
+        self.stage = "rest"
+
+    def _costs(self, judged: bool) -> tuple[bool, float | None, float]:
+        """Whether work is counted in seconds, and then the time of a sweep's forward pass and of a step with carried rows."""
+        times, cost = self.times, self.schedule.cost
+        # Where all steps had a sweep's rows, these steps tell whether the clock is steady.
+        steady = times.steady("plain" if times.median("plain") is not None else "sweep")
+        if cost is None and (torch.are_deterministic_algorithms_enabled() or not steady):
+            cost = "evaluations"
+        plain, corrected = times.median("plain"), times.median("carry" if judged else "look")
+        swept = times.median("sweep")
+        step = plain or (None if swept is None else max(swept - self._rows, 0.0))
+        forward = self._evaluation / step if self._evaluation is not None and step else None
+        work = max(1.0, corrected / plain) if corrected and plain else 1.0
+        return (False, None, 1.0) if cost == "evaluations" else (True, forward, work)
+
+    def _announce(self, trainer: Trainer, decision: Decision, *, pauses: bool) -> None:
+        """Say what is chosen, and keep it for the report."""
+        epoch, more = trainer.current_epoch, ""
+        if not decision.probes and pauses:
+            more = f"; training plainly, next look at epoch {epoch + self.schedule.wait}"
+        rank_zero_info(f"VAMO, epoch {epoch}: {decision.reason}{more}.")
+        self.decisions.append(
+            Decided(
+                epoch, trainer.global_step, decision.kind, decision.probes, decision.removed, decision.work, decision.reason
+            )
+        )
+
+    # ---- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """The measurements and the choice, as plain types and tensors."""
+        return {
+            "schedule": self.schedule.state_dict(),
+            "stage": self.stage,
+            "look": None if self.look is None else asdict(self.look),
+            "judged_at": self.judged_at,
+            "explained": self.explained,
+            "times": self.times.state_dict(),
+            "figures": self.figures,
+            "decisions": [asdict(decided) for decided in self.decisions],
+            "evaluation": self._evaluation,
+            "rows": self._rows,
+            "factors": self._factors,
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`.
+
+        Args:
+            state: What it returned.
+        """
+        self.schedule.load_state_dict(state["schedule"])
+        self.stage, self.judged_at, self.explained = state["stage"], state["judged_at"], state["explained"]
+        self.look = None if state["look"] is None else Look(**state["look"])
+        self.times = StepTimes({name: list(times) for name, times in state["times"].items()})
+        self.figures, self.decisions = state["figures"], [Decided(**decided) for decided in state["decisions"]]
+        self._evaluation, self._rows = state["evaluation"], state["rows"]
+        self._factors, self._steps = state["factors"], state["steps"]

@@ -1,0 +1,227 @@
+"""The control variate that measurement chooses: nothing, carried rows or a sweep, snapshot by snapshot."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.control.coefficients import Regression
+from lightning_vamo.core.schedules import Decision
+from lightning_vamo.loop.control.automatic import Auto
+from lightning_vamo.loop.control.base import Control, Here, Snapshot
+from lightning_vamo.loop.control.carried import Carried, Carry
+from lightning_vamo.loop.control.choice import Choice
+from lightning_vamo.loop.control.drawn import begin_learning, turn
+from lightning_vamo.loop.control.looks import BURST, JUDGED, RARE, begin_look, epochs_left
+from lightning_vamo.loop.control.recompute import Recompute, swept_batches
+from lightning_vamo.loop.ledger.advice import Advice
+from lightning_vamo.loop.plan.plan import Plan, has_plan
+
+
+@dataclass(frozen=True)
+class Chosen(Control):
+    """Nothing, carried rows or a sweep: what :class:`~lightning_vamo.core.schedules.EfficientProbes` chooses.
+
+    The steps are plain at first; a burst of them teaches directions. Where rows can be carried, an epoch fills their table, and
+    the first steps with these rows tell what the rows explain. Then there is a choice at each epoch's start.
+
+    Attributes:
+        carry: How rows are carried; None if they are not to be.
+        sweep: How sweeps are made; None if there are to be none.
+    """
+
+    carry: Carry | None
+    sweep: Control | None
+
+    @classmethod
+    def of(cls, control: Control) -> "Chosen":
+        """The choices that a user's ``control`` leaves: all for ``"auto"``, else that one or nothing."""
+        if isinstance(control, Auto):
+            return cls(Carry(), control)
+        if isinstance(control, Carry) and control.sweep_every_n_epochs is None:
+            return cls(control, None)
+        return cls(None, control)
+
+    @property
+    def _options(self) -> list[Control]:
+        return [option for option in (self.carry, self.sweep) if option is not None]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See :class:`Control`."""
+        return tuple(kind for option in self._options for kind in option.kinds)
+
+    @property
+    def records(self) -> Any:  # type: ignore[override]
+        """See :class:`Control`."""
+        return self._options[-1].records
+
+    @property
+    def watches(self) -> bool:  # type: ignore[override]
+        """See :class:`Control`."""
+        return self._options[-1].watches
+
+    @property
+    def every_n_train_steps(self) -> int | None:  # type: ignore[override]
+        """See :class:`Control`."""
+        return self._options[-1].every_n_train_steps
+
+    def begins(self, epoch: int) -> bool:
+        """See :meth:`Control.begins`."""
+        return any(option.begins(epoch) for option in self._options)
+
+    def ends(self, epoch: int) -> bool:
+        """See :meth:`Control.ends`; snapshots of different kinds end at different times: see :meth:`keeps`."""
+        return False
+
+    def keeps(self, snapshot: Snapshot, epoch: int) -> bool:
+        """See :meth:`Control.keeps`."""
+        return not self._of_kind(snapshot.kind).ends(epoch)
+
+    def replaces(self, epoch: int) -> bool:
+        """See :meth:`Control.replaces`."""
+        return self.carry is None and self._options[-1].replaces(epoch)
+
+    def sweeps(self, steps: float, *, twice: bool = True) -> float:
+        """See :meth:`Control.sweeps`."""
+        return self._options[-1].sweeps(steps, twice=twice)
+
+    def warn_of_reload(self, advice: Advice) -> None:
+        """See :meth:`Control.warn_of_reload`."""
+        self._options[-1].warn_of_reload(advice)
+
+    def warn_of_changing_data(self, advice: Advice) -> None:
+        """See :meth:`Control.warn_of_changing_data`."""
+        self._options[-1].warn_of_changing_data(advice)
+
+    def _of_kind(self, kind: str) -> Control:
+        return next(option for option in self._options if kind in option.kinds)
+
+    def restore(self, here: Here, state: dict[str, Any], plan: Plan | None) -> Snapshot:
+        """See :meth:`Control.restore`."""
+        return self._of_kind(state["kind"]).restore(here, state, plan)
+
+    # ---- choosing
+
+    def take(self, here: Here, before: Snapshot | None) -> Snapshot | None:
+        """See :meth:`Control.take`."""
+        choice, learning = _choice(here), here.learning
+        learning.learned_at = None
+        here.catch_up()
+        carried = before if isinstance(before, Carried) else None
+        if choice.stage in ("fill", "judge", "carry") and carried is None:
+            choice.lose(here.trainer, "the carried rows are lost, as the batches or the trainable weights are other ones")
+            return None
+        if choice.stage == "fill" or (choice.stage == "judge" and here.trainer.global_step < choice.judged_at):
+            return self._filled(here, carried)
+        if here.settings.directions.learns and not self._learned(here):
+            return None
+        return self._decided(here, before, carried)
+
+    def _filled(self, here: Here, carried: Carried | None) -> Snapshot | None:
+        """Let an epoch begin with rows that are still to be judged."""
+        assert self.carry is not None
+        choice = _choice(here)
+        if choice.stage == "fill":
+            choice.stage, choice.judged_at = "judge", here.trainer.global_step + JUDGED
+        turn(here)
+        snapshot = self.carry.take(here, carried)
+        here.learning.learned_at = choice.judged_at
+        return snapshot
+
+    def _learned(self, here: Here) -> bool:
+        """Whether directions have been learned for a choice; else the present look goes on, or the next one begins."""
+        choice, learning = _choice(here), here.learning
+        warmup = here.settings.directions.warmup_batches
+        # A measured choice warms up only if the user has asked for that.
+        if begin_learning(here, lambda: swept_batches(here), 0 if warmup == "auto" else warmup):
+            if learning.learner is not None and learning.learner.ready:
+                return True  # from a warm-up
+            choice.stage = "rest"
+        elif choice.stage in ("carry", "judge", "sweep"):
+            return True
+        elif choice.stage == "look":
+            assert choice.look is not None
+            if here.trainer.global_step < choice.look.until:
+                learning.learned_at = choice.look.until if self._by_steps(here) else None
+                return False
+            if learning.learner is not None and learning.learner.ready:
+                return True
+        elif self._carries(here) and choice.schedule.rests():
+            return False
+        if epochs_left(here.trainer) >= (2 if self._carries(here) else 1):
+            begin_look(here, self._by_steps(here))
+        return False
+
+    def _by_steps(self, here: Here) -> bool:
+        """Whether snapshots are timed by steps: also where an epoch has no end."""
+        return self.every_n_train_steps is not None or math.isinf(here.trainer.num_training_batches)
+
+    def _carries(self, here: Here) -> bool:
+        """Whether rows can be carried."""
+        return self.carry is not None and has_plan(here.trainer)
+
+    def _sweeps(self, here: Here) -> float | None:
+        """How often a batch is probed per epoch, on average; None if there is to be no probing."""
+        option = self.sweep.option(here) if isinstance(self.sweep, Auto) else self.sweep
+        if option is None:
+            return None
+        steps = here.trainer.num_training_batches / here.trainer.accumulate_grad_batches
+        return option.sweeps(steps, twice=not isinstance(option, Recompute) or swept_batches(here) is not None)
+
+    def _decided(self, here: Here, before: Snapshot | None, carried: Carried | None) -> Snapshot | None:
+        choice, settings, learner = _choice(here), here.settings, here.learning.learner
+        judging, carries = choice.stage == "judge", self._carries(here)
+        if learner is not None and not judging:
+            turn(here)
+        shares = _of_random(here, choice.schedule.maximum) if learner is None else learner.shares
+        decision = choice.decide(
+            here.trainer, shares, settings.difference, self._sweeps(here), carries, _explained(here) if carries else None
+        )
+        if decision.afresh or decision.kind == "look":
+            here.learning.coefficient = None
+        if decision.kind == "carry" and judging:
+            choice.stage = "carry"
+            return carried
+        return self._act(here, decision, carries, before, carried)
+
+    def _act(
+        self, here: Here, decision: Decision, carries: bool, before: Snapshot | None, carried: Carried | None
+    ) -> Snapshot | None:
+        """Do what has been decided."""
+        choice = _choice(here)
+        if decision.kind in ("look", "carry") and self.carry is not None:
+            choice.stage = "fill" if decision.kind == "look" else "carry"
+            return self.carry.take(here, carried)
+        if decision.kind == "sweep" and self.sweep is not None:
+            again = BURST * (RARE if choice.stage == "sweep" else 1)
+            choice.stage = "sweep"
+            snapshot = self.sweep.take(here, None if carried is not None else before)
+            if math.isinf(here.trainer.num_training_batches):
+                here.learning.learned_at = here.trainer.global_step + again
+            return snapshot
+        choice.stage = "rest"
+        if not carries and here.settings.directions.learns and epochs_left(here.trainer) >= 1:
+            begin_look(here, self._by_steps(here), pause=True)
+        return None
+
+
+def _choice(here: Here) -> Choice:
+    assert here.choice is not None, "the number of probes is chosen by measurement"
+    return here.choice
+
+
+def _of_random(here: Here, maximum: int) -> Tensor:
+    """The share of the noise in the span of as many random directions."""
+    dimension = sum(parameter.numel() for parameter in here.parameters)
+    return torch.arange(1, maximum + 1, dtype=torch.float64, device="cpu") / dimension
+
+
+def _explained(here: Here) -> Tensor | None:
+    """What carried rows explain, if they have been used; if a sweep has, what was known before it."""
+    choice, coefficient = _choice(here), here.learning.coefficient
+    if choice.stage == "sweep":
+        return choice.explained
+    return coefficient.explained if isinstance(coefficient, Regression) and choice.stage in ("judge", "carry") else None

@@ -1,0 +1,65 @@
+"""Looks: when a measured choice learns directions from plain steps."""
+
+import math
+
+from lightning.pytorch import Trainer
+
+from lightning_vamo.loop.control.base import Here
+from lightning_vamo.loop.control.choice import Look
+
+BURST = 64
+"""Steps of a look, at least: two passes of power iteration over 32 gradients each."""
+
+JUDGED = 64
+"""Steps with carried rows after which the rows are judged."""
+
+_TIMED = 24
+"""Plain steps before the first look, for the clock."""
+
+RARE = 16
+"""Where an epoch has no end: a look takes one of so many steps."""
+
+
+def begin_look(here: Here, by_steps: bool, *, pause: bool = False) -> None:
+    """Begin a look: the last steps of the epoch, or where snapshots are timed by steps, the next ones.
+
+    Args:
+        here: Where the run stands.
+        by_steps: Whether snapshots are timed by steps, or the epoch has no end.
+        pause: Whether there was a look just before.
+    """
+    assert here.choice is not None
+    step, fewest = here.trainer.global_step, _fewest(here)
+    burst = max(BURST, fewest)
+    if by_steps:
+        since = step + ((RARE - 1) * burst if pause else 0)
+    else:
+        left = _steps_left(here.trainer)
+        since = step + max(min(_TIMED, left // 4), left - burst)
+        if step + left - since >= fewest:
+            burst = step + left - since  # else the look goes on in the next epoch
+    here.choice.look = Look(since, since + burst)
+    here.choice.stage = "look"
+    here.learning.turn_at = since + burst // 2
+    here.learning.learned_at = since + burst if by_steps else None
+
+
+def epochs_left(trainer: Trainer) -> float:
+    """How many epochs come after the present one, as far as that is known."""
+    most, steps = trainer.max_epochs, trainer.num_training_batches / trainer.accumulate_grad_batches
+    if not math.isfinite(steps):
+        return math.inf
+    by_epochs = math.inf if most is None or most < 0 else most - trainer.current_epoch - 1
+    by_steps = math.inf if trainer.max_steps < 0 else (trainer.max_steps - trainer.global_step) / steps - 1
+    return min(by_epochs, by_steps)
+
+
+def _fewest(here: Here) -> int:
+    """The fewest steps of a look: each of its two passes needs one gradient more than directions are followed."""
+    assert here.choice is not None
+    return 2 * (here.choice.schedule.maximum + int(getattr(here.settings.directions, "oversampling", 0)) + 1)
+
+
+def _steps_left(trainer: Trainer) -> int:
+    """Optimizer steps until the end of the epoch, which has one."""
+    return -(-int(trainer.num_training_batches - trainer.fit_loop.batch_idx) // trainer.accumulate_grad_batches)

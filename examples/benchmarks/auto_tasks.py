@@ -99,10 +99,8 @@ class Trained(L.LightningModule):
     @torch.no_grad()
     def mean_loss(self, data: TensorDataset) -> float:
         """The loss over all samples, a few hundred at a time."""
-        parts = [
-            (self.loss(*batch), len(batch[0])) for batch in zip(*(tensor.split(512) for tensor in data.tensors), strict=True)
-        ]
-        return float(sum(loss * count for loss, count in parts) / len(data))
+        batches = zip(*(tensor.split(512) for tensor in data.tensors), strict=True)
+        return float(sum(self.loss(*batch) * len(batch[0]) for batch in batches) / len(data))
 
 
 def _standardised_mnist(folder: Path) -> tuple[Batches, Batches]:

@@ -145,19 +145,20 @@ class Chosen(Control):
         elif choice.stage == "look":
             assert choice.look is not None
             if here.trainer.global_step < choice.look.until:
-                learning.learned_at = choice.look.until if self._by_steps(here) else None
+                learning.learned_at = choice.look.until if self._every(here) is not None else None
                 return False
             if learning.learner is not None and learning.learner.ready:
                 return True
         elif self._carries(here) and choice.schedule.rests():
             return False
         if epochs_left(here.trainer) >= (2 if self._carries(here) else 1):
-            begin_look(here, self._by_steps(here))
+            begin_look(here, self._every(here))
         return False
 
-    def _by_steps(self, here: Here) -> bool:
-        """Whether snapshots are timed by steps: also where an epoch has no end."""
-        return self.every_n_train_steps is not None or math.isinf(here.trainer.num_training_batches)
+    def _every(self, here: Here) -> float | None:
+        """Steps from one snapshot to the next, infinitely many where the epoch has no end; None where epochs tell."""
+        endless = math.isinf(here.trainer.num_training_batches)
+        return self.every_n_train_steps or (math.inf if endless else None)
 
     def _carries(self, here: Here) -> bool:
         """Whether rows can be carried."""
@@ -204,7 +205,7 @@ class Chosen(Control):
             return snapshot
         choice.stage = "rest"
         if not carries and here.settings.directions.learns and epochs_left(here.trainer) >= 1:
-            begin_look(here, self._by_steps(here), pause=True)
+            begin_look(here, self._every(here), pause=True)
         return None
 
 

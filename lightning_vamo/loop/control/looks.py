@@ -20,19 +20,20 @@ RARE = 16
 """Where an epoch has no end: a look takes one of so many steps."""
 
 
-def begin_look(here: Here, by_steps: bool, *, pause: bool = False) -> None:
+def begin_look(here: Here, every: float | None, *, pause: bool = False) -> None:
     """Begin a look: the last steps of the epoch, or where snapshots are timed by steps, the next ones.
 
     Args:
         here: Where the run stands.
-        by_steps: Whether snapshots are timed by steps, or the epoch has no end.
-        pause: Whether there was a look just before.
+        every: Steps from one snapshot to the next, infinitely many where the epoch has no end; None where epochs tell.
+        pause: Whether there was a look just before, which has told the directions.
     """
     assert here.choice is not None
     step, fewest = here.trainer.global_step, _fewest(here)
     burst = max(BURST, fewest)
-    if by_steps:
-        since = step + ((RARE - 1) * burst if pause else 0)
+    if every is not None:
+        burst = max(fewest, min(burst, int(every))) if math.isfinite(every) else burst
+        since = step + ((RARE - 1) * burst if pause and math.isinf(every) else 0)
     else:
         left = _steps_left(here.trainer)
         since = step + max(min(_TIMED, left // 4), left - burst)
@@ -40,8 +41,9 @@ def begin_look(here: Here, by_steps: bool, *, pause: bool = False) -> None:
             burst = step + left - since  # else the look goes on in the next epoch
     here.choice.look = Look(since, since + burst)
     here.choice.stage = "look"
-    here.learning.turn_at = since + burst // 2
-    here.learning.learned_at = since + burst if by_steps else None
+    # What is known of directions is of little use at first, and long after the last look.
+    here.learning.turn_at = None if pause else since + burst // 2
+    here.learning.learned_at = None if every is None else since + burst
 
 
 def epochs_left(trainer: Trainer) -> float:

@@ -151,9 +151,14 @@ class Chosen(Control):
                 return True
         elif self._carries(here) and choice.schedule.rests():
             return False
-        if epochs_left(here.trainer) >= (2 if self._carries(here) else 1):
-            begin_look(here, self._every(here))
+        self._look(here)
         return False
+
+    def _look(self, here: Here, *, pause: bool = False) -> None:
+        """Begin a look, if enough epochs are left for what it may lead to."""
+        every = self._every(here)
+        if every is not None or epochs_left(here.trainer) >= (2 if self._carries(here) else 1):
+            begin_look(here, every, pause=pause)
 
     def _every(self, here: Here) -> float | None:
         """Steps from one snapshot to the next, infinitely many where the epoch has no end; None where epochs tell."""
@@ -204,8 +209,8 @@ class Chosen(Control):
                 here.learning.learned_at = here.trainer.global_step + again
             return snapshot
         choice.stage = "rest"
-        if not carries and here.settings.directions.learns and epochs_left(here.trainer) >= 1:
-            begin_look(here, self._every(here), pause=True)
+        if not carries and here.settings.directions.learns:
+            self._look(here, pause=True)
         return None
 
 

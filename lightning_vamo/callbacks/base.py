@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from lightning_vamo.callbacks.drawn import drawn
 from lightning_vamo.callbacks.state import CallbackState
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import checks, compat
@@ -234,6 +235,7 @@ class MethodCallback(DrivingCallback):
         if self._plain:
             return
         figures = self._run.end_epoch(trainer)
+        self._run.ledger.totals.add_epoch(trainer.global_step, drawn(trainer, figures, self.prefix))
         for name, value in figures.items():
             # What was measured at a snapshot has been logged at its step: it is here for callbacks, such as one that stops.
             logged, shown = False if name in AT_SNAPSHOT else None, name == "variance_removed"

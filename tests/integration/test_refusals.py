@@ -365,7 +365,7 @@ def test_no_optimizer():
     ("change", "message"),
     [
         (lambda loss: loss.to(torch.complex64), "`loss` must be a real number, got a complex tensor"),
-        (lambda loss: None, "returned None for every batch of the epoch.*check what `probe_loss` returns"),
+        (lambda loss: None, "returned None for every batch of the epoch.*from `probe_loss` if the module defines it"),
         (lambda loss: float(loss), "`loss` must be a tensor of one element, got "),
     ],
     ids=["complex", "None", "a number"],

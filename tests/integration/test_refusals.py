@@ -222,7 +222,7 @@ def test_with_vamo_of_an_object_whose_step_was_replaced():
 
 
 def test_the_mixin_behind_the_module():
-    with pytest.raises(UnsupportedError, match="Wrong names the VAMOMixin behind its LightningModule: put the mixin first"):
+    with pytest.raises(UnsupportedError, match="Wrong names the VAMOMixin after its LightningModule: put the mixin first"):
         type("Wrong", (Linear, VAMOMixin), {})
 
 

@@ -75,7 +75,7 @@ def test_callback_without_mixin():
 
 
 def test_mixin_without_callback():
-    with pytest.raises(UnsupportedError, match=r"add one, such as Trainer\(callbacks=\[VAMOCallback"):
+    with pytest.raises(UnsupportedError, match=r"add a callback, as in Trainer\(callbacks=\[VAMOCallback"):
         trainer().fit(Vamo(), DataLoader(Indexed(4)))
 
 
@@ -275,7 +275,7 @@ def test_complex_parameters():
         def training_step(self, batch, batch_idx):
             return self.net(batch.to(torch.complex64)).abs().sum()
 
-    with pytest.raises(InvalidArgumentError, match=r"real floating-point tensors, got one of type torch.complex64"):
+    with pytest.raises(InvalidArgumentError, match=r"real floating-point tensors, got a tensor of type torch.complex64"):
         fit(Complex())
 
 

@@ -1,4 +1,4 @@
-"""How many probes to use in which epoch, and what to choose instead of them."""
+"""Schedules: how many probes to use in which epoch, and what to choose instead of probes."""
 
 from lightning_vamo.core.schedules.base import ProbeSchedule, check_probes
 from lightning_vamo.core.schedules.decision import NUMBERS, Carriable, Decision, Kind

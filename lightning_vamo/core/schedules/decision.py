@@ -67,10 +67,10 @@ def sweep_decision(probes: int, best: int, removed: Tensor, work: Tensor, *, afr
     share, times = float(removed[looked - 1]), float(work[looked])
     larger = float(batch_factor(removed[looked - 1]))
     expected = f"expected to remove {100 * share:.2g} % of the gradient noise, as a {larger:.2f} times larger batch would, for"
-    expected += f" {times:.2f} times the work"
+    expected += f" {times:.2f} times the work of plain training"
     if probes:
         return Decision(probes, share, times, afresh, f"probes={probes}: {expected}", "sweep")
-    return Decision(0, 0.0, 1.0, afresh, f"probes=0: the best number, {best}, is {expected}")
+    return Decision(0, 0.0, 1.0, afresh, f"probes=0: the best number above 0, {best}, is {expected}")
 
 
 def carry_decision(count: int, removed: float, work: float, *, afresh: bool, measured: bool) -> Decision:

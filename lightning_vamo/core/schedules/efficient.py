@@ -54,7 +54,7 @@ class EfficientProbes(ProbeSchedule):
     When nothing pays, the steps are plain. After a while all that was measured is forgotten, and what would pay if rows were
     good is tried again. If it is tried in vain, the next while is twice as long.
 
-    It needs ``alpha="adaptive"``.
+    The schedule needs ``alpha="adaptive"``.
 
     Args:
         maximum: The largest number of directions, at least 1. As many are learned, whether or not they are probed.
@@ -101,7 +101,7 @@ class EfficientProbes(ProbeSchedule):
         r"""Count what the probes of a snapshot removed and cost.
 
         Args:
-            factors: :math:`\bar\beta`, mean over the snapshot's steps, shape ``(q,)``; None if there were none.
+            factors: :math:`\bar\beta`, mean over the snapshot's steps, shape ``(q,)``; None if no step was corrected.
             forward: Time of a sweep's forward pass, relative to that of a training step on the same batch; None if unknown.
         """
         if factors is not None:
@@ -127,7 +127,7 @@ class EfficientProbes(ProbeSchedule):
 
         Args:
             shares: :math:`\sum_{i \le j} \lambda_i`, the share of the noise's variance in the first :math:`j` directions, shape
-                ``(maximum,)``; None while it is not known.
+                ``(maximum,)``; None while the shares are not known.
             difference: ``"forward"`` or ``"central"``.
             sweeps: How often a batch is probed per epoch, on average; None if there is to be no probing.
             carriable: What is known of carried rows; None if no rows can be carried.
@@ -138,7 +138,7 @@ class EfficientProbes(ProbeSchedule):
         """
         again = self._idle >= self.wait
         if shares is None:
-            decision = Decision(0, 0.0, 1.0, False, "probes=0: the gradient noise is not known yet")
+            decision = Decision(0, 0.0, 1.0, False, "probes=0: the gradient noise has not been measured yet")
             if carriable is not None:
                 self._count(decision, tried=again)
             self.chosen, self.kind = 0, "nothing"
@@ -234,7 +234,7 @@ class EfficientProbes(ProbeSchedule):
         """Continue from a state of :meth:`state_dict`.
 
         Args:
-            state: What it returned.
+            state: The state.
         """
         chosen = state["chosen"]
         self.chosen = None if chosen is None else min(chosen, self.maximum)

@@ -17,7 +17,8 @@ from lightning_vamo.core.sharding import is_sharded
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_whole
-from lightning_vamo.loop.control.base import Control, Here, Snapshot
+from lightning_vamo.loop.control.base import Control, Snapshot
+from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.control.settings import ProbeSettings
 from lightning_vamo.loop.observer import observers, probing
 from lightning_vamo.loop.plan.reread import Swept

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_vamo.loop.control.base import Control, Here, Snapshot
+from lightning_vamo.loop import compat
+from lightning_vamo.loop.control.base import Control, Snapshot
+from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.control.recompute import Recompute
 from lightning_vamo.loop.control.replayed import Replay
 from lightning_vamo.loop.ledger.advice import Advice
+from lightning_vamo.loop.plan.loadable import obstacles
 from lightning_vamo.loop.plan.plan import Plan, has_plan
 
 
@@ -40,10 +43,12 @@ class Auto(Control):
 
     def take(self, here: Here, before: Snapshot | None) -> Snapshot | None:
         """See :meth:`Control.take`."""
+        for reason in obstacles(compat.train_loader(here.trainer)):
+            here.advice.on_unknown_batches(f"{reason}, so `control='auto'` recomputes rows, at 1 + q forward passes per step.")
         return self.option(here).take(here, before)
 
     def option(self, here: Here) -> Replay | Recompute:
-        """What fits the data."""
+        """The control variate that fits the data."""
         return Replay() if has_plan(here.trainer) and not here.learning.changing_data else Recompute()
 
     def restore(self, here: Here, state: dict[str, Any], plan: Plan | None) -> Snapshot:

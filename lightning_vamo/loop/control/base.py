@@ -3,11 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
@@ -16,56 +15,12 @@ from lightning_vamo.core.control.mixing import coefficient_of
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.probes.along import Along
-from lightning_vamo.loop.control.choice import Choice
-from lightning_vamo.loop.control.learning import Learning
+from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.control.settings import ProbeSettings
 from lightning_vamo.loop.ledger.advice import Advice
-from lightning_vamo.loop.ledger.seeds import Seeds
-from lightning_vamo.loop.ledger.totals import Totals
-from lightning_vamo.loop.parameters import trainable_parameters
-from lightning_vamo.loop.plan.fingerprint import BatchWatch
 from lightning_vamo.loop.plan.loadable import INSTEAD
 from lightning_vamo.loop.plan.plan import Plan
-from lightning_vamo.loop.sweep.oracle import Oracle
 from lightning_vamo.report import MadeOf
-
-
-@dataclass
-class Here:
-    """The present state of the run on one rank: all that is needed to take a snapshot.
-
-    Attributes:
-        trainer: The trainer.
-        module: Its module.
-        oracle: Evaluates the module's loss.
-        settings: How to probe; None for methods that do not.
-        learning: What learns from the gradients of training.
-        choice: Chooses by measurement; None if the number of probes is fixed beforehand.
-        seeds: The seeds of the run.
-        totals: The counts of the run.
-        advice: The warnings of the run.
-        watch: Tells batches apart.
-        catch_up: Tells ``choice`` of the steps since it was last told of some.
-        plan: The batches of the epoch, where loaders can tell them; else None.
-    """
-
-    trainer: Trainer
-    module: LightningModule
-    oracle: Oracle
-    settings: ProbeSettings
-    learning: Learning
-    choice: Choice | None
-    seeds: Seeds
-    totals: Totals
-    advice: Advice
-    watch: BatchWatch
-    catch_up: Callable[[], None]
-    plan: Plan | None = None
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """The parameters that are corrected."""
-        return trainable_parameters(self.trainer.optimizers)
 
 
 class Snapshot(ABC):

@@ -12,8 +12,9 @@ from lightning_vamo.core.control.carried import CarriedRows
 from lightning_vamo.core.control.correction import Correction
 from lightning_vamo.errors import InvalidArgumentError
 from lightning_vamo.loop.checks import check_whole
-from lightning_vamo.loop.control.base import Here, Snapshot
+from lightning_vamo.loop.control.base import Snapshot
 from lightning_vamo.loop.control.drawn import Drawn, draw
+from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.control.measured import measure
 from lightning_vamo.loop.control.probed import Probed, ProbedControl
 from lightning_vamo.loop.ledger.advice import Advice

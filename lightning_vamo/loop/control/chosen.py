@@ -10,10 +10,11 @@ from torch import Tensor
 from lightning_vamo.core.control.coefficients import Regression
 from lightning_vamo.core.schedules import Decision
 from lightning_vamo.loop.control.automatic import Auto
-from lightning_vamo.loop.control.base import Control, Here, Snapshot
+from lightning_vamo.loop.control.base import Control, Snapshot
 from lightning_vamo.loop.control.carried import Carried, Carry
 from lightning_vamo.loop.control.choice import Choice
 from lightning_vamo.loop.control.drawn import begin_learning, turn
+from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.control.looks import BURST, JUDGED, RARE, begin_look, epochs_left
 from lightning_vamo.loop.control.recompute import Recompute, swept_batches
 from lightning_vamo.loop.ledger.advice import Advice

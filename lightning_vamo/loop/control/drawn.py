@@ -12,7 +12,7 @@ from lightning_vamo.core.control.mixing import coefficient_of, effective_coeffic
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.loop import compat
-from lightning_vamo.loop.control.base import Here
+from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.control.looks import BURST, epochs_left
 from lightning_vamo.loop.control.warmup import warm_up
 from lightning_vamo.loop.ledger.seeds import seeded

@@ -11,7 +11,8 @@ from lightning_vamo.core.control.anchored import GradientCorrection
 from lightning_vamo.core.control.gradients import GradientTable
 from lightning_vamo.errors import InvalidArgumentError
 from lightning_vamo.loop.control.anchored import Anchored, AnchoredControl, is_finite
-from lightning_vamo.loop.control.base import Here, Snapshot
+from lightning_vamo.loop.control.base import Snapshot
+from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.control.memory import check_memory
 from lightning_vamo.loop.ledger.advice import Advice
 from lightning_vamo.loop.parameters import same_tensors

@@ -4,8 +4,8 @@ import math
 
 from lightning.pytorch import Trainer
 
-from lightning_vamo.loop.control.base import Here
 from lightning_vamo.loop.control.choice import Look
+from lightning_vamo.loop.control.here import Here
 
 BURST = 64
 """Steps of a look, at least: two passes of power iteration over 32 gradients each."""

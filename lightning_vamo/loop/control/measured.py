@@ -1,8 +1,8 @@
 """The sweep of a snapshot: choose the radius, sweep, count the cost, and warn of problems."""
 
 from lightning_vamo.core.probes.radius import auto_mu, followed
-from lightning_vamo.loop.control.base import Here
 from lightning_vamo.loop.control.drawn import Drawn
+from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.observer import observers, probing
 from lightning_vamo.loop.plan.reread import Swept
 from lightning_vamo.loop.sweep.precision import is_mixed, uses_tf32

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_vamo.loop.control.base import Control, Here, Snapshot
+from lightning_vamo.loop.control.base import Control, Snapshot
+from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.plan.plan import Plan
 
 

@@ -15,8 +15,9 @@ from lightning_vamo.core.control.table import ControlVariate
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_whole
-from lightning_vamo.loop.control.base import Here, Snapshot
+from lightning_vamo.loop.control.base import Snapshot
 from lightning_vamo.loop.control.drawn import Drawn, draw
+from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.control.measured import measure, radius
 from lightning_vamo.loop.control.probed import ProbedControl
 from lightning_vamo.loop.control.recomputed import Center, Recomputed

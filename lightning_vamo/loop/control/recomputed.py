@@ -16,8 +16,8 @@ from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.probes import Point, probe_differences
 from lightning_vamo.core.sharding import is_sharded
 from lightning_vamo.loop import compat
-from lightning_vamo.loop.control.base import Here
 from lightning_vamo.loop.control.drawn import Drawn
+from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.control.probed import Probed
 from lightning_vamo.loop.guards.module_state import ModuleState
 from lightning_vamo.loop.guards.no_trace import no_trace

@@ -15,7 +15,8 @@ from lightning_vamo.core.sharding import local
 from lightning_vamo.errors import NonFiniteLossError, UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.control.anchored import Anchored, AnchoredControl, is_finite
-from lightning_vamo.loop.control.base import Here, Snapshot
+from lightning_vamo.loop.control.base import Snapshot
+from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.control.recompute import swept_batches
 from lightning_vamo.loop.ledger.seeds import seeded
 from lightning_vamo.loop.observer import probing

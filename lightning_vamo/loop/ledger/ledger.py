@@ -48,6 +48,16 @@ class Ledger:
             yield
         self._row_evaluations += self.totals.forward_evaluations - before
 
+    def stepped_plainly(self, outputs: Any) -> None:
+        """Count a batch that Lightning's own step has trained on.
+
+        Args:
+            outputs: The outputs of the step; empty if the step had no loss.
+        """
+        self.totals.forward_evaluations += 1
+        self.totals.backward_evaluations += bool(outputs)
+        self.totals.batches += bool(outputs)
+
     def report(self, moments: Tensor | None) -> MethodReport:
         """The report of the totals, and of the epoch so far.
 

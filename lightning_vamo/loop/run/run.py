@@ -7,9 +7,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_vamo.loop import compat
-from lightning_vamo.loop.control.base import Here, Snapshot
+from lightning_vamo.loop.control.base import Snapshot
 from lightning_vamo.loop.control.choice import Choice
 from lightning_vamo.loop.control.drawn import turn
+from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.control.learning import Learning
 from lightning_vamo.loop.gradient.base import Evaluated
 from lightning_vamo.loop.ledger.advice import Advice
@@ -168,16 +169,6 @@ class Run:
             The same for all batches of an optimizer step.
         """
         return self.choice is None or self.choice.sees(trainer.global_step) or bool(observers(trainer))
-
-    def stepped_plainly(self, outputs: Any) -> None:
-        """Count a batch that Lightning's own step has trained on.
-
-        Args:
-            outputs: What the step returned; empty if it had no loss.
-        """
-        self.ledger.totals.forward_evaluations += 1
-        self.ledger.totals.backward_evaluations += bool(outputs)
-        self.ledger.totals.batches += bool(outputs)
 
     def _check_batch(self, trainer: Trainer, batch_idx: int) -> None:
         """Compare the batch with what the sweep saw in its place, and say so if it is another one."""

@@ -1,0 +1,56 @@
+"""The present state of a run, for a control variate that takes a snapshot."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_vamo.loop.control.choice import Choice
+from lightning_vamo.loop.control.learning import Learning
+from lightning_vamo.loop.control.settings import ProbeSettings
+from lightning_vamo.loop.ledger.advice import Advice
+from lightning_vamo.loop.ledger.seeds import Seeds
+from lightning_vamo.loop.ledger.totals import Totals
+from lightning_vamo.loop.parameters import trainable_parameters
+from lightning_vamo.loop.plan.fingerprint import BatchWatch
+from lightning_vamo.loop.plan.plan import Plan
+from lightning_vamo.loop.sweep.oracle import Oracle
+
+
+@dataclass
+class Here:
+    """The present state of the run on one rank: all that is needed to take a snapshot.
+
+    Attributes:
+        trainer: The trainer.
+        module: Its module.
+        oracle: Evaluates the module's loss.
+        settings: How to probe; None for methods that do not.
+        learning: What learns from the gradients of training.
+        choice: Chooses by measurement; None if the number of probes is fixed beforehand.
+        seeds: The seeds of the run.
+        totals: The counts of the run.
+        advice: The warnings of the run.
+        watch: Tells batches apart.
+        catch_up: Tells ``choice`` of the steps since it was last told of some.
+        plan: The batches of the epoch, where loaders can tell them; else None.
+    """
+
+    trainer: Trainer
+    module: LightningModule
+    oracle: Oracle
+    settings: ProbeSettings
+    learning: Learning
+    choice: Choice | None
+    seeds: Seeds
+    totals: Totals
+    advice: Advice
+    watch: BatchWatch
+    catch_up: Callable[[], None]
+    plan: Plan | None = None
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters that are corrected."""
+        return trainable_parameters(self.trainer.optimizers)

@@ -30,7 +30,8 @@ def begin_look(here: Here, every: float | None, *, pause: bool = False) -> None:
     """
     assert here.choice is not None
     step, fewest = here.trainer.global_step, _fewest(here)
-    burst = max(BURST, fewest)
+    asked = here.settings.directions.warmup_batches
+    burst = max(fewest, BURST if asked in ("auto", 0) else int(asked))
     if every is not None:
         burst = max(fewest, min(burst, int(every))) if math.isfinite(every) else burst
         since = step + ((RARE - 1) * burst if pause and math.isinf(every) else 0)

@@ -1,0 +1,223 @@
+"""The choice by measurement in training: it takes carried rows where they pay, and is plain Lightning where nothing does."""
+
+import re
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_vamo import InvalidArgumentError, VAMOCallback, VAMOMixin
+from lightning_vamo.core.schedules import EfficientProbes
+from lightning_vamo.loop.control.looks import BURST, JUDGED
+from lightning_vamo.loop.step.driver import ManualSteps
+from tests.support import resuming
+from tests.support.modules import trainer
+
+pytestmark = resuming.WARNINGS
+STEPS = 100
+
+
+class Softmax(L.LightningModule):
+    """Softmax regression on digits; with ``fresh`` noise, gradients are mostly noise that no row can know."""
+
+    def __init__(self, fresh=0.0):
+        super().__init__()
+        self.fresh = fresh
+        self.net = nn.Linear(64, 10)
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        logits = self.net(images)
+        noise = self.fresh * (torch.randn(10, 64) * self.net.weight).sum() if self.fresh else 0.0
+        return nn.functional.cross_entropy(logits, labels) + noise
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class VAMOSoftmax(VAMOMixin, Softmax):
+    pass
+
+
+def data():
+    images, labels = load_digits(return_X_y=True)
+    return TensorDataset(torch.tensor(images[: 16 * STEPS]).float() / 16, torch.tensor(labels[: 16 * STEPS]))
+
+
+def auto(maximum=4, retry_after=1, **arguments):
+    return VAMOCallback(probes=EfficientProbes(maximum, retry_after, cost="evaluations"), seed=1, **arguments)
+
+
+def fit(callback, module=None, epochs=5, callbacks=(), ckpt=None, **options):
+    module = VAMOSoftmax() if module is None else module
+    L.seed_everything(1, verbose=False)
+    with torch.random.fork_rng():
+        module.net.reset_parameters()
+    run = trainer(callbacks=[*([] if callback is None else [callback]), *callbacks], max_epochs=epochs, **options)
+    loaders = None if isinstance(module, Reloading) else DataLoader(data(), 16, shuffle=True)
+    run.fit(module, loaders, ckpt_path=ckpt, weights_only=True if ckpt else None)
+    return run, module
+
+
+@pytest.fixture
+def driven(monkeypatch):
+    """Batches that the callback's step has trained on, counted over the epochs; the others are Lightning's."""
+    batches, one = [], ManualSteps.one
+
+    def counted(self, fit, module, batch):
+        batches.append(fit.current_epoch * fit.num_training_batches + fit.fit_loop.batch_idx)
+        return one(self, fit, module, batch)
+
+    monkeypatch.setattr(ManualSteps, "one", counted)
+    return batches
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_the_callback_without_arguments_measures_what_pays():
+    callback = VAMOCallback()
+    assert isinstance(callback.settings.schedule, EfficientProbes)
+    assert set(callback.control.kinds) == {"carry", "replay", "recompute"}
+
+
+def test_carried_rows_are_found_to_pay_without_an_evaluation(driven, caplog):
+    with caplog.at_level("INFO"):
+        callback = auto()
+        run, _ = fit(callback)
+    report = callback.report
+    assert report.forward_evaluations == report.backward_evaluations == run.global_step == 5 * STEPS
+    assert [(decided.kind, decided.epoch, decided.step) for decided in report.decisions] == [
+        ("look", 1, STEPS),
+        ("carry", 2, 2 * STEPS + JUDGED),
+    ]
+    assert run.callback_metrics["vamo/decision"] == 2
+    assert run.callback_metrics["vamo/variance_removed"] > 0.1
+    assert 0.1 < report.decisions[-1].removed < 0.7
+    # A burst at the end of the first epoch, and all steps from the second epoch on.
+    assert driven == list(range(STEPS - BURST, 5 * STEPS))
+    said = [record.message for record in caplog.records if re.match(r"VAMO, epoch \d: carried", record.message)]
+    assert re.fullmatch(
+        r"VAMO, epoch 1: carried rows along 4 directions may remove up to \d+ % of the gradient noise: .*", said[0]
+    )
+    assert re.fullmatch(
+        r"VAMO, epoch 2: carried rows along 4 directions remove \d+ % of the gradient noise at no extra evaluation\.", said[1]
+    )
+
+
+def test_where_rows_explain_nothing_training_is_plain_and_looks_ever_more_rarely(driven, caplog):
+    with caplog.at_level("INFO"):
+        callback = auto(maximum=8, retry_after=2)
+        run, _ = fit(callback, VAMOSoftmax(fresh=1.0), epochs=12)
+    assert callback.report.forward_evaluations == callback.report.backward_evaluations == 12 * STEPS
+    kinds = [decided.kind for decided in callback.report.decisions]
+    assert set(kinds) <= {"look", "nothing"}
+    assert kinds[-1] == "nothing"
+    assert len({batch // STEPS for batch in driven}) <= 6
+    said = " ".join(record.message for record in caplog.records)
+    looks = [int(epoch) for epoch in re.findall(r"training plainly, next look at epoch (\d+)\.", said)]
+    last = [int(epoch) for epoch in re.findall(r"VAMO, epoch (\d+): [^;]*; training plainly", said)]
+    pauses = [look - epoch for look, epoch in zip(looks, last, strict=True)]
+    assert pauses == [2 * 2**index for index in range(len(pauses))]
+    assert len(pauses) >= 2
+    assert run.callback_metrics["vamo/decision"] == 0
+
+
+class StopAfterTwoEpochs(L.Callback):
+    def on_train_epoch_end(self, fit, module):
+        fit.should_stop = fit.current_epoch == 1
+
+
+def test_until_rows_are_used_training_is_plain_lightning_bit_for_bit():
+    """Learning and filling a table change nothing: no batch, no random number, no weight."""
+    callback = auto()
+    _, module = fit(callback, callbacks=[StopAfterTwoEpochs()])
+    _, plain = fit(None, Softmax(), callbacks=[StopAfterTwoEpochs()])
+    assert [decided.kind for decided in callback.report.decisions] == ["look"]
+    assert same(module, plain)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_training_too_short_to_gain_anything_is_left_alone(epochs, driven):
+    callback = auto()
+    _, module = fit(callback, epochs=epochs)
+    _, plain = fit(None, Softmax(), epochs=epochs)
+    assert not driven
+    assert callback.report.decisions == ()
+    assert same(module, plain)
+
+
+def test_accumulated_batches_are_corrected_together(driven):
+    callback = auto()
+    fit(callback, epochs=8, accumulate_grad_batches=2)
+    assert callback.report.decisions[-1].kind == "carry"
+    assert callback.report.steps > STEPS
+    # An optimizer step is plain, or driven, as a whole.
+    assert [batch + 1 for batch in driven[::2]] == driven[1::2]
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("fresh", [0.0, 1.0])
+def test_a_resumed_run_chooses_and_trains_as_the_whole_one(fresh, tmp_path):
+    def run(folder, ckpt=None):
+        callback, module = auto(retry_after=1), VAMOSoftmax(fresh)
+        saver = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=45)
+        fit(callback, module, epochs=5, callbacks=[saver], ckpt=ckpt, enable_checkpointing=True)
+        return callback, module
+
+    whole, module = run(tmp_path / "whole")
+    # In a plain part, a burst, a table that fills, rows that are judged, and rows that are used or given up.
+    for step in (45, 90, 135, 225, 315):
+        resumed, other = run(tmp_path / str(step), ckpt=tmp_path / "whole" / f"step={step}.ckpt")
+        assert resumed.report.decisions == whole.report.decisions
+        assert same(module, other)
+
+
+class Keep(L.Callback):
+    def __init__(self, folder, callback):
+        self.folder, self.callback = folder, callback
+
+    def on_train_end(self, fit, module):
+        decided = [(one.kind, one.step, one.removed) for one in self.callback.report.decisions]
+        torch.save({"decided": decided, "state": module.state_dict()}, self.folder / f"{fit.global_rank}.pt")
+
+
+def test_ranks_decide_alike(tmp_path):
+    callback = auto()
+    fit(callback, epochs=8, callbacks=[Keep(tmp_path, callback)], strategy=DDPStrategy(start_method="fork"), devices=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert [kind for kind, _, _ in first["decided"]][:2] == ["look", "carry"]
+    assert first["decided"] == second["decided"]
+    assert all(torch.equal(first["state"][name], second["state"][name]) for name in first["state"])
+
+
+def test_rows_that_a_new_loader_makes_useless_are_given_up(caplog):
+    with caplog.at_level("INFO"):
+        callback = auto(retry_after=3)
+        fit(callback, Reloading(), epochs=6, reload_dataloaders_every_n_epochs=1)
+    assert [decided.kind for decided in callback.report.decisions][:2] == ["look", "nothing"]
+    assert "the carried rows are lost" in " ".join(record.message for record in caplog.records)
+
+
+class Reloading(VAMOSoftmax):
+    def train_dataloader(self):
+        return DataLoader(data(), 16, shuffle=True)
+
+
+def test_only_what_the_user_allows_is_chosen():
+    carried, swept = auto(control="carry"), auto(control="replay")
+    fit(carried)
+    fit(swept, epochs=4)
+    assert {decided.kind for decided in carried.report.decisions} == {"look", "carry"}
+    assert {decided.kind for decided in swept.report.decisions} <= {"nothing", "sweep"}
+
+
+def test_costs_are_counted_in_seconds_or_evaluations():
+    with pytest.raises(InvalidArgumentError, match='`cost` must be "evaluations", "seconds" or None, got \'minutes\''):
+        EfficientProbes(cost="minutes")

@@ -45,7 +45,7 @@ class Task:
         epochs: Epochs of a run.
         l2: Half of this times the squared norm of the weights is added to the loss.
         least: The least training loss, if a gap to it is what is to be compared; else 0.
-        step: Milliseconds that a step takes, about: 1, or 10 and more.
+        points: Measurements per epoch.
     """
 
     net: Callable[[], nn.Module]
@@ -58,7 +58,7 @@ class Task:
     epochs: int
     l2: float = 0.0
     least: float = 0.0
-    step: int = 1
+    points: int = 4
 
     def module(self) -> "Trained":
         """A new module."""
@@ -141,7 +141,7 @@ def label_noise(data: Path) -> Task:
     inputs = 2 * torch.rand(3072, 2, generator=generator) - 1
     targets = torch.sin(3 * inputs[:, 0]) * torch.cos(2 * inputs[:, 1]) + 0.3 * torch.randn(3072, generator=generator)
     train, val = Batches(inputs[:1024], targets[:1024]), Batches(inputs[1024:], targets[1024:])
-    return Task(lambda: _perceptron(2, 64, 64, 1), _squared, train, val, "adam", 1e-3, 32, 200)
+    return Task(lambda: _perceptron(2, 64, 64, 1), _squared, train, val, "adam", 1e-3, 32, 100, points=1)
 
 
 def digits(data: Path) -> Task:
@@ -160,7 +160,7 @@ def mnist(lr: float) -> Callable[[Path], Task]:
 
     def task(data: Path) -> Task:
         train, val = _standardised_mnist(data / "mnist")
-        return Task(lambda: _perceptron(784, 128, 10), nn.functional.cross_entropy, train, val, "sgd", lr, 64, 6)
+        return Task(lambda: _perceptron(784, 128, 10), nn.functional.cross_entropy, train, val, "sgd", lr, 64, 6, points=16)
 
     return task
 

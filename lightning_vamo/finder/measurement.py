@@ -93,7 +93,7 @@ class _AtTheFirstBatch(DrivingCallback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Measure."""
+        """Measure, and end the fit."""
         compat.drop_gradients(trainer, pl_module, batch_idx)
         self._measurement.measure(trainer, pl_module, plan_of(trainer))
         raise compat.FitEnded

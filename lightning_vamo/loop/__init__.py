@@ -1,4 +1,4 @@
-"""Everything that touches Lightning, in folders and files. Each imports only those below it in this list.
+"""Everything that touches Lightning, in folders and files, each of which imports only what is below it in this list.
 
 =============== =====================================================================================================
 ``checkpoint/``  Save the state of a run in a checkpoint, and resume a run from a checkpoint.

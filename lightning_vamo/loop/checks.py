@@ -1,4 +1,4 @@
-"""Checks of the Trainer and the module, which refuse as early as possible what cannot be trained."""
+"""Checks of the Trainer and the module: a configuration that cannot be trained is refused as early as possible."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

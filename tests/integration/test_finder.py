@@ -444,7 +444,7 @@ def test_wrong_arguments(arguments, message):
 
 
 def test_what_is_not_supported():
-    with pytest.raises(UnsupportedError, match="does not support ModelParallelStrategy.*strategy='ddp'"):
+    with pytest.raises(UnsupportedError, match=r"does not support ModelParallelStrategy.*strategy='ddp'"):
         find_probes(trainer(strategy=ModelParallelStrategy()), Everything(), Data())
     with pytest.raises(UnsupportedError, match="The epoch has 3 batches, but the noise of gradients can be measured with at"):
         find_probes(trainer(limit_train_batches=3), Everything(), Data())

@@ -11,7 +11,7 @@ from lightning_vamo.loop.run.run import Run
 
 
 def check_fits(name: str, then: object, now: object) -> None:
-    """Refuse a checkpoint if a value in it differs from the value in the present run.
+    """Refuse a checkpoint if one of its values differs from the value in the present run.
 
     Args:
         name: Name of the value, for the message.

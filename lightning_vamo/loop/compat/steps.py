@@ -126,7 +126,7 @@ def _takes_batch_idx(step: Callable[..., Any]) -> bool:
 
 
 def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
-    """Free the last step's gradients before a sweep if the coming step would free them: the sweep copies the weights.
+    """Free the last step's gradients before a sweep, if the coming step would free them anyway, to save memory.
 
     They stay if a module or callback overrides a hook around zeroing the gradients, which may keep or read the gradients.
     """

@@ -15,7 +15,7 @@ if torch.distributed.is_available():
 
 @contextmanager
 def without_buffer_sync(trainer: Trainer) -> Iterator[None]:
-    """Make a context in which DDP does not broadcast buffers before forward passes, and after which it does so as before."""
+    """Make a context in which DDP does not broadcast buffers before forward passes; afterwards DDP broadcasts as before."""
     model = trainer.strategy.model
     if not isinstance(model, DistributedDataParallel):
         yield

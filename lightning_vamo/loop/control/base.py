@@ -249,7 +249,7 @@ class Control(ABC):
         return 0.0
 
     def warn_of_reload(self, advice: Advice) -> None:
-        """Warn that the rows of the last training loader are lost with it; by default, no rows are kept that could be lost."""
+        """Warn that carried rows are lost with the former training loader; by default, there are no carried rows."""
         return
 
     def warn_of_changing_data(self, advice: Advice) -> None:

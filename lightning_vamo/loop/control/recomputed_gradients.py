@@ -135,7 +135,7 @@ class RecomputedGradients(Anchored):
 
 
 def _row(gradient: Tensor | None, mean: Tensor, own: bool) -> Tensor:
-    """A gradient minus the mean; if the gradient is our ``own``, the difference replaces it, to save memory."""
+    """A gradient minus the mean; with ``own``, the difference overwrites the gradient, to save memory."""
     if gradient is None:
         return -mean
     given = local(gradient)

@@ -81,7 +81,7 @@ class Gradient(ABC):
         """Evaluate a batch, and add its share of the gradient to ``.grad``.
 
         Args:
-            step: The batch. If several batches are accumulated, the first batch zeroes ``.grad``, and each batch adds its share.
+            step: The batch. If several are accumulated, the first batch zeroes ``.grad``, and each batch adds its share.
 
         Returns:
             The outputs and the evaluations of the batch.

@@ -24,6 +24,7 @@ from lightning_vamo.finder.finding import ProbeFinding
 from lightning_vamo.help import Formatter, method_first
 from lightning_vamo.loop.step.driver import DrivingCallback
 from lightning_vamo.mixin import with_vamo
+from lightning_vamo.report.command import REPORT_HELP, report_command
 
 
 class VAMOCLI(LightningCLI):
@@ -231,8 +232,12 @@ def main(args: ArgsType = None) -> None:
     """
     # As `python -m` does, so that a configuration can name a class in a file of the current folder.
     sys.path.insert(0, os.getcwd())
+    words = sys.argv[1:] if args is None else args
     try:
-        VAMOCLI(args=args)
+        if isinstance(words, list) and words[:1] == ["report"]:
+            report_command(words[1:])
+        else:
+            VAMOCLI(args=args, parser_kwargs={"epilog": REPORT_HELP})
     except VAMOError as error:
         # The message says what to do; a traceback into the package would not help at a prompt.
         sys.exit(f"lightning-vamo: {error}")

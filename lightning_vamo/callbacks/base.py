@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from lightning_vamo.callbacks.drawn import drawn
 from lightning_vamo.callbacks.state import CallbackState
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import checks, compat
@@ -232,6 +233,7 @@ class MethodCallback(DrivingCallback):
         if self._plain:
             return
         figures = self._run.end_epoch(trainer)
+        self._run.ledger.totals.add_epoch(trainer.global_step, drawn(trainer, figures, self.prefix))
         for name, value in figures.items():
             # Figures of a snapshot have been logged at its step; here they are only set for callbacks, such as EarlyStopping.
             logged, shown = False if name in AT_SNAPSHOT else None, name == "variance_removed"

@@ -2,7 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from lightning_vamo.report.curves import curves_of, draw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MadeOf = Literal["probes", "gradients"]
 """What a control variate is made of: probe differences, or gradients at a snapshot or of earlier steps."""
@@ -33,6 +38,8 @@ class MethodReport:
         made_of: What the control variate is made of; None if the method has no control variate.
         plain: The argument that trains without a control variate; by default that of VAMO or SVRG, depending on ``made_of``.
         recompute: The argument that makes each step evaluate its own batch at the snapshot.
+        epochs: The figures of each epoch, by name: ``step``, the number of optimizer steps at the epoch's end; the losses that
+            the module logged; and the method's figures that :meth:`plot` draws.
     """
 
     snapshots: int
@@ -51,6 +58,7 @@ class MethodReport:
     made_of: MadeOf | None = "probes"
     plain: str | None = None
     recompute: str = "control='recompute'"
+    epochs: tuple[Mapping[str, float], ...] = ()
 
     @property
     def relative_cost(self) -> float:
@@ -74,6 +82,17 @@ class MethodReport:
         if not self.batches and not self.forward_evaluations:
             return f"{self.method}: no batch has been trained on."
         return "\n".join((f"{self.method}: {self._sentence()}", *self._cost()))
+
+    def plot(self) -> "Figure":
+        """Draw the run epoch by epoch: the losses, the share of the noise that was removed, and the evaluations so far.
+
+        Returns:
+            A matplotlib figure; ``figure.savefig(path)`` writes it.
+
+        Raises:
+            UnsupportedError: If matplotlib is not installed, or no epoch has ended.
+        """
+        return draw(curves_of(self.epochs), str(self).partition("\n")[0])
 
     def _sentence(self) -> str:
         """The benefit of the method, in a sentence."""

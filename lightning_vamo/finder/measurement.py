@@ -142,8 +142,8 @@ class Measurement:
         count = min(settings.batches, plan.length)
         if count < FEWEST_BATCHES:
             raise UnsupportedError(
-                f"The epoch has {plan.length} batches, but the noise of gradients can be measured with at least"
-                f" {FEWEST_BATCHES} batches only: use more data, or smaller batches."
+                f"The epoch has {plan.length} batches, but to measure the noise of gradients takes at least"
+                f" {FEWEST_BATCHES} batches: use more data, or smaller batches."
             )
         held = plan.first(count // 2)  # the first batches, so that their sweep need not skip others
         generator = seeded(trainer.strategy.broadcast(torch.initial_seed()) if settings.seed is None else settings.seed)

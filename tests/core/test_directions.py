@@ -436,7 +436,7 @@ def test_having_no_parameters_is_refused(family, parameters):
 
 @pytest.mark.parametrize("family", RANDOM)
 def test_an_unknown_storage_is_refused(family):
-    with pytest.raises(InvalidArgumentError, match=r"`storage` must be one of \('stored', 'seeded'\), got 'disk'"):
+    with pytest.raises(InvalidArgumentError, match=r"`storage` must be 'stored' or 'seeded', got 'disk'"):
         family("disk")
 
 

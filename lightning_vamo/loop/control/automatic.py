@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_vamo.loop import compat
 from lightning_vamo.loop.control.base import Control, Here, Snapshot
 from lightning_vamo.loop.control.recompute import Recompute
 from lightning_vamo.loop.control.replayed import Replay
 from lightning_vamo.loop.ledger.advice import Advice
+from lightning_vamo.loop.plan.loadable import obstacles
 from lightning_vamo.loop.plan.plan import Plan, has_plan
 
 
@@ -40,6 +42,8 @@ class Auto(Control):
 
     def take(self, here: Here, before: Snapshot | None) -> Snapshot | None:
         """See :meth:`Control.take`."""
+        for reason in obstacles(compat.train_loader(here.trainer)):
+            here.advice.on_unknown_batches(f"{reason}, so `control='auto'` recomputes rows, at 1 + q forward passes per step.")
         replays = has_plan(here.trainer) and not here.learning.changing_data
         control: Control = Replay() if replays else Recompute()
         return control.take(here, before)

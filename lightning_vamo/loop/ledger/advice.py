@@ -3,7 +3,7 @@
 from typing import Literal
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop.ledger.ways import VAMO_WAYS, Ways
@@ -127,6 +127,16 @@ class Advice:
         if first:
             raise UnsupportedError(f"{error} {ways}") from error
         self._once("changing loss", f"{error} The steps are not corrected until the next snapshot. {ways}")
+
+    def on_unknown_batches(self, sentence: str) -> None:
+        """Say which rows are used where batches are not known before an epoch trains on them; this is no warning.
+
+        Args:
+            sentence: The reason, and what is done.
+        """
+        if "unknown batches" not in self._given:
+            self._given.add("unknown batches")
+            rank_zero_info(sentence)
 
     def on_reloaded_rows(self) -> None:
         """Warn of carried rows that are lost with the loader whose batches they belong to."""

@@ -1,6 +1,7 @@
 """The counts behind a report."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lightning_vamo.report import MethodReport
@@ -13,6 +14,7 @@ class Totals:
     Attributes:
         moment_before: Squared gradient norms, summed over the corrected steps.
         moment_removed: What the corrections took off them.
+        epochs: The figures of each epoch that has ended, by name.
     """
 
     snapshots: int = 0
@@ -28,6 +30,7 @@ class Totals:
     rows_unused: int = 0
     moment_before: float = 0.0
     moment_removed: float = 0.0
+    epochs: list[dict[str, float]] = field(default_factory=list)
 
     def add_sweep(self, evaluations: int, seconds: float, backwards: int = 0) -> None:
         """Count a sweep.
@@ -63,9 +66,18 @@ class Totals:
         self.moment_before += before
         self.moment_removed += removed
 
+    def add_epoch(self, step: int, figures: Mapping[str, float]) -> None:
+        """Keep the figures of an epoch that has ended.
+
+        Args:
+            step: The number of optimizer steps so far.
+            figures: The figures, by name.
+        """
+        self.epochs = [*self.epochs, {"step": step, **figures}]
+
     def report(self) -> MethodReport:
         """The report of these totals."""
-        counts = asdict(self)
+        counts = {**asdict(self), "epochs": tuple(self.epochs)}
         before, removed = counts.pop("moment_before"), counts.pop("moment_removed")
         return MethodReport(**counts, variance_removed=removed / before if before else None)
 

@@ -70,8 +70,12 @@ def second_reading(trainer: Trainer) -> SecondReading | None:
 
 def _copied(loader: Any) -> Any:
     """A copy of the loader that shares no state with the loader; None if the loader cannot be copied."""
-    if not isinstance(loader, DataLoader) or hasattr(loader, "load_state_dict") or hasattr(loader.dataset, "__next__"):
+    if not isinstance(loader, DataLoader) or hasattr(loader.dataset, "__next__"):
         return None
+    if hasattr(loader, "load_state_dict"):
+        if not type(loader).__iter__.__module__.startswith("torchdata."):
+            return None  # nothing is known of the state
+        loader = _stateless(loader)
     memo = {} if isinstance(loader.dataset, IterableDataset) else {id(loader.dataset): loader.dataset}
     clone = copy.copy(loader)
     try:
@@ -83,3 +87,10 @@ def _copied(loader: Any) -> Any:
     except Exception:  # whatever a generator, an open file, a lock or a connection raises
         return None
     return clone
+
+
+def _stateless(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A plain DataLoader with the arguments of a StatefulDataLoader, which else would hand its state to the second reading."""
+    plain: DataLoader[Any] = object.__new__(DataLoader)
+    vars(plain).update(vars(loader))
+    return plain

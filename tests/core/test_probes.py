@@ -230,7 +230,7 @@ def test_with_the_automatic_radius_probe_differences_are_within_two_percent_of_t
     actual = sum(point.numel() for point in points)
     assert actual == pytest.approx(dimension, rel=0.1)
     batch = classification_batch(module, 64 if dimension < 10**5 else 4)
-    count = 16 if dimension < 10**6 else 5
+    count = 16 if dimension < 10**7 else 12
     directions = SphereDirections("stored" if dimension < 10**6 else "seeded").draw(points, count, seeded(1))
 
     losses = {}

@@ -252,7 +252,7 @@ class MethodCallback(DrivingCallback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print what the method cost and how much noise it removed."""
+        """Log the report: the cost of the method, and the noise that the method has removed."""
         if not self._plain:
             self._say(str(self.report))
 
@@ -264,7 +264,7 @@ class MethodCallback(DrivingCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Totals, the seed, and the position of each rank, as plain types and tensors; call it on all ranks together."""
+        """Totals, seed, and the position of each rank, as plain types and tensors; all ranks must call this method together."""
         if self._plain:
             return {}
         run, ranks = self._run, []

@@ -1,4 +1,4 @@
-"""SVRG: train with the usual gradient, and subtract noise from it that gradients at a snapshot have measured."""
+"""SVRG: train with the usual gradient, and subtract noise that the gradients at a snapshot have measured."""
 
 from typing import Literal, get_args
 

@@ -1,4 +1,4 @@
-"""ZO-SVRG: train with a gradient that is estimated from forward passes alone, and subtract noise that they have measured."""
+"""ZO-SVRG: train with a gradient estimated from forward passes alone, and subtract noise that is measured at a snapshot."""
 
 from typing import ClassVar, Literal
 

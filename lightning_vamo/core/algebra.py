@@ -33,7 +33,7 @@ def inverse_root(gram: Tensor, cutoff: float = 1e-10) -> Tensor:
 
 
 def deflation(gram: Tensor, cutoff: float = 1e-10) -> Tensor:
-    """The matrix of Gram-Schmidt: it removes from each vector the part in the span of the vectors before, and normalises.
+    """The matrix of Gram-Schmidt: from each vector, subtract the part in the span of the vectors before, then normalise.
 
     Args:
         gram: Inner products of the vectors, shape ``(q, q)``.

@@ -93,7 +93,7 @@ class _AtTheFirstBatch(DrivingCallback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Measure."""
+        """Measure, and end the fit."""
         compat.drop_gradients(trainer, pl_module, batch_idx)
         self._measurement.measure(trainer, pl_module, plan_of(trainer))
         raise compat.FitEnded
@@ -140,11 +140,7 @@ class Measurement:
         settings = self.settings
         parameters = trainable_parameters(trainer.optimizers)
         count = min(settings.batches, plan.length)
-        if count < FEWEST_BATCHES:
-            raise UnsupportedError(
-                f"The epoch has {plan.length} batches, but the noise of gradients can be measured with at least"
-                f" {FEWEST_BATCHES} batches only: use more data, or smaller batches."
-            )
+        _check_enough(plan)
         held = plan.first(count // 2)  # the first batches, so that their sweep need not skip others
         generator = seeded(trainer.strategy.broadcast(torch.initial_seed()) if settings.seed is None else settings.seed)
         learning = BatchGradients(trainer, module, plan, parameters, range(held.length, count), self.advance)
@@ -233,6 +229,14 @@ class Measurement:
         advice.on_not_finite(swept.not_finite, len(swept.deltas))
         advice.on_snr(swept.snr, swept.trend, swept.mu, central=settings.difference == "central", mixed=mixed, tf32=tf32)
         return swept, (now(module.device) - began[0]) / swept.evaluations
+
+
+def _check_enough(plan: Plan) -> None:
+    if plan.length < FEWEST_BATCHES:
+        raise UnsupportedError(
+            f"The epoch has {plan.length} batches, but to measure the noise of gradients takes at least {FEWEST_BATCHES}"
+            " batches: use more data, or smaller batches."
+        )
 
 
 def _learned(

@@ -61,9 +61,9 @@ class MethodReport:
         made_of: What the control variate is made of; None if the method has no control variate.
         plain: The argument that trains without a control variate; by default that of VAMO or SVRG, depending on ``made_of``.
         recompute: The argument that makes each step evaluate its own batch at the snapshot.
-        epochs: The figures of each epoch, by name: ``step``, the number of optimizer steps at the epoch's end, the losses that
-            the module logged, and of the method's logged figures those that :meth:`plot` draws.
-        decisions: What was chosen, change by change, if that is chosen by measurement.
+        epochs: The figures of each epoch, by name: ``step``, the number of optimizer steps at the epoch's end; the losses that
+            the module logged; and the method's figures that :meth:`plot` draws.
+        decisions: The changes of what corrects the steps, if that is chosen by measurement.
     """
 
     snapshots: int

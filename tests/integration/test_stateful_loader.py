@@ -50,7 +50,7 @@ def test_auto_says_that_it_recomputes_rows(caplog):
     caplog.set_level("INFO")
     fit(METHODS["auto"]())
     [said] = [message for message in caplog.messages if "StatefulDataLoader" in message]
-    assert said.endswith("so `control='auto'` recomputes rows, at 1 + q forward passes per step.")
+    assert said.endswith("so `control='auto'` recomputes rows, which takes 1 + q forward passes per step.")
 
 
 def test_replay_refuses_it_with_the_ways_out():

@@ -38,7 +38,7 @@ class ControlVariate(Rows):
         if total <= 0 or float(weights.min()) < 0:
             raise InvalidArgumentError(
                 f"`weights` must be non-negative with a positive sum, got the sum {total:g} and the smallest weight"
-                f" {min(weights.tolist(), default=0):g}. A sum of 0 means that no batch gave a loss: return one from"
+                f" {min(weights.tolist(), default=0):g}. A sum of 0 means that no batch gave a loss: return a loss from"
                 " `training_step`."
             )
         self.beta = beta

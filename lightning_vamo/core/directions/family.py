@@ -91,7 +91,7 @@ class Directions(ABC):
         return self
 
     def state(self) -> Any:
-        """The state that the family keeps of its point, as plain types and tensors; None if it keeps nothing."""
+        """The state that the family keeps of its point, as plain types and tensors; None if there is nothing to keep."""
         return None
 
     def learner(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> Learner:

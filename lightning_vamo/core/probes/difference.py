@@ -24,7 +24,8 @@ def check_difference(difference: str) -> None:
         InvalidArgumentError: If the name is neither ``"forward"`` nor ``"central"``.
     """
     if difference not in get_args(Difference):
-        raise InvalidArgumentError(f"`difference` must be {' or '.join(map(repr, get_args(Difference)))}, got {difference!r}.")
+        names = ", ".join(map(repr, get_args(Difference)))
+        raise InvalidArgumentError(f"`difference` must be one of {names}, got {difference!r}.")
 
 
 def probe_losses(

@@ -15,7 +15,7 @@ from lightning_vamo.loop.plan.plan import Plan, has_plan
 
 @dataclass(frozen=True)
 class Auto(Control):
-    """Replay if an epoch's batches are known in advance and are the same when they are loaded again; else recompute."""
+    """Replay if an epoch's batches are known in advance and are the same when loaded again; otherwise, recompute."""
 
     kinds = (*Replay.kinds, *Recompute.kinds)
     records = "where possible"
@@ -34,17 +34,18 @@ class Auto(Control):
         return True
 
     def sweeps(self, steps: float, *, twice: bool = True) -> float:
-        """See :meth:`Control.sweeps`: of data whose batches are known in advance."""
+        """See :meth:`Control.sweeps`; the number for data whose batches are known in advance."""
         return Replay().sweeps(steps, twice=twice)
 
     def warn_of_changing_data(self, advice: Advice) -> None:
         """See :meth:`Control.warn_of_changing_data`."""
-        advice.on_changing_data("`control='auto'` recomputes rows from now on, at 1 + q forward passes per step.")
+        advice.on_changing_data("`control='auto'` recomputes rows from now on, which takes 1 + q forward passes per step.")
 
     def take(self, here: Here, before: Snapshot | None) -> Snapshot | None:
         """See :meth:`Control.take`."""
         for reason in obstacles(compat.train_loader(here.trainer)):
-            here.advice.on_unknown_batches(f"{reason}, so `control='auto'` recomputes rows, at 1 + q forward passes per step.")
+            outcome = "so `control='auto'` recomputes rows, which takes 1 + q forward passes per step"
+            here.advice.on_unknown_batches(f"{reason}, {outcome}.")
         return self.option(here).take(here, before)
 
     def option(self, here: Here) -> Replay | Recompute:

@@ -28,11 +28,11 @@ class Drawn:
 
     Attributes:
         directions: The directions.
-        family: Name of their family.
-        seed: What they were drawn with, if they are random.
-        parameters: The parameters that they are for.
-        beta: The effective coefficient of their rows.
-        kept: What the family keeps of the weights that it drew them for, as plain types and tensors.
+        family: Name of the family of directions.
+        seed: The seed of random directions.
+        parameters: The parameters that the directions belong to.
+        beta: The effective coefficient of the rows along the directions.
+        kept: The state that the family keeps of its point, as plain types and tensors.
     """
 
     directions: ProbeDirections
@@ -64,12 +64,12 @@ def draw(here: Here, batches: Callable[[], Swept | None], keep: Drawn | None = N
     """Choose the directions of a new snapshot.
 
     Args:
-        here: Where the run stands.
-        batches: Gives the batches to warm up with; None if they cannot be told beforehand.
-        keep: Those of the last snapshot, if random directions are to stay what they are.
+        here: The present state of the run.
+        batches: Gives the batches to warm up with; None if they cannot be known in advance.
+        keep: The directions of the last snapshot, if random directions have to stay the same.
 
     Returns:
-        The directions; None if there are to be no probes, or if no directions have been learned yet.
+        The directions; None if the number of probes is 0, or if no directions have been learned yet.
     """
     trainer, settings = here.trainer, here.settings
     here.learning.learned_at = None
@@ -88,7 +88,7 @@ def draw(here: Here, batches: Callable[[], Swept | None], keep: Drawn | None = N
     if learner is not None:
         directions = learner.directions(count, seeded(seed)) if here.choice is None else learner.leading(count)
     elif keep is not None and keep.directions.count == count and same_tensors(keep.parameters, parameters):
-        # Other random ones would hold next to nothing of the rows, and no more of the noise.
+        # New random directions would hold next to nothing of the rows, and no more of the noise.
         directions, kept = keep.directions, keep.kept
     else:
         family = settings.directions.at(parameters)

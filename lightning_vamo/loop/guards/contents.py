@@ -75,7 +75,7 @@ class Contents:
         )
 
     def put_back(self, exactly: bool = False) -> None:
-        """Put back what changed.
+        """Put back the contents that have changed.
 
         Args:
             exactly: See :meth:`unchanged`.

@@ -126,7 +126,7 @@ class Attributes(Form):
         return owner.copy()
 
     def put(self, owner: dict[str, Any], contents: dict[str, Any]) -> None:
-        """Set what changed or is missing, and delete what is new."""
+        """Set attributes that changed or are missing, and delete new attributes."""
         for name, value in contents.items():
             if owner.get(name, _MISSING) is not value:
                 owner[name] = value
@@ -150,7 +150,7 @@ class ClassAttributes(Form):
         return {name: value for name, value in vars(owner).items() if not name.startswith("__")}
 
     def put(self, owner: type, contents: dict[str, Any]) -> None:
-        """Set what changed or is missing, and delete what is new."""
+        """Set attributes that changed or are missing, and delete new attributes."""
         now = self.capture(owner)
         for name, value in contents.items():
             if now.get(name, _MISSING) is not value:

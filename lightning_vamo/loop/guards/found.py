@@ -40,7 +40,7 @@ class Found:
         self._too_large = [(tensor, tensor._version) for tensor in self.walk.too_large]
 
     def put_back(self) -> None:
-        """Put back what changed."""
+        """Put back the state that has changed."""
         self.contents.put_back()
         self.watch.put_back()
         self._put_back_the_rest()

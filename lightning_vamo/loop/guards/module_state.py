@@ -55,7 +55,7 @@ class ModuleState:
         return self._found.learned
 
     def put_back(self) -> None:
-        """Put back what a forward pass changed; this takes next to no time if nothing has changed.
+        """Put back the state that a forward pass has changed; this takes next to no time if nothing has changed.
 
         A write through ``.data`` is not always found here: see :class:`~lightning_vamo.loop.guards.watch.Watch`.
         """

@@ -1,4 +1,4 @@
-"""Silence a module: drop what it logs."""
+"""Silence a module: drop everything that the module logs."""
 
 import weakref
 from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ def _silenced(trainer: Trainer, loggers: Sequence[Logger]) -> list[Any]:
 
 
 class _SilentLogger(DummyLogger):
-    """Stands in for a logger: has the logger's name and folders, and drops what is logged."""
+    """Stands in for a logger: has the logger's name and folders, and drops everything that is logged."""
 
     def __init__(self, logger: Logger) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from lightning_vamo.loop.guards.module_state import ModuleState
 
 @contextmanager
 def as_found(trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None) -> Iterator[None]:
-    """Make a context that puts back what a fit within the context changes, even if the fit fails.
+    """Make a context that puts back the state that a fit within the context changes, even if the fit fails.
 
     Put back are the attributes of the Trainer and of its parts; the module's class, weights, gradients, buffers, attributes and
     modes; the data module's attributes; the global random states; and the handler of interrupts. Changes inside other objects,

@@ -85,7 +85,7 @@ class Watch:
         self._slow = [copy for copy in copies if isinstance(copy, (FrozenCopy, WholeCopy))]
 
     def put_back(self) -> None:
-        """Put back what was written to."""
+        """Put back the tensors that were written to."""
         self._rebind()
         if [*map(_version, self._counted)] != self._versions:
             for copy, version in zip(self._watched, self._versions, strict=True):

@@ -1,4 +1,4 @@
-"""Clocks: for the time of training steps, and for work that a GPU does asynchronously."""
+"""Clocks for the time of training steps, and for work that a GPU does asynchronously."""
 
 import statistics
 import time
@@ -82,7 +82,7 @@ class Stopwatch:
         """Add the time of the work in the context.
 
         Args:
-            device: Where it is done.
+            device: The device that does the work.
 
         Yields:
             Nothing.
@@ -102,7 +102,7 @@ class Stopwatch:
             self._fold()
 
     def read(self) -> float:
-        """Seconds so far; waits for pending work."""
+        """The seconds so far; waits for pending work."""
         while self._pending:
             self._pending[0][1].synchronize()
             self._fold()

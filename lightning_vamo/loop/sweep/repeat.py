@@ -33,8 +33,7 @@ def check_repeats(trainer: Trainer, batch: SweptBatch) -> None:
     first, second = ("none" if loss is None else f"{float(loss):.6g}" for loss in (batch.origin, again))
     raise ChangingLossError(
         f"A training batch has the loss {first} at first, but {second} when it is evaluated again with the same weights and"
-        " random numbers: `training_step` depends on something that changes from call to call and cannot be put back. Define a"
-        " `probe_loss` that depends on the batch, the weights and the random numbers alone."
+        " random numbers: `training_step` depends on something that changes from call to call and cannot be put back."
     )
 
 

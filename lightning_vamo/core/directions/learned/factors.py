@@ -74,7 +74,7 @@ class Factors:
 
     @property
     def count(self) -> int:
-        """``q``."""
+        """``q``, the number of directions."""
         return len(self.thin) // self.layout.rank
 
     def leading(self, count: int) -> "Factors":

@@ -49,7 +49,8 @@ class VAMOCallback(MethodCallback):
 
     Args:
         probes: ``q``, the number of probes, or a schedule of it, a :class:`~lightning_vamo.core.schedules.ProbeSchedule`. 0 is
-            plain first-order training.
+            plain first-order training. ``"auto"``, the default, is :class:`~lightning_vamo.core.schedules.EfficientProbes`: the
+            callback measures in training whether carried rows or sweeps pay, and leaves the steps plain if nothing does.
         directions: The family of probe directions; by default
             :class:`~lightning_vamo.core.directions.GradientSubspaceDirections`, learned from the gradients of training. The
             paper's are :class:`~lightning_vamo.core.directions.SphereDirections`.
@@ -61,7 +62,8 @@ class VAMOCallback(MethodCallback):
             epoch's batches, and trains on these very batches: :class:`~lightning_vamo.Replay` says how often. ``"carry"`` lets
             each step refresh the row that it has used: :class:`~lightning_vamo.Carry`. ``"recompute"`` evaluates each step's
             own batch at the snapshot, for data that does not come twice: :class:`~lightning_vamo.Recompute`. ``"auto"``
-            replays if the batches of an epoch can be known before the epoch, and else recomputes.
+            replays if the batches of an epoch can be known before the epoch, and else recomputes; with ``probes="auto"`` it may
+            carry rows, too.
         mu: Smoothing radius for directions of unit norm, or ``"auto"``: see :func:`~lightning_vamo.core.probes.radius.auto_mu`.
         difference: ``"forward"``, ``1 + q`` forward passes per batch and sweep, or ``"central"``, ``1 + 2q``.
         sweep_precision: ``"32-true"`` sweeps in float32 where the Trainer trains in mixed precision; by default the sweep runs

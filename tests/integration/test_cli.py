@@ -94,15 +94,26 @@ class Own:
         return 3
 
 
+ONE = ("--vamo.probes=1",)
+
+
 @pytest.mark.parametrize(
     ("arguments", "name", "expected"),
     [
         (["--vamo.probes=EfficientProbes", "--vamo.probes.maximum=3"], "schedule", {"maximum": 3}),
         (["--vamo.probes=LinearProbes", *(f"--vamo.probes.{name}=2" for name in ("start", "end", "epochs"))], "schedule", {}),
         (["--vamo.directions=GradientSubspaceDirections", "--vamo.directions.rank=2"], "directions", {"rank": 2}),
-        (["--vamo.probes=1", "--vamo.control=carry"], "control", Carry()),
-        (["--vamo.probes=1", "--vamo.control=Carry", "--vamo.control.sweep_every_n_epochs=5"], "control", Carry(sweep_every_n_epochs=5)),
-        (["--vamo.probes=1", "--vamo.control=Recompute", "--vamo.control.every_n_train_steps=2"], "control", Recompute(every_n_train_steps=2)),
+        ([*ONE, "--vamo.control=carry"], "control", Carry()),
+        (
+            [*ONE, "--vamo.control=Carry", "--vamo.control.sweep_every_n_epochs=5"],
+            "control",
+            Carry(sweep_every_n_epochs=5),
+        ),
+        (
+            [*ONE, "--vamo.control=Recompute", "--vamo.control.every_n_train_steps=2"],
+            "control",
+            Recompute(every_n_train_steps=2),
+        ),
     ],
     ids=str,
 )

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.probes.difference import Difference
-from lightning_vamo.core.schedules import NUMBERS, Carriable, Decision, EfficientProbes, ProbeSchedule
+from lightning_vamo.core.schedules import Decision, EfficientProbes, ProbeSchedule
+from lightning_vamo.core.schedules.decision import NUMBERS, Carriable
 from lightning_vamo.core.schedules.efficient import ASSUMED_FORWARD
 from lightning_vamo.loop.ledger.clocks import StepTimes
 from lightning_vamo.report import Decided
@@ -48,7 +49,7 @@ class Choice:
         look: The burst that is learned from, while ``stage`` is ``"look"``.
         judged_at: The optimizer step at which rows are judged, while ``stage`` is ``"judge"``.
         explained: What carried rows explained when they were judged last; see
-            :class:`~lightning_vamo.core.schedules.Carriable`.
+            :class:`~lightning_vamo.core.schedules.decision.Carriable`.
         times: Times the training steps.
         figures: What the last choice expects, to log.
         decisions: All changes so far.

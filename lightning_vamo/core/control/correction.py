@@ -151,12 +151,11 @@ class Correction:
                 self.coefficient.observe(slopes, row)
         if not control.ready:
             return None
-        if scale is None:
-            square, product, step = self.directions.remove_(gradients, weights, slopes)
-            moments = stacked(square, 2 * product - step)
-        else:
-            square, product, step = self.directions.remove_(gradients, weights, slopes and slopes.times(unit))
-            moments = stacked(square, 2 * product - step) / unit**2
+        if scale is not None and slopes is not None:
+            slopes = slopes.times(unit)
+        square, product, step = self.directions.remove_(gradients, weights, slopes)
+        removed = 2 * product - step
+        moments = stacked(square, removed) if scale is None else stacked(square, removed) / unit**2
         finite = all_finite(moments)
         return moments if finite is True else finite_or_zero(moments, finite)
 

@@ -3,8 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -13,8 +12,7 @@ from lightning_vamo.core.probes.along import Along
 from lightning_vamo.loop.ledger.seeds import Seeds
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """A batch that is trained on.
 
     Attributes:
@@ -26,7 +24,7 @@ class Step:
         last: Whether the optimizer steps next.
         around_backward: What a backward pass is to run in.
         seeds: The seeds of the run.
-        shared: Directions of the control variate; None if there are none.
+        shared: Directions of the control variate, for gradients without a backward pass; None if there are none.
     """
 
     trainer: Trainer
@@ -40,8 +38,7 @@ class Step:
     shared: Along | None = None
 
 
-@dataclass(frozen=True)
-class Evaluated:
+class Evaluated(NamedTuple):
     """The result of a batch: its outputs and its evaluations.
 
     Attributes:

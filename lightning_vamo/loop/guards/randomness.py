@@ -13,8 +13,8 @@ _KEY, _POSITION = 624 * 4, 4
 class RandomState:
     """The states of the global generators of torch, numpy and Python, and of CUDA where the model lives there.
 
-    To set numpy's generator takes longer than the forward pass of a small model, and most models do not draw from it: then
-    :meth:`settle` saves the time.
+    To set numpy's and Python's generators takes longer than the forward pass of a small model, and most models do not draw from
+    these: then :meth:`settle` saves the time.
 
     Args:
         device: The model's device.
@@ -24,7 +24,7 @@ class RandomState:
         self._torch = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if device.type == "cuda" else None
         self._numpy = _numpy.state()
-        self._python = random.getstate()
+        self._python: tuple[Any, ...] | None = random.getstate()
 
     def set(self) -> None:
         """Set the generators to these states."""
@@ -33,12 +33,18 @@ class RandomState:
             torch.cuda.set_rng_state_all(self._cuda)
         if self._numpy is not None:
             _numpy.set(self._numpy)
-        random.setstate(self._python)
+        if self._python is not None:
+            random.setstate(self._python)
 
     def settle(self) -> None:
-        """Leave numpy's generator alone from now on if it is still in its state: what ran in between does not draw from it."""
+        """Leave generators alone from now on that are still in their states: what ran in between does not draw from them.
+
+        Torch's are set in any case, since they may well be drawn from, and that takes no longer than to look at them.
+        """
         if _numpy.state() is self._numpy:
             self._numpy = None
+        if self._python is not None and random.getstate() == self._python:
+            self._python = None
 
 
 class _Numpy:

@@ -120,7 +120,7 @@ def run_training_step(trainer: Trainer, batch: Any, batch_idx: int) -> Any:
     """Call the module's ``training_step`` through the strategy, with the arguments of its signature."""
     module = trainer.lightning_module
     arguments = step_arguments(module.training_step, batch, batch_idx)
-    if type(trainer.profiler) is not PassThroughProfiler:
+    if type(trainer.profiler) is not PassThroughProfiler:  # type: ignore[attr-defined]
         return call._call_strategy_hook(trainer, "training_step", *arguments)
     # What else the hook does takes as long as the forward pass of a small model: `nn.Module.__setattr__`, for the most part.
     own = vars(module)

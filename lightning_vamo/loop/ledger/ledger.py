@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from lightning_vamo.core.small import Small
 from lightning_vamo.loop.ledger.clocks import Stopwatch
 from lightning_vamo.loop.ledger.totals import Totals
 from lightning_vamo.report import MethodReport
@@ -54,11 +54,9 @@ class Ledger:
         Args:
             outputs: The outputs of the step; empty if the step had no loss.
         """
-        self.totals.forward_evaluations += 1
-        self.totals.backward_evaluations += bool(outputs)
-        self.totals.batches += bool(outputs)
+        self.totals.add_batch(1, int(bool(outputs)), bool(outputs))
 
-    def report(self, moments: Tensor | None) -> MethodReport:
+    def report(self, moments: Small | None) -> MethodReport:
         """The report of the totals, and of the epoch so far.
 
         Args:

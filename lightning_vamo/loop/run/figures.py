@@ -2,6 +2,7 @@
 
 import torch
 
+from lightning_vamo.core.small import tensor_of
 from lightning_vamo.loop.control.base import Snapshot
 from lightning_vamo.loop.ledger.totals import Totals
 from lightning_vamo.loop.run.parts import Sums
@@ -33,8 +34,7 @@ def removed(sums: Sums, snapshot: Snapshot | None, totals: Totals) -> dict[str, 
     moments, sums.moments = sums.moments, None
     if moments is None:
         return {}
-    if snapshot is not None:
-        moments = snapshot.total(moments)
-    before, gone = moments.tolist()
+    total = tensor_of(moments) if snapshot is None else snapshot.total(tensor_of(moments))
+    before, gone = total.tolist()
     totals.add_moments(before, gone)
     return {"variance_removed": gone / before if before else 0.0}

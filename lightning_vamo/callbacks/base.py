@@ -97,7 +97,7 @@ class MethodCallback(DrivingCallback):
         ways, made_of = self.ways, self._method.control.made_of
         decisions = () if self._run.choice is None else tuple(self._run.choice.decisions)
         ways_to = replace(report, plain=ways.plain, recompute=ways.recompute)
-        return replace(ways_to, method=title, made_of=made_of, decisions=decisions)
+        return replace(ways_to, method=title, made_of=made_of, decisions=decisions, measured=self._run.choice is not None)
 
     @property
     def settings(self) -> ProbeSettings:

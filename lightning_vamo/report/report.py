@@ -64,6 +64,7 @@ class MethodReport:
         epochs: The figures of each epoch, by name: ``step``, the number of optimizer steps at the epoch's end; the losses that
             the module logged; and the method's figures that :meth:`plot` draws.
         decisions: The changes of what corrects the steps, if that is chosen by measurement.
+        measured: Whether what corrects the steps is chosen by measurement.
     """
 
     snapshots: int
@@ -83,6 +84,7 @@ class MethodReport:
     plain: str | None = None
     recompute: str = "control='recompute'"
     decisions: tuple[Decided, ...] = ()
+    measured: bool = False
     epochs: tuple[Mapping[str, float], ...] = ()
 
     @property
@@ -127,6 +129,9 @@ class MethodReport:
             return f"{batches} trained on, at {times} the compute of plain training."
         what, off = _WORDS[self.made_of]
         off = self.plain or off
+        if self.variance_removed is None and self.measured:
+            why = "nothing was found to pay" if self.decisions else "it was too short to find out what pays"
+            return f"the training was plain, since {why}, at {times} the compute of plain training."
         if self.variance_removed is None:
             return f"no step was corrected, and you paid {times} the compute of plain training: {self._cause(off)}"
         share = f"{100 * self.variance_removed:.3g} % of the gradient's second moment"

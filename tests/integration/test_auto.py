@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_vamo import InvalidArgumentError, VAMOCallback, VAMOMixin
 from lightning_vamo.core.schedules import EfficientProbes
 from lightning_vamo.loop.control.looks import BURST, JUDGED
+from lightning_vamo.loop.ledger.clocks import StepTimes
 from lightning_vamo.loop.step.driver import ManualSteps
 from tests.support import resuming
 from tests.support.modules import trainer
@@ -221,3 +222,26 @@ def test_only_what_the_user_allows_is_chosen():
 def test_costs_are_counted_in_seconds_or_evaluations():
     with pytest.raises(InvalidArgumentError, match='`cost` must be "evaluations", "seconds" or None, got \'minutes\''):
         EfficientProbes(cost="minutes")
+
+
+@pytest.mark.parametrize(("epochs", "warmup", "snapshots"), [(2, 0, 1), (1, 64, 1)])
+def test_by_default_there_is_a_warm_up_only_where_no_long_first_epoch_teaches(epochs, warmup, snapshots):
+    callback = VAMOCallback(probes=2, seed=1)
+    fit(callback, epochs=epochs)
+    assert (callback.report.warmup_evaluations, callback.report.snapshots) == (warmup, snapshots)
+
+
+def test_times_of_steps_are_kept_apart_by_what_corrected_them(monkeypatch):
+    now = iter([*range(0, 40, 2), *range(100, 160, 3)])
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(now)))
+    times = StepTimes()
+    for _ in range(20):
+        times.batch_starts("plain")
+    times.stop()  # a sweep, or a validation
+    for _ in range(9):
+        times.batch_starts("carry")
+    assert (times.median("plain"), times.median("carry"), times.median("sweep")) == (2.0, 3.0, None)
+    assert times.steady("plain")
+    assert not times.steady("sweep")
+    assert not StepTimes({"plain": [1.0, 2.0, 3.0, 4.0] * 4}).steady("plain")
+    assert StepTimes(times.state_dict()).median("plain") == 2.0

@@ -161,7 +161,7 @@ class Choice:
             Carriable(explained, work) if carriable else None,
             None if in_seconds else ASSUMED_FORWARD,
         )
-        if (decision.probes, decision.kind) != before:
+        if (decision.probes, decision.kind) != before or (carriable and self.stage == "look"):
             self._announce(trainer, decision, pauses=carriable)
         self.figures = {
             "expected_removed": decision.removed,

@@ -51,12 +51,13 @@ class StepTimes:
         return statistics.median(times) if len(times) >= _FEWEST else None
 
     def steady(self, name: str) -> bool:
-        """Whether most times of a name are about the same."""
+        """Whether the earlier and the later half of the times of a name have about the same median."""
         times = self.seconds.get(name, [])
         if len(times) < _FEWEST:
             return False
-        low, middle, high = statistics.quantiles(times, n=4)
-        return high - low <= _SPREAD * middle
+        half = len(times) // 2
+        early, late = statistics.median(times[:half]), statistics.median(times[half:])
+        return abs(early - late) <= _SPREAD * statistics.median(times)
 
     def state_dict(self) -> dict[str, list[float]]:
         """The times so far, as plain numbers."""
@@ -66,8 +67,8 @@ class StepTimes:
 # Of each name, how many times are kept, and how few tell something.
 _TIMES, _FEWEST = 64, 8
 
-# By what share of the median the quartiles of a steady clock differ at most.
-_SPREAD = 0.5
+# By what share of the median the medians of both halves differ at most, by a steady clock.
+_SPREAD = 0.25
 
 
 class Stopwatch:

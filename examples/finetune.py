@@ -42,6 +42,8 @@ class TransformerClassifier(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         net = AutoModelForSequenceClassification.from_pretrained(model, num_labels=classes)
+        if net.config.pad_token_id is None:  # GPT-2's: the head reads the last token that is no padding
+            net.config.pad_token_id = net.config.eos_token_id
         self.net = (net if lora_rank is None else with_lora(net, lora_rank)).train()
         self.accuracy = torchmetrics.classification.MulticlassAccuracy(classes, average="micro")
         if dropout is not None:
@@ -120,6 +122,8 @@ class Sentences(L.LightningDataModule):
         """Read the sentences, and tokenise them."""
         options = self.hparams
         self.tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or self.trainer.lightning_module.hparams.model)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
         path = Path(options.dataset)
         if path.suffix == ".tsv":
             rows = read_tsv(path)

@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder to keep the runs in")
     parser.add_argument("--into", type=Path, default=Path("docs/evidence"), help="folder of the tables and plots")
     parser.add_argument("--seeds", type=int, help="how many seeds; by default those of the experiment")
+    parser.add_argument("--rates", type=float, nargs="+", help="run these of the experiment's rates")
     parser.add_argument("--small", action="store_true", help="fewer methods, rates, epochs and seeds")
     parser.add_argument("--methods", nargs="+", default=[""], metavar="PART", help="run those whose names contain a part")
     parser.add_argument("--method", help="of the configuration to show")
@@ -41,6 +42,8 @@ def main() -> None:
         experiment = Experiment.load(name, small=options.small)
         if options.seeds is not None:
             experiment = replace(experiment, seeds=tuple(range(options.seeds)))
+        if options.rates is not None:
+            experiment = replace(experiment, rates=[rate for rate in experiment.rates if rate in options.rates])
         if options.command == "show":
             config = experiment.config(options.method or next(iter(experiment.methods)), options.lr, 0)
             config["trainer"] = {key: value for key, value in config["trainer"].items() if key not in QUIET}

@@ -20,7 +20,7 @@ title: Tiny
 every: 2
 rates: [0.1, 0.3, 1.0]
 start: 0.1
-figure: gradient_norm
+figures: [gradient_norm]
 fit:
   model:
     class_path: examples.benchmarks.evidence.networks.Network
@@ -181,8 +181,8 @@ def test_values_at_equal_cost():
     assert math.isnan(tables.value_at(groups["plain"][0], "evaluations", 2.5, "train_loss"))
     experiment = Experiment("made", "", {}, {}, [0.1])
     assert tables.cost_table(experiment, groups).splitlines()[2:] == [
-        "| plain | 0.1 | 2 | 2 ± 1.41 | 2.25 ± 1.41 | 1.00× | 1.00× | – |",
-        "| probed | 0.1 | 2 | 0 ± 0 | 1.25 ± 0 | 2.00× | 1.00× | 50.0 % |",
+        "| plain | 0.1 | 2 | 2.0 ± 1.4 | 2.2 ± 1.4 | 1.00× | 1.00× | – |",
+        "| probed | 0.1 | 2 | 0 | 1.25 | 2.00× | 1.00× | 50.0 % |",
     ]
     groups["plain"].append(made([4.0, math.nan, math.nan], 1, diverged=True))
     assert tables.cost_table(experiment, groups).splitlines()[2].count("diverged") == 2

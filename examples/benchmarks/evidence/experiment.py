@@ -63,10 +63,11 @@ class Experiment:
         tune: ``"search"``: runs with a seed of their own choose each method's rate. ``"all"``: all rates are run. ``"start"``:
             only the rate that the search would begin with.
         start: Where the search begins, by the optimizer.
-        figure: What tables and plots show besides the training loss, by which rates are chosen.
+        figures: What tables and plots show besides the training loss, by which rates are chosen.
         seeds: Of the runs that are reported.
         every: Steps from one measurement to the next.
         shown: Methods that are drawn; by default all.
+        drawn: Figures that are drawn; by default the training loss and ``figures``.
         plot: What is drawn: figures over their cost, or over the learning rate; None draws nothing.
     """
 
@@ -77,10 +78,11 @@ class Experiment:
     rates: list[float]
     tune: Literal["search", "all", "start"] = "search"
     start: float = 0.1
-    figure: str = "val_loss"
+    figures: tuple[str, ...] = ("val_loss",)
     seeds: tuple[int, ...] = (0, 1, 2)
     every: int = 50
     shown: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
     plot: Literal["cost", "rates"] | None = "cost"
 
     @classmethod

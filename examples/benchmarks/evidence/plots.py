@@ -24,11 +24,8 @@ def banded(axes: Any, costs: Sequence[float], values: Sequence[Sequence[float]],
 
 def over_cost(experiment: Experiment, groups: Groups, path: Path) -> None:
     """Figures against steps, evaluations and time, at each method's best rate."""
-    names = list(dict.fromkeys([CHOSEN_BY, experiment.figure]))
-    names = [name for name in names if name in next(iter(groups.values()))[0]["points"][0]]
-    figure, axes = plt.subplots(
-        len(names), len(AXES), figsize=(12, 3 * len(names)), layout="constrained", squeeze=False, sharey="row"
-    )
+    names = drawn(experiment, groups)
+    figure, axes = panels(len(names), len(AXES), sharex="col", sharey="row")
     for method, runs in groups.items():
         if experiment.shown and method not in experiment.shown:
             continue
@@ -39,36 +36,48 @@ def over_cost(experiment: Experiment, groups: Groups, path: Path) -> None:
                 costs = [statistics.mean(map(cost, points)) for points in zip(*(run["points"] for run in runs), strict=True)]
                 banded(panel, costs, values, label=method, linestyle="--" if "VAMO" in method else "-")
     for row, name in zip(axes, names, strict=True):
-        row[0].set_ylabel(words(name))
-        if "accuracy" not in name:
-            row[0].set_yscale("log")
+        row[0].set(ylabel=words(name), yscale="linear" if "accuracy" in name else "log")
     for panel, (unit, cost) in zip(axes[-1], AXES.items(), strict=True):
         panel.set_xlabel("evaluations, in steps of plain training" if unit == "evaluations" else unit)
-        cheapest = [cost(run["points"][-1]) for runs in groups.values() for run in runs]
-        panel.set_xlim(0, min(max(cheapest), 8 * min(cheapest)))
+        ends = [cost(run["points"][-1]) for runs in groups.values() for run in runs]
+        panel.set_xlim(0, min(max(ends), 4 * min(ends)))
     finish(figure, axes, path)
 
 
 def over_rates(experiment: Experiment, groups: Groups, path: Path) -> None:
-    """The loss over the learning rate, constant and decayed, and over the length of a step that the rate leads to."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained", sharey=True)
+    """Figures over the learning rate, constant and decayed, and over the length of a step that the rate leads to."""
+    names = drawn(experiment, groups)
+    figure, axes = panels(len(names), 3, sharex="col", sharey="row")
     for method, runs in groups.items():
-        name, _, schedule = method.rpartition(", ")
-        color, line = "C0" if name.startswith("Adam") else "C1", "--" if "carried" in name else "-"
-        style = {"label": name, "linestyle": line, "color": color}
         at = {rate: [run for run in runs if run["lr"] == rate] for rate in experiment.rates}
         at = {rate: some for rate, some in at.items() if some and all(math.isfinite(final(run, CHOSEN_BY)) for run in some)}
-        losses = [[final(run, CHOSEN_BY) for run in some] for some in at.values()]
-        banded(axes[0 if schedule == "constant" else 1], list(at), losses, marker=".", **style)
-        if schedule == "constant":
-            banded(axes[2], [step_length(some) for some in at.values()], losses, marker=".", **style)
-    for panel, title in zip(axes, ("constant rate", "cosine decay", "constant rate"), strict=True):
-        panel.set(title=title, xscale="log", yscale="log", xlabel="learning rate")
-    axes[2].set_xlabel("length of a step")
-    axes[0].set_ylabel(words(CHOSEN_BY))
-    least = min(final(run, CHOSEN_BY) for runs in groups.values() for run in runs)
-    axes[0].set_ylim(0.97 * least, 6 * least)
-    finish(figure, axes.reshape(1, -1), path)
+        name, _, schedule = method.rpartition(", ")
+        color, line = "C0" if name.startswith("Adam") else "C1", "--" if "carried" in name else "-"
+        style = {"label": name, "linestyle": line, "color": color, "marker": "."}
+        for row, shown in zip(axes, names, strict=True):
+            values = [[final(run, shown) for run in some] for some in at.values()]
+            banded(row[0 if schedule == "constant" else 1], list(at), values, **style)
+            if schedule == "constant":
+                banded(row[2], [step_length(some) for some in at.values()], values, **style)
+    for row, name in zip(axes, names, strict=True):
+        least = min(final(run, name) for runs in groups.values() for run in runs)
+        row[0].set(yscale="log", ylabel=words(name), ylim=(0.95 * least, 2.5 * least))
+    for panel, title in zip(axes[0], ("constant rate", "cosine decay", "constant rate"), strict=True):
+        panel.set(title=title, xscale="log")
+    for panel, label in zip(axes[-1], ("learning rate", "learning rate", "length of a step"), strict=True):
+        panel.set_xlabel(label)
+    finish(figure, axes, path)
+
+
+def drawn(experiment: Experiment, groups: Groups) -> list[str]:
+    """The figures to draw, of those that were measured."""
+    measured = next(iter(groups.values()))[0]["points"][0]
+    return [name for name in experiment.drawn or (CHOSEN_BY, *experiment.figures) if name in measured]
+
+
+def panels(rows: int, columns: int, **options: Any) -> tuple[Any, Any]:
+    """A figure and its panels."""
+    return plt.subplots(rows, columns, figsize=(12, 0.8 + 2.6 * rows), layout="constrained", squeeze=False, **options)
 
 
 def step_length(runs: Sequence[Run]) -> float:
@@ -83,5 +92,5 @@ def finish(figure: Any, axes: Any, path: Path) -> None:
     handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=75)
+    figure.savefig(path, dpi=70)
     plt.close(figure)

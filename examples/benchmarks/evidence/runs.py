@@ -75,7 +75,7 @@ def kept(experiment: Experiment, method: str, lr: float, seed: int, folder: Path
     name = re.sub(r"[^\w.=+-]+", "-", method).strip("-")
     path = folder / experiment.name / f"{name}-lr{lr:g}-seed{seed}-{digest}.json"
     if not path.exists():
-        run = train(config, data, experiment.every, experiment.figure == "gradient_norm")
+        run = train(config, data, experiment.every, "gradient_norm" in experiment.figures)
         run |= {"method": method, "lr": lr, "seed": seed, "config": config}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(run))

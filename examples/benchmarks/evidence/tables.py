@@ -70,11 +70,20 @@ def value_up_to(run: Run, axis: str, budget: float, figure: str) -> float:
     return statistics.mean(value_at(run, axis, budget * (1 - share / 48), figure) for share in range(13))
 
 
-def spread(values: Sequence[float], form: Callable[[float], str]) -> str:
-    """``mean ± standard deviation``, or ``diverged``."""
+def spread(values: Sequence[float]) -> str:
+    """``mean ± standard deviation``, to two digits of the latter or five of the mean, or ``diverged``."""
     if not all(map(math.isfinite, values)):
         return "diverged"
-    return form(statistics.mean(values)) + (f" ± {form(statistics.stdev(values))}" if len(values) > 1 else "")
+    mean, deviation = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    if not deviation:
+        return number(mean)
+    places = max(0, min(1 - exponent(deviation), 4 - exponent(mean)))
+    return f"{mean:.{places}f} ± {deviation:.{places}f}"
+
+
+def exponent(value: float) -> int:
+    """Of the power of ten that a value is a few times of."""
+    return math.floor(math.log10(abs(value))) if value else 0
 
 
 def number(value: float) -> str:
@@ -97,17 +106,15 @@ def cost_table(experiment: Experiment, groups: Groups) -> str:
     """What methods reach at their best rates: after all steps, and for the evaluations of the cheapest run."""
     ends = [run["points"][-1] for group in groups.values() for run in group if not run["diverged"]]
     budget = min(AXES["evaluations"](end) for end in ends)
-    shown = dict.fromkeys([CHOSEN_BY, experiment.figure]) if experiment.figure in ends[0] else {CHOSEN_BY: None}
-    steps = f"{ends[0]['step']:.0f} steps"
-    header = ["method", "rate", "seeds", *(f"{words(name)}, {steps}" for name in shown)]
-    header += [f"{words(name)}, {budget:.0f} evaluations" for name in shown]
-    header += ["work", "CPU time", "removed"]
+    shown = [name for name in (CHOSEN_BY, *experiment.figures) if name in ends[0]]
+    header = ["method", "rate", "seeds", *(f"{words(name)}, {ends[0]['step']:.0f} steps" for name in shown)]
+    header += [f"{words(shown[-1])}, {budget:.0f} evaluations", "work", "CPU time", "removed"]
     plain = next(iter(groups.values()))
     rows = []
     for method, runs in groups.items():
         cells = [method, number(runs[0]["lr"]), str(len(runs))]
-        cells += [spread([final(run, name) for run in runs], number) for name in shown]
-        cells += [spread([value_up_to(run, "evaluations", budget, name) for run in runs], number) for name in shown]
+        cells += [spread([final(run, name) for run in runs]) for name in shown]
+        cells.append(spread([value_up_to(run, "evaluations", budget, shown[-1]) for run in runs]))
         rows.append([*cells, *costs(runs, plain)])
     return table(header, rows)
 
@@ -133,7 +140,7 @@ def rates_table(experiment: Experiment, groups: Groups, figure: str = CHOSEN_BY)
     rows = []
     for method, runs in groups.items():
         at = {rate: [final(run, figure) for run in runs if run["lr"] == rate] for rate in experiment.rates}
-        rows.append([method, *(spread(values, number) if values else "" for values in at.values())])
+        rows.append([method, *(spread(values) if values else "" for values in at.values())])
     return table(["method", *(f"{rate:g}" for rate in experiment.rates)], rows)
 
 
@@ -155,12 +162,13 @@ def window_table(experiment: Experiment, groups: Groups) -> str:
         for method, runs in groups.items()
     }
     least = min(min(values.values()) for values in means.values())
+    shown = [name for name in (CHOSEN_BY, *experiment.figures) if name in next(iter(groups.values()))[0]["points"][-1]]
     rows = []
     for method, values in means.items():
         best = min(values, key=values.__getitem__)
         runs = [run for run in groups[method] if run["lr"] == best]
-        reached = [spread([final(run, name) for run in runs], number) for name in (CHOSEN_BY, experiment.figure)]
+        reached = [spread([final(run, name) for run in runs]) for name in shown]
         good = [f"{rate:g}" for rate, value in values.items() if value <= 1.1 * least]
         rows.append([method, f"{best:g}", *reached, ", ".join(good) or "none", *costs(runs, next(iter(groups.values())))])
-    header = ["method", "best rate", words(CHOSEN_BY), words(experiment.figure), "rates within 10 % of the least loss"]
+    header = ["method", "best rate", *map(words, shown), "rates within 10 % of the least loss"]
     return table([*header, "work", "CPU time", "removed"], rows)

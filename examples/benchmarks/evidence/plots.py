@@ -61,7 +61,7 @@ def over_rates(experiment: Experiment, groups: Groups, path: Path) -> None:
                 banded(row[2], [step_length(some) for some in at.values()], values, **style)
     for row, name in zip(axes, names, strict=True):
         least = min(final(run, name) for runs in groups.values() for run in runs)
-        row[0].set(yscale="log", ylabel=words(name), ylim=(0.95 * least, 2.5 * least))
+        row[0].set(yscale="log", ylabel=words(name), ylim=(0.95 * least, 4 * least))
     for panel, title in zip(axes[0], ("constant rate", "cosine decay", "constant rate"), strict=True):
         panel.set(title=title, xscale="log")
     for panel, label in zip(axes[-1], ("learning rate", "learning rate", "length of a step"), strict=True):

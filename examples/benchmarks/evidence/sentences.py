@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
+import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -25,7 +27,7 @@ class MiniLM(TransformerClassifier):
         super().__init__(str(minilm_folder()), optimizer=optimizer, lr=lr)
 
 
-class ShortSentences(Sentences):
+class ShortSentences(L.LightningDataModule):
     """SST-2's first sentences of at most 24 tokens.
 
     Args:
@@ -33,30 +35,31 @@ class ShortSentences(Sentences):
         train_size: How many sentences of ``train.tsv`` to train on.
         val_size: How many sentences of ``dev.tsv`` to validate on.
         batch_size: Sentences per batch.
-
-    Attributes:
-        parts: What is measured on: the first 128 sentences that are trained on, and those that validate.
     """
 
     tokens = 24
 
     def __init__(self, folder: str, train_size: int = 384, val_size: int = 256, batch_size: int = 8) -> None:
-        super().__init__(folder, tokenizer=str(minilm_folder()), batch_size=batch_size)
-        super().setup("fit")
-        self.train, self.val = self._short(self.train, train_size), self._short(self.val, val_size)
-        parts = {"train": self.train[:128], "val": self.val}
-        self.parts: dict[str, Part] = {name: list(self._sorted(rows)) for name, rows in parts.items()}
+        super().__init__()
+        self.folder, self.train_size, self.val_size, self.batch_size = folder, train_size, val_size, batch_size
 
-    def setup(self, stage: str) -> None:
-        """Everything has been read."""
+    @cached_property
+    def sentences(self) -> Sentences:
+        """Sentences with tokens; made late, as the command gives its hyperparameters to all that is made with this object."""
+        data = Sentences(self.folder, tokenizer=str(minilm_folder()), batch_size=self.batch_size)
+        data.setup("fit")
+        data.train, data.val = self._short(data.train, self.train_size), self._short(data.val, self.val_size)
+        return data
+
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        """What is measured on: the first 128 sentences that are trained on, and those that validate."""
+        parts = {"train": self.sentences.train[:128], "val": self.sentences.val}
+        return {name: list(self._sorted(rows)) for name, rows in parts.items()}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches of the training sentences."""
-        return self._loader(self.train, shuffle=True)
-
-    def val_dataloader(self) -> list[Any]:
-        """Nothing: the recorder measures."""
-        return []
+        return self.sentences.train_dataloader()
 
     def _short(self, rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
         return [row for row in rows if len(row["input_ids"]) <= self.tokens][:count]
@@ -64,5 +67,5 @@ class ShortSentences(Sentences):
     def _sorted(self, rows: list[dict[str, Any]]) -> Iterator[tuple[Any, Tensor]]:
         rows = sorted(rows, key=lambda row: len(row["input_ids"]))  # so that little is padded
         for first in range(0, len(rows), 32):
-            batch = self.collate(rows[first : first + 32])
+            batch = self.sentences.collate(rows[first : first + 32])
             yield batch, batch["labels"]

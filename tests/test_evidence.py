@@ -185,4 +185,7 @@ def test_values_at_equal_cost():
         "| probed | 0.1 | 2 | 0 | 1.25 | 2.00× | 1.00× | 50.0 % |",
     ]
     groups["plain"].append(made([4.0, math.nan, math.nan], 1, diverged=True))
-    assert tables.cost_table(experiment, groups).splitlines()[2].count("diverged") == 2
+    plain, _ = tables.cost_table(experiment, groups).splitlines()[2:]
+    assert plain.startswith("| plain | 0.1 | 3 | diverged | – |")
+    halves = [made([4.0, 2.0], 1, removed=0.0)] * 2
+    assert tables.cost_table(experiment, {"plain": groups["plain"][:2], "short": halves}).splitlines()[3].count(" – ") == 1

@@ -71,7 +71,9 @@ def value_up_to(run: Run, axis: str, budget: float, figure: str) -> float:
 
 
 def spread(values: Sequence[float]) -> str:
-    """``mean ± standard deviation``, to two digits of the latter or five of the mean, or ``diverged``."""
+    """``mean ± standard deviation``, to two digits of the latter or five of the mean, or ``diverged``; a dash for no value."""
+    if any(map(math.isnan, values)):
+        return "–"
     if not all(map(math.isfinite, values)):
         return "diverged"
     mean, deviation = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
@@ -103,13 +105,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def cost_table(experiment: Experiment, groups: Groups) -> str:
-    """What methods reach at their best rates: after all steps, and for the evaluations of the cheapest run."""
-    ends = [run["points"][-1] for group in groups.values() for run in group if not run["diverged"]]
-    budget = min(AXES["evaluations"](end) for end in ends)
-    shown = [name for name in (CHOSEN_BY, *experiment.figures) if name in ends[0]]
-    header = ["method", "rate", "seeds", *(f"{words(name)}, {ends[0]['step']:.0f} steps" for name in shown)]
-    header += [f"{words(shown[-1])}, {budget:.0f} evaluations", "work", "CPU time", "removed"]
+    """What methods reach at their best rates: after all steps, and for the evaluations of the first method."""
     plain = next(iter(groups.values()))
+    end = plain[0]["points"][-1]
+    budget = AXES["evaluations"](end)
+    shown = [name for name in (CHOSEN_BY, *experiment.figures) if name in end]
+    header = ["method", "rate", "seeds", *(f"{words(name)}, {end['step']:.0f} steps" for name in shown)]
+    header += [f"{words(shown[-1])}, {budget:.0f} evaluations", "work", "CPU time", "removed"]
     rows = []
     for method, runs in groups.items():
         cells = [method, number(runs[0]["lr"]), str(len(runs))]

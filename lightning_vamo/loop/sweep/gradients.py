@@ -69,7 +69,7 @@ def differentiate(
             copied.
     """
     reshard = compat.resharding(module)
-    reshard()  # as before a sweep: what is kept and put back are the shards
+    reshard()  # as before a sweep: the shards are copied and put back, not whole parameters
     is_copied = size_in_bytes(iter(parameters)) <= SMALL_MODEL and not any(map(is_sharded, parameters))
     versions = [parameter._version for parameter in parameters]
     with _gradients_set_aside(parameters), no_trace(trainer, module, () if is_copied else parameters) as state:

@@ -9,20 +9,17 @@ times compare with one another on a quiet machine, and with nothing else. If tor
 import argparse
 import importlib.util
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import lightning as L
 import torch
-from cost_memory import _held, _peak, _reset_peak
 from cost_training import silence
+from peak import alone, can_be_read, held, peak, reset_peak
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -164,19 +161,11 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     METHODS["inference" if name == "inference" else "SGD"](argparse.Namespace(**{**vars(options), "size": "tiny"}))  # libraries
-    before = _held(device)
-    _reset_peak(device)
+    before = held(device)
+    reset_peak(device)
     seconds = METHODS[name](options)
     dimension = sum(parameter.numel() for parameter in Encoder(options.size).parameters())
-    return {"bytes": _peak(device) - before, "seconds": median(seconds), "parameters": dimension}
-
-
-def alone(name: str, options: argparse.Namespace) -> dict[str, float]:
-    """Run a method in a process of its own."""
-    # Read by glibc as the process starts: let it give freed memory back at once, so that the peak is that of memory in use.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measured, name, options).result()
+    return {"bytes": peak(device) - before, "seconds": median(seconds), "parameters": dimension}
 
 
 def plotted(found: dict[str, dict[str, float]], path: str) -> None:
@@ -204,9 +193,9 @@ def main() -> None:
     parser.add_argument("--json")
     parser.add_argument("--plot")
     options = parser.parse_args()
-    if options.device == "cpu" and not Path("/proc/self/clear_refs").exists():
+    if not can_be_read(torch.device(options.device)):
         sys.exit("The peak of a process's memory is read from Linux's /proc.")
-    found = {name: alone(name, options) for name in options.methods}
+    found = {name: alone(measured, name, options) for name in options.methods}
     print(f"| {found[options.methods[0]]['parameters']:,} parameters | peak memory | sizes of the weights | seconds per step |")
     print("|---|---|---|---|")
     for name, row in found.items():

@@ -3,6 +3,9 @@
 pip install '.[finetune,benchmarks]'
 python -m examples.benchmarks.mezo_sst2 --data FOLDER --runs runs/mezo     # FOLDER holds train.tsv and dev.tsv
 
+The head is a linear map of the mean of the tokens. Each run is kept in a file of its own: an interrupted command goes on. Peaks
+of memory are those of short runs, each in a process of its own in which freed memory is given back at once.
+"""
 
 import argparse
 import gc

@@ -29,8 +29,8 @@ from lightning_vamo import MeZOCallback, with_vamo
 
 RATES = {
     "full": {"MeZO": 1e-5, "SGD": 3e-2, "AdamW": 1e-4},
-    "LoRA": {"MeZO": 1e-3, "SGD": 3e-1, "AdamW": 1e-3},
-    "head": {"MeZO": 3e-2, "SGD": 1.0, "AdamW": 1e-2},
+    "LoRA": {"MeZO": 1e-4, "SGD": 1e-1, "AdamW": 1e-3},
+    "head": {"MeZO": 3e-3, "SGD": 3e-1, "AdamW": 1e-2},
 }
 """What moves, and the learning rate of each method."""
 
@@ -54,6 +54,7 @@ class Run:
         sentences: How many sentences to train on.
         length: Tokens that sentences are cut to.
         batch_size: Sentences of a step.
+        validate: Batches of ``dev.tsv`` to validate on.
         model: Folder of the pretrained model.
     """
 
@@ -66,6 +67,7 @@ class Run:
     sentences: int
     length: int
     batch_size: int
+    validate: int
     model: str
 
     @property
@@ -97,7 +99,7 @@ def trained(run: Run) -> dict[str, Any]:
         trainer.fit(module, data)
     seconds = time.process_time() - started
     steps, report = trainer.global_step, None if callback is None else callback.report
-    [found] = L.Trainer(accelerator="cpu", **QUIET).validate(module, data, verbose=False)
+    [found] = L.Trainer(accelerator="cpu", limit_val_batches=run.validate, **QUIET).validate(module, data, verbose=False)
     return {
         "steps": steps,
         "forwards": steps if report is None else report.forward_evaluations,
@@ -174,22 +176,29 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=("MeZO", "SGD", "AdamW"), default=["MeZO", "SGD", "AdamW"])
     parser.add_argument("--lr", type=float, help="in place of each method's own rate")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    for name, value in (("mezo-steps", 256), ("steps", 64), ("sentences", 512), ("length", 16), ("batch-size", 16)):
+    for name, value in (
+        ("mezo-steps", 256),
+        ("steps", 64),
+        ("sentences", 512),
+        ("length", 16),
+        ("batch-size", 8),
+        ("validate", 32),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     options = parser.parse_args()
     silence()
     os.environ["HF_HUB_OFFLINE"] = "1"
     model = str(options.model or minilm_folder())
-    sizes = (options.sentences, options.length, options.batch_size, model)
+    given = (options.sentences, options.length, options.batch_size, options.validate, model)
     rows = []
     for seed in options.seeds:
-        runs = [Run(options.data, "full", "none", 0.0, 0, seed, *sizes)]
+        runs = [Run(options.data, "full", "none", 0.0, 0, seed, *given)]
         for part in options.parts:
             for method in options.methods:
                 lr = RATES[part][method] if options.lr is None else options.lr
                 steps = options.mezo_steps if method == "MeZO" else options.steps
-                runs.append(Run(options.data, part, method, lr, steps, seed, *sizes))
+                runs.append(Run(options.data, part, method, lr, steps, seed, *given))
         rows += [row(options.runs, run, with_memory=not options.no_memory) for run in runs]
     table(rows)
 

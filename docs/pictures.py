@@ -10,8 +10,9 @@ import lightning as L
 from matplotlib.figure import Figure
 
 from examples.digits import Digits, DigitsClassifier
-from examples.plot_run import draw
 from lightning_vamo import find_probes
+from lightning_vamo.report.curves import draw
+from lightning_vamo.report.logs import read_run
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -27,7 +28,7 @@ def save(figure: Figure, name: str) -> None:
 
 def main() -> None:
     """Draw the demo's run, and what the finder says of the demo's model."""
-    save(draw(Path(sys.argv[1])), "demo")
+    save(draw(read_run(sys.argv[1]), "lightning-vamo fit --config examples/digits.yaml"), "demo")
     L.seed_everything(0)
     trainer = L.Trainer(accelerator="cpu", logger=False)
     save(find_probes(trainer, DigitsClassifier(lr=0.3), Digits()).plot(), "finder")

@@ -146,7 +146,7 @@ def test_a_callback_in_the_configuration(tmp_path):
         callback_of(command(tmp_path, trainer={"callbacks": callbacks})).report.forward_evaluations
         == 4 * 3 + (1 + 4 + 4) + 4 + 4
     )
-    with pytest.raises(UnsupportedError, match=r"both a VAMOCallback in `trainer.callbacks` and a section `vamo`.*keep one"):
+    with pytest.raises(UnsupportedError, match=r"by a VAMOCallback in `trainer.callbacks` and a section `vamo`.*keep one"):
         command(tmp_path, trainer={"callbacks": callbacks}, vamo={"probes": 3})
 
 
@@ -167,10 +167,10 @@ def test_the_method_is_named_by_a_class(tmp_path, caplog):
 
 
 def test_one_method_is_enough(tmp_path):
-    with pytest.raises(UnsupportedError, match=r"both a key `method` and a section `vamo`.*keep one"):
+    with pytest.raises(UnsupportedError, match=r"by a key `method` and a section `vamo`.*keep one"):
         command(tmp_path, method=METHOD, vamo={"probes": 3})
     callbacks = [{"class_path": "lightning_vamo.VAMOCallback"}]
-    with pytest.raises(UnsupportedError, match=r"both a VAMOCallback in `trainer.callbacks` and a key `method`.*keep one"):
+    with pytest.raises(UnsupportedError, match=r"by a VAMOCallback in `trainer.callbacks` and a key `method`.*keep one"):
         command(tmp_path, method=METHOD, trainer={"callbacks": callbacks})
 
 

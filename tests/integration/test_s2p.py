@@ -167,7 +167,7 @@ def test_losses_that_are_not_finite_move_nothing(variant):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"variant": "s3p"}, r"`variant` must be one of \('s2p', 'stp', 'vs2p'\), got 's3p'"),
+        ({"variant": "s3p"}, r"`variant` must be one of 's2p', 'stp', 'vs2p', got 's3p'"),
         ({"rho": 0.0}, r"`rho` must be a positive, finite number, got 0.0"),
         ({"rho": "auto"}, r"`rho` must be a positive, finite number, got 'auto'"),
         ({"rho": True}, r"`rho` must be a positive, finite number, got True"),

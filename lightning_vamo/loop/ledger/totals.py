@@ -1,6 +1,7 @@
 """The counts behind a report."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lightning_vamo.report import MethodReport
@@ -8,11 +9,12 @@ from lightning_vamo.report import MethodReport
 
 @dataclass
 class Totals:
-    """What a run has counted so far, on one rank: see :class:`~lightning_vamo.MethodReport`.
+    """The counts of a run so far, on one rank: see :class:`~lightning_vamo.MethodReport`.
 
     Attributes:
         moment_before: Squared gradient norms, summed over the corrected steps.
-        moment_removed: What the corrections took off them.
+        moment_removed: How much of ``moment_before`` the corrections removed.
+        epochs: The figures of each epoch that has ended, by name.
     """
 
     snapshots: int = 0
@@ -28,6 +30,7 @@ class Totals:
     rows_unused: int = 0
     moment_before: float = 0.0
     moment_removed: float = 0.0
+    epochs: list[dict[str, float]] = field(default_factory=list)
 
     def add_sweep(self, evaluations: int, seconds: float, backwards: int = 0) -> None:
         """Count a sweep.
@@ -42,10 +45,10 @@ class Totals:
         self.sweep_seconds += seconds
 
     def add_warmup(self, batches: int, seconds: float) -> None:
-        """Count gradients that took no step.
+        """Count gradients of a warm-up, which take no step.
 
         Args:
-            batches: How many.
+            batches: Number of gradients.
             seconds: Wall-clock time.
         """
         self.warmup_seconds += seconds
@@ -57,15 +60,24 @@ class Totals:
         """Count squared gradient norms, summed over steps.
 
         Args:
-            before: What they were.
-            removed: What the corrections took off them.
+            before: The sum before the corrections.
+            removed: How much the corrections removed.
         """
         self.moment_before += before
         self.moment_removed += removed
 
+    def add_epoch(self, step: int, figures: Mapping[str, float]) -> None:
+        """Keep the figures of an epoch that has ended.
+
+        Args:
+            step: The number of optimizer steps so far.
+            figures: The figures, by name.
+        """
+        self.epochs = [*self.epochs, {"step": step, **figures}]
+
     def report(self) -> MethodReport:
         """The report of these totals."""
-        counts = asdict(self)
+        counts = {**asdict(self), "epochs": tuple(self.epochs)}
         before, removed = counts.pop("moment_before"), counts.pop("moment_removed")
         return MethodReport(**counts, variance_removed=removed / before if before else None)
 

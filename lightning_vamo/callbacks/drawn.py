@@ -1,0 +1,27 @@
+"""The figures of an epoch that a report's picture shows."""
+
+from collections.abc import Mapping
+
+from lightning.pytorch import Trainer
+
+OF_METHOD = ("variance_removed", "forward_evaluations", "backward_evaluations")
+
+
+def drawn(trainer: Trainer, figures: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """The figures of the epoch that ends, to be drawn.
+
+    Args:
+        trainer: The trainer. Every logged value whose name contains "loss" is drawn.
+        figures: The method's figures, by name.
+        prefix: The part before the slash in the names of the method's logged figures.
+
+    Returns:
+        The figures, by name; if a loss is logged both per step and per epoch, only the epoch's mean.
+    """
+    metrics = {name: value for name, value in trainer.callback_metrics.items() if "loss" in name}
+    names = [name for name in metrics if not name.endswith("_step") and f"{name}_epoch" not in metrics]
+    names = [name for name in names if not name.startswith(f"{prefix}/")]  # a loss of the epoch's start
+    return {
+        **{name: float(metrics[name]) for name in names},
+        **{name: float(figures[name]) for name in OF_METHOD if name in figures},
+    }

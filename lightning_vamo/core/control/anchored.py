@@ -192,17 +192,9 @@ class GradientCorrection:
             products = products / torch.stack((unit**2, unit, torch.ones_like(unit)))
         products = self.shards.total(products)
         self.factors = self.coefficient.factors(progress)
-<<<<<<< HEAD
-        # Without a part that is not finite, wherever it is: all shards have to leave out the same rows.
+        # Summed over all shards before the test: all shards have to leave out the same rows.
         self.usable = products[2].isfinite()
         removed = self._subtract(pairs, products, unit)
-=======
-        # Summed over all shards before the test: all shards have to leave out the same rows.
-        self.usable = square.isfinite()
-        used = torch.as_tensor(self.factors, dtype=torch.float64, device=square.device).reshape(()) * self.usable
-        for g, r in pairs:
-            g.sub_(torch.where(self.usable, r * (used * unit).to(r.dtype), 0.0))
->>>>>>> main
         if isinstance(self.coefficient, GradientRegression):
             self.coefficient.see(products[1], products[2])
         return removed
@@ -234,14 +226,8 @@ def _on_cpu(tensor: Tensor) -> bool:
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
-<<<<<<< HEAD
-    """The inner product of two tensors of one shape, shape ``()``, in float32 at least."""
+    """The inner product of two tensors of the same shape, computed in float32 at least, shape ``()``."""
     if one.dtype != other.dtype or one.element_size() < 4:
         dtype = at_least_float32(torch.promote_types(one.dtype, other.dtype))
         one, other = one.to(dtype), other.to(dtype)
     return torch.dot(one.reshape(-1), other.reshape(-1))
-=======
-    """The inner product of two tensors of the same shape, computed in float32 at least, shape ``()``, float64."""
-    dtype = at_least_float32(torch.promote_types(one.dtype, other.dtype))
-    return torch.dot(one.to(dtype).reshape(-1), other.to(dtype).reshape(-1)).double()
->>>>>>> main

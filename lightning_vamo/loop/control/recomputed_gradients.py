@@ -58,12 +58,8 @@ class RecomputedGradients(Anchored):
         self.sum: list[Tensor] | None = None
         """Sum of the rows of the batches that the coming step accumulates; None between two steps."""
         self.lost = torch.zeros((), device=mean[0].device)
-<<<<<<< HEAD
-        """How many steps had a row that was not finite."""
-        self._last: ModuleState | None = None
-=======
         """Number of steps whose row was not finite."""
->>>>>>> main
+        self._last: ModuleState | None = None
 
     def before_step(self, here: Here, batch: Any) -> int:
         """Compute the next batch's row: differentiate the batch at the snapshot, and leave no trace.
@@ -142,9 +138,8 @@ class RecomputedGradients(Anchored):
         return {"origin": list(self.origin), "mean": self.mean, "sum": self.sum, "lost": self.lost}
 
 
-<<<<<<< HEAD
 def _rows(gradients: Sequence[Tensor | None], means: Sequence[Tensor], own: bool) -> list[Tensor]:
-    """Gradients minus their means; if the gradients are our ``own``, the differences replace them, to save memory."""
+    """Gradients minus their means; with ``own``, the differences overwrite the gradients, to save memory."""
     given = [None if gradient is None else local(gradient) for gradient in gradients]
     if own and all(part is not None and part.dtype == mean.dtype for part, mean in zip(given, means, strict=True)):
         rows = [part for part in given if part is not None]
@@ -152,14 +147,6 @@ def _rows(gradients: Sequence[Tensor | None], means: Sequence[Tensor], own: bool
         return rows
     pairs = zip(given, means, strict=True)
     return [-mean if part is None else part.to(mean.dtype, copy=not own).sub_(mean) for part, mean in pairs]
-=======
-def _row(gradient: Tensor | None, mean: Tensor, own: bool) -> Tensor:
-    """A gradient minus the mean; with ``own``, the difference overwrites the gradient, to save memory."""
-    if gradient is None:
-        return -mean
-    given = local(gradient)
-    return given.sub_(mean) if own and given.dtype == mean.dtype else given.to(mean.dtype).sub(mean)
->>>>>>> main
 
 
 @dataclass(frozen=True)

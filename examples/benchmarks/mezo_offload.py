@@ -3,9 +3,9 @@
 python examples/benchmarks/mezo_offload.py --device cuda --width 4096 --layers 32      # about 6.6 billion weights
 python examples/benchmarks/mezo_offload.py                                             # a small model, on a CPU
 
-Each way trains in a process of its own. "whole": the weights are on the device. "offloaded": FSDP2, in one process, keeps them in
-host memory, and each layer visits the device for its forward pass. On a CPU both are in the same memory: there the run shows that
-both ways end with the same weights, and how long the visits take.
+Each way trains in a process of its own. "whole": the weights are on the device. "offloaded": FSDP2, in one process, keeps them
+in host memory, and each layer visits the device for its forward pass. On a CPU both are in the same memory: there the run shows
+that both ways end with the same weights, and how long the visits take.
 """
 
 import argparse

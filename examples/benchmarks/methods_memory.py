@@ -191,19 +191,24 @@ def main() -> None:
     for name, value in (("batch-size", 8), ("tokens", 32), ("steps", 4), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--json")
+    parser.add_argument("--json", help="file to keep the figures in: methods that are in it are not measured again")
     parser.add_argument("--plot")
     options = parser.parse_args()
     if not can_be_read(torch.device(options.device)):
         sys.exit("The peak of a process's memory is read from Linux's /proc.")
-    found = {name: alone(measured, name, options) for name in options.methods}
+    file = Path(options.json) if options.json else None
+    found = json.loads(file.read_text()) if file is not None and file.exists() else {}
+    for name in options.methods:
+        if name not in found:
+            found[name] = alone(measured, name, options)
+        if file is not None:
+            file.write_text(json.dumps(found, indent=2) + "\n")
+    found = {name: found[name] for name in options.methods}
     print(f"| {found[options.methods[0]]['parameters']:,} parameters | peak memory | sizes of the weights | seconds per step |")
     print("|---|---|---|---|")
     for name, row in found.items():
         weights = row["bytes"] / (4 * row["parameters"])
         print(f"| {name} | {row['bytes'] / 1e6:,.0f} MB | {weights:.2f} | {row['seconds']:.3f} |")
-    if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=2) + "\n")
     if options.plot:
         plotted(found, options.plot)
 

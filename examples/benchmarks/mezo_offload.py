@@ -27,37 +27,51 @@ from lightning_vamo import MeZOCallback, VAMOMixin
 WORDS = 1000
 
 
-class Model(VAMOMixin, L.LightningModule):
+class Net(nn.Module):
     """A transformer encoder that classifies sentences.
 
     Args:
         width: Width.
         layers: How many layers.
+    """
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        options = {"dim_feedforward": 4 * width, "dropout": 0.0, "activation": "gelu", "batch_first": True}
+        self.words = nn.Embedding(WORDS, width)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(width, max(1, width // 64), **options) for _ in range(layers))
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits, shape ``(batch, 2)``."""
+        hidden = self.words(tokens)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.head(hidden.mean(dim=1))
+
+
+class Model(VAMOMixin, L.LightningModule):
+    """Trains the encoder.
+
+    Args:
+        net: The encoder.
         offloaded: Whether the weights wait in host memory.
     """
 
-    def __init__(self, width: int, layers: int, offloaded: bool) -> None:
+    def __init__(self, net: Net, offloaded: bool) -> None:
         super().__init__()
-        self.offloaded = offloaded
-        self.words = nn.Embedding(WORDS, width)
-        make = nn.TransformerEncoderLayer
-        options = {"dim_feedforward": 4 * width, "dropout": 0.0, "activation": "gelu", "batch_first": True}
-        self.layers = nn.ModuleList(make(width, max(1, width // 64), **options) for _ in range(layers))
-        self.head = nn.Linear(width, 2)
+        self.net, self.offloaded = net, offloaded
 
     def configure_model(self) -> None:
-        """Shard each layer, and then the whole."""
+        """Shard each layer, and then the network, whose forward pass gathers what is left."""
         if self.offloaded:
             policy = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
-            for part in (*self.layers, self):
+            for part in (*self.net.layers, self.net):
                 fully_shard(part, mesh=self.device_mesh["data_parallel"], offload_policy=policy)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """The cross-entropy of a batch."""
-        hidden = self.words(batch[0])
-        for layer in self.layers:
-            hidden = layer(hidden)
-        return nn.functional.cross_entropy(self.head(hidden.mean(dim=1)), batch[1])
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Plain SGD."""
@@ -84,7 +98,7 @@ def measured(options: argparse.Namespace, offloaded: bool) -> dict[str, Any]:
     count = options.steps * options.batch_size
     tokens = torch.randint(WORDS, (count, options.tokens), generator=generator)
     loader = DataLoader(TensorDataset(tokens, tokens[:, 0] % 2), options.batch_size)
-    module = Model(options.width, options.layers, offloaded)
+    module = Model(Net(options.width, options.layers), offloaded)
     before = held(device)
     reset_peak(device)
     strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1) if offloaded else "auto"

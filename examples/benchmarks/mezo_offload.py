@@ -103,6 +103,7 @@ def measured(options: argparse.Namespace, offloaded: bool) -> dict[str, Any]:
     reset_peak(device)
     strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1) if offloaded else "auto"
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet |= {"use_distributed_sampler": False}  # so that both ways see the batches in the same order
     callbacks = [MeZOCallback(seed=0), clock]
     trainer = L.Trainer(accelerator=options.device, devices=1, strategy=strategy, max_epochs=1, callbacks=callbacks, **quiet)
     trainer.fit(module, loader)

@@ -228,7 +228,7 @@ def main(args: ArgsType = None) -> None:
     """Run the command.
 
     Args:
-        args: Command-line arguments; by default those of the process.
+        args: Command-line arguments; by default the arguments of the process.
     """
     # As `python -m` does, so that a configuration can name a class in a file of the current folder.
     sys.path.insert(0, os.getcwd())

@@ -56,8 +56,8 @@ class MeZOCallback(MethodCallback):
             and a parameter that returns True or False; None for all. Only parameters that the optimizer has and that need a
             gradient can move.
         share: What the ranks of DDP share. ``"batches"``: all ranks evaluate the same directions, each rank on its own batch,
-            and average each derivative. ``"probes"``: each rank evaluates ``q`` directions of its own, so a step averages over
-            ``q`` times as many directions as ranks; each rank draws all of them for the step.
+            and average each derivative. ``"probes"``: each rank evaluates ``q`` directions of its own, and a step averages over
+            the directions of all ranks; each rank draws all these directions for the step.
         seed: Seed of the directions; by default derived from the global seed. The global generator is never touched.
         verbose: Whether to log, at the end of training, what MeZO cost.
 

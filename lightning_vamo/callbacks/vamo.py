@@ -28,9 +28,9 @@ class VAMOCallback(MethodCallback):
 
     .. math:: v_k = \nabla f_{B_k}(x_k) - \alpha\,\frac{d}{q} \sum_j (\delta_{B_k,j} - \bar\delta_j)\, u_j,
 
-    and the optimizer that the module configures steps with :math:`v_k`. By default the directions
-    :math:`u_j` are those of the gradient noise, learned in training, and a regression scales each correction. The method of
-    the paper is ``VAMOCallback(directions=SphereDirections(), alpha="theory")``.
+    and the optimizer that the module configures steps with :math:`v_k`. By default the directions :math:`u_j` are learned in
+    training, along the largest gradient noise, and a regression scales each correction. The method of the paper is
+    ``VAMOCallback(directions=SphereDirections(), alpha="theory")``.
 
     Cost, beside plain training: ``1 + q`` forward passes per batch and sweep (``1 + 2q`` with central differences), and none
     in a step; with ``control="carry"`` no pass at all; with ``control="recompute"`` ``1 + q`` forward passes per step and the

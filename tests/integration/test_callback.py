@@ -111,7 +111,7 @@ def test_the_report_weighs_what_was_removed_against_evaluations_and_the_clock(re
             "the probes paid. They removed 30 % .* at no extra evaluation.$",
         ),
         ({"method": "MeZO", "made_of": None}, "MeZO: 10 batches were trained on, at 2.00× the compute of plain training.$"),
-        ({"method": "MeZO", "made_of": None, "batches": 1}, "MeZO: 1 batch trained on, "),
+        ({"method": "MeZO", "made_of": None, "batches": 1}, "MeZO: 1 batch was trained on, "),
     ],
 )
 def test_the_report_gives_cost_and_cause_in_its_first_line(figures, sentence):

@@ -125,7 +125,7 @@ class ZerothOrder(Gradient):
         settings.directions.check_count(count, sum(parameter.numel() for parameter in parameters))
         if settings.share == "probes" and any(map(is_sharded, parameters)):
             raise UnsupportedError(
-                f"{name}(share='probes') needs the whole weights on each rank, since ranks evaluate different points, but the"
+                f"{name}(share='probes') needs whole weights on each rank, since ranks evaluate different points, but the"
                 " weights are sharded: use share='batches', or train with DDP."
             )
         if settings.update == "in-place" and (reason := _hindrance(trainer)):

@@ -121,7 +121,7 @@ class Advice:
         """
         carry = self._ways.carry and f", set {self._ways.carry}, which evaluates no loss in addition to those of the steps"
         ways = (
-            "Define a `probe_loss(batch, batch_idx)` on the module that depends on the weights and the batch alone"
+            "Define `probe_loss(batch, batch_idx)` on the module as a function of the weights and the batch alone"
             f"{carry or ''}, or train with {self._ways.plain}."
         )
         if first:

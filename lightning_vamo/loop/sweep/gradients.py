@@ -77,7 +77,7 @@ def differentiate(
             copied.
     """
     reshard = compat.resharding(module)
-    reshard()  # as before a sweep: what is kept and put back are the shards
+    reshard()  # as before a sweep: the shards are copied and put back, not whole parameters
     is_small = size_in_bytes(iter(parameters)) <= SMALL_MODEL and not any(map(is_sharded, parameters))
     is_copied = is_small and not restored
     versions = [parameter._version for parameter in parameters]

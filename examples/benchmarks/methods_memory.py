@@ -165,8 +165,9 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, float]:
     before = held(device)
     reset_peak(device)
     seconds = METHODS[name](options)
-    dimension = sum(parameter.numel() for parameter in Encoder(options.size).parameters())
-    return {"bytes": peak(device) - before, "seconds": median(seconds), "parameters": dimension}
+    taken = peak(device) - before
+    dimension = sum(parameter.numel() for parameter in Encoder(options.size).parameters())  # a second model, not counted
+    return {"bytes": taken, "seconds": median(seconds), "parameters": dimension}
 
 
 def plotted(found: dict[str, dict[str, float]], path: str) -> None:

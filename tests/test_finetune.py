@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_vamo import VAMOCallback, with_vamo
+from lightning_vamo import MeZOCallback, VAMOCallback, with_vamo
 from lightning_vamo.cli import VAMOCLI
 from lightning_vamo.core.directions import GradientSubspaceDirections
 
@@ -117,6 +117,39 @@ def test_lora_trains_and_probes_its_own_matrices_and_the_head_alone(model, tsv):
     assert sum("lora_B" in name for name in moved) > 6  # which start at 0, and hold back the gradients of the others
 
 
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_a_head_on_the_mean_of_the_tokens(model, tsv, lora_rank):
+    if lora_rank:
+        pytest.importorskip("peft", reason="LoRA needs peft")
+    module = TransformerClassifier(model, pooling="mean", lora_rank=lora_rank)
+    data = Sentences(str(tsv), tokenizer=model, batch_size=16)
+    data.setup("fit")
+    [batch] = data.val_dataloader()
+    assert not batch["attention_mask"].all()  # some are padded
+    words = {name: values for name, values in batch.items() if name != "labels"}
+    with torch.no_grad():
+        tokens, mask = module.net(**words).last_hidden_state, batch["attention_mask"].bool()
+        means = torch.stack([one[kept].mean(dim=0) for one, kept in zip(tokens, mask, strict=True)])
+        assert torch.allclose(module(batch), means @ module.head.weight.T + module.head.bias, atol=1e-5)
+    trained = {name for name, weight in module.named_parameters() if weight.requires_grad}
+    assert not any("pooler" in name for name, _ in module.named_parameters())
+    assert {"head.weight", "head.bias"} < trained
+    assert all("lora_" in name or name.startswith("head.") for name in trained) == bool(lora_rank)
+
+
+def test_mezo_moves_the_chosen_weights_alone(model, tsv):
+    for options, chosen in (({}, "head.*"), ({"head_only": True}, None)):
+        module = TransformerClassifier(model, optimizer="sgd", lr=0.01, pooling="mean", **options)
+        before = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+        callback = MeZOCallback(parameters=chosen)
+        trainer = L.Trainer(max_epochs=1, callbacks=[callback], enable_model_summary=False, **QUIET)
+        trainer.fit(with_vamo(module), Sentences(str(tsv), batch_size=4))
+        moved = {name for name, weight in module.named_parameters() if not torch.equal(weight, before[name])}
+        assert moved == {"head.weight", "head.bias"}
+        assert callback.report.forward_evaluations == 2 * 4
+        assert callback.report.backward_evaluations == 0
+
+
 def test_the_optimizers(model):
     for name, kind, momentum in [("sgd", "SGD", 0.0), ("momentum", "SGD", 0.9), ("adamw", "AdamW", None)]:
         optimizer = TransformerClassifier(model, optimizer=name, lr=0.25).configure_optimizers()
@@ -163,7 +196,7 @@ def test_what_datasets_reads(model, tmp_path):
 @pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended to run")
 @pytest.mark.filterwarnings("ignore:Precision bf16-mixed is not supported by the model summary")
-@pytest.mark.parametrize("name", ["sst2", "sst2_gpt2", "sst2_roberta_large"])
+@pytest.mark.parametrize("name", ["sst2", "sst2_mezo", "sst2_gpt2", "sst2_roberta_large"])
 def test_the_configurations(name, model, gpt2, tsv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load((ROOT / "examples" / f"{name}.yaml").read_text())

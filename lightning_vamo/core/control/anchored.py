@@ -169,7 +169,8 @@ class GradientCorrection:
         self.factors = self.coefficient.factors(progress)
         # Without a part that is not finite, wherever it is: all shards have to leave out the same rows.
         self.usable = square.isfinite()
-        used = torch.as_tensor(self.factors, dtype=torch.float64, device=square.device).reshape(()) * self.usable
+        factors = self.factors.to(square.device).reshape(()) if isinstance(self.factors, Tensor) else self.factors
+        used = self.usable.double() * factors  # a number on the host is not copied to a GPU, which would have to be waited for
         for g, r in pairs:
             g.sub_(torch.where(self.usable, r * (used * unit).to(r.dtype), 0.0))
         if isinstance(self.coefficient, GradientRegression):

@@ -43,7 +43,7 @@ class FactoredDirections(ProbeDirections):
         """:math:`W`, symmetric, shape ``(q, q)``."""
         self.deflation: Small = placed(small(deflation(gram)), layout.device)
         """What takes from each direction what the ones before it span, shape ``(q, q)``."""
-        self._metrics: dict[tuple[int, ...], Small] = {}
+        self._metrics: dict[tuple[int, ...], Small] = {(): self._metric_of(gram)}  # here, for no step to copy it to a GPU
         self._updates = [Update(*parts) for parts in zip(factors.lefts, factors.rights, strict=True)]
 
     @cached_property
@@ -56,7 +56,7 @@ class FactoredDirections(ProbeDirections):
 
     def whiten(self, slopes: Tensor) -> Tensor:
         """See :meth:`ProbeDirections.whiten`."""
-        return (slopes.double() @ self._whitening.to(slopes.device)).to(slopes.dtype)
+        return (slopes.double() @ tensor_of(self.whitening).to(slopes.device)).to(slopes.dtype)
 
     def move(
         self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float, *, near: bool = False
@@ -120,9 +120,11 @@ class FactoredDirections(ProbeDirections):
         missing = tuple([position for position, vector in enumerate(vectors) if vector is None])
         if missing not in self._metrics:
             present = [position for position in range(len(vectors)) if position not in missing]
-            gram = self._grams[present].sum(dim=0)
-            self._metrics[missing] = placed(small(self._whitening @ gram @ self._whitening), self.layout.device)
+            self._metrics[missing] = self._metric_of(self._grams[present].sum(dim=0))
         return self._metrics[missing]
+
+    def _metric_of(self, gram: Tensor) -> Small:
+        return placed(small(self._whitening @ gram @ self._whitening), self.layout.device)
 
 
 class _Taken:

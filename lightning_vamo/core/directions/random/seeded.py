@@ -1,6 +1,7 @@
 """Random directions that a seed regenerates at every use."""
 
 import itertools
+from functools import cached_property
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -48,9 +49,13 @@ class SeededDirections(ProbeDirections):
             self._streams += stream_count(parameter)
         like = local(parameters[0])
         self._device, self._dtype = like.device, at_least_float32(like.dtype)
-        mixing = family.mixing(self)
-        self._mixing = mixing.to(self._device)
-        self._terms = [[(i, weight) for i, weight in enumerate(row) if weight] for row in mixing.tolist()]
+        self._weights = family.mixing(self)
+        self._terms = [[(i, weight) for i, weight in enumerate(row) if weight] for row in self._weights.tolist()]
+
+    @cached_property
+    def _mixing(self) -> Tensor:
+        """The matrix where gradients are; copied there only if needed, as directions of a single step may not be."""
+        return self._weights.to(self._device)
 
     def sizes(self) -> list[list[int]]:
         """See :meth:`ProbeDirections.sizes`: of each chunk, as many numbers as this process needs."""

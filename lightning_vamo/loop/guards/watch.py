@@ -24,11 +24,13 @@ class Learned:
     Attributes:
         written: What was seen to be written to behind the version counters, by ``id``.
         weights: Whether the probed parameters are written to in that way.
+        batches: Whether batches are.
         looks: How often forward passes have been cleaned up after.
     """
 
     written: dict[int, Any] = field(default_factory=dict)
     weights: bool = False
+    batches: bool = False
     looks: int = 0
 
     @property

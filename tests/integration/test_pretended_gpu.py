@@ -72,7 +72,7 @@ def waits(make, monkeypatch, batches, **options):
 
 
 def growing(few, many):
-    """The lines that wait more often the more batches there are, by one per batch; numbers are compared more and more seldom."""
+    """The lines that wait once more for each batch that is added; numbers are compared more and more seldom."""
     return {line: count for line, count in (many - few).items() if count >= MANY - FEW}
 
 

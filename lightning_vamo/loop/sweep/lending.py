@@ -21,7 +21,7 @@ class LentBatch:
 
     Args:
         batch: The batch.
-        learned: What is known of the module's step. A GPU would have to be waited for to compare numbers, so there it is done now
+        learned: What is known of the module's step. To compare numbers is to wait for a GPU, so there that is done now
             and then, and in between version counters have to do.
 
     Attributes:

@@ -112,7 +112,9 @@ def test_carried_rows(tmp_path):
 def test_the_gpu_benchmark_runs_dry(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--dry-run", "--skip-tests", "--models", "MLP"]
     command += ["--json", str(tmp_path / "gpu.json"), "--markdown", str(tmp_path / "gpu.md")]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=1800, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=1800, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     figures = json.loads((tmp_path / "gpu.json").read_text())
     assert {(run["precision"], run["compiled"]) for run in figures["runs"]} == {("32-true", None), ("bf16-mixed", "eager")}
     assert all(run["step"] > 0 and not run["note"] for run in figures["runs"]), done.stderr

@@ -26,7 +26,18 @@ from cost_training import silence  # noqa: E402
 from gpu_models import Model, models  # noqa: E402
 from gpu_runs import METHODS, Figures, measure  # noqa: E402
 
-HEAD = ["model", "precision", "compiled", "trained with", "step", "× plain", "sweep's forward", "× bare", "peak memory", "waits"]
+HEAD = [
+    "model",
+    "precision",
+    "compiled",
+    "trained with",
+    "step",
+    "× plain",
+    "sweep's forward",
+    "× bare",
+    "peak memory",
+    "waits",
+]
 
 
 def run_tests(dry: bool, seconds: float) -> str:
@@ -156,7 +167,9 @@ def main() -> None:
         arguments.markdown.write_text(text)
     if arguments.json:
         seconds = time.perf_counter() - start
-        arguments.json.write_text(json.dumps({"machine": machine, "tests": tests, "seconds": seconds, "runs": figures}, indent=2))
+        arguments.json.write_text(
+            json.dumps({"machine": machine, "tests": tests, "seconds": seconds, "runs": figures}, indent=2)
+        )
 
 
 if __name__ == "__main__":

@@ -266,6 +266,7 @@ def pretended_gpu(monkeypatch):
         patch = stack.enter_context(monkeypatch.context())
         patch.setattr(torch.cuda, "Event", _Event)
         patch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+        patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (2**30, 2**30))
         patch.setattr(torch, "Generator", _Generator)
         stack.enter_context(_Devices())
         stack.enter_context(gpu)

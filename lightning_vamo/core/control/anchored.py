@@ -166,11 +166,12 @@ class GradientCorrection:
         unit = 1.0 if scale is None else scale(torch.ones((), device=pairs[0][1].device))
         dots = [torch.stack((_dot(g, g) / unit**2, _dot(g, r) / unit, _dot(r, r))) for g, r in pairs]
         before, product, square = self.shards.total(torch.stack(dots).sum(dim=0))
-        self.factors = self.coefficient.factors(progress)
+        factors = self.coefficient.factors(progress)
+        # A regression that has seen no step yet is on the CPU. A number stays on the host: to copy one is to wait for a GPU.
+        self.factors = factors.to(before.device) if isinstance(factors, Tensor) else factors
         # Without a part that is not finite, wherever it is: all shards have to leave out the same rows.
         self.usable = square.isfinite()
-        factors = self.factors.to(square.device).reshape(()) if isinstance(self.factors, Tensor) else self.factors
-        used = self.usable.double() * factors  # a number on the host is not copied to a GPU, which would have to be waited for
+        used = self.usable.double() * (self.factors.reshape(()) if isinstance(self.factors, Tensor) else self.factors)
         for g, r in pairs:
             g.sub_(torch.where(self.usable, r * (used * unit).to(r.dtype), 0.0))
         if isinstance(self.coefficient, GradientRegression):

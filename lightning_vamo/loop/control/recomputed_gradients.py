@@ -17,6 +17,7 @@ from lightning_vamo.loop import compat
 from lightning_vamo.loop.control.anchored import Anchored, AnchoredControl, is_finite
 from lightning_vamo.loop.control.base import Here, Snapshot
 from lightning_vamo.loop.control.recompute import swept_batches
+from lightning_vamo.loop.guards.module_state import ModuleState
 from lightning_vamo.loop.ledger.seeds import seeded
 from lightning_vamo.loop.observer import probing
 from lightning_vamo.loop.plan.plan import Plan
@@ -56,6 +57,7 @@ class RecomputedGradients(Anchored):
         self.origin = Point(correction.parameters).origin if origin is None else origin
         self.sum: list[Tensor] | None = None
         """Rows of the batches that the coming step accumulates, added up; None between two steps."""
+        self._last: ModuleState | None = None
         self.lost = torch.zeros((), device=mean[0].device)
         """How many steps had a row that was not finite."""
 
@@ -92,7 +94,8 @@ class RecomputedGradients(Anchored):
             compat.resharding(module)()  # what is kept and put back are the shards
             with torch.no_grad(), Point(parameters):
                 Point(parameters, self.origin).restore()
-                differentiate(trainer, module, [(batch_idx, fresh_copy(batch))], parameters, see, transferred=True)
+                batches = [(batch_idx, fresh_copy(batch))]
+                self._last = differentiate(trainer, module, batches, parameters, see, transferred=True, last=self._last)
         here.totals.backward_evaluations += seen
         return seen
 

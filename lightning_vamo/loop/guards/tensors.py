@@ -158,6 +158,15 @@ class WholeCopy(TensorCopy):
         self.tensor.data = state.clone()
 
 
+def written(copies: Sequence[TensorCopy]) -> list[TensorCopy]:
+    """The copies whose tensors hold other numbers by now; a GPU is waited for once."""
+    there = [copy for copy in copies if type(copy) is TensorCopy and copy.copy is not None and copy.numbers.is_cuda]
+    pairs = [(copy.numbers, copy.copy) for copy in there if copy.copy is not None]
+    differ = [(_as_integers(one) != _as_integers(other)).any() for one, other in pairs]
+    known = dict(zip(map(id, there), torch.stack(differ).tolist() if differ else [], strict=True))
+    return [copy for copy in copies if (known[id(copy)] if id(copy) in known else copy.is_written())]
+
+
 def can_be_copied(tensor: Tensor) -> bool:
     """Whether a tensor has numbers of its own that can be copied, and written back.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_vamo.loop.guards.tensors import FrozenCopy, Place, TensorCopy, WholeCopy
+from lightning_vamo.loop.guards.tensors import FrozenCopy, Place, TensorCopy, WholeCopy, written
 
 _version = attrgetter("_version")
 # A storage that was resized may lie where it lay, and other numbers of the same storage begin at the same address.
@@ -112,7 +112,7 @@ class Watch:
 
     def _look(self) -> None:
         """Compare all numbers, and put back what was written to behind the version counter, now and each time."""
-        found = [copy for copy in self._watched if copy.is_written()]
+        found = written(self._watched)
         if found:
             self._learned.written |= {id(copy.owner): copy.owner for copy in found}
             for copy in found:

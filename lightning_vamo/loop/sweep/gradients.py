@@ -15,6 +15,7 @@ from lightning_vamo.core.sharding import is_sharded
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_loss
+from lightning_vamo.loop.guards.module_state import ModuleState
 from lightning_vamo.loop.guards.no_trace import no_trace
 from lightning_vamo.loop.plan.tensors import size_in_bytes
 
@@ -52,7 +53,8 @@ def differentiate(
     see: Callable[[int, list[Tensor | None], float], None],
     *,
     transferred: bool = False,
-) -> None:
+    last: ModuleState | None = None,
+) -> ModuleState:
     """Compute the gradients of batches, leaving no trace.
 
     Args:
@@ -63,6 +65,10 @@ def differentiate(
         see: Called for each that gives a loss, with its position, the gradients, which are not kept, and the time at which the
             batch was asked for.
         transferred: Whether the batches are on the module's device already, after the hooks around the transfer.
+        last: What the last call for this module returned: see :class:`~lightning_vamo.loop.guards.module_state.ModuleState`.
+
+    Returns:
+        The module's state, which has been put back.
 
     Raises:
         UnsupportedError: If a loss is one that cannot be trained on, or if the step writes to parameters that are too large to
@@ -72,7 +78,7 @@ def differentiate(
     reshard()  # as before a sweep: what is kept and put back are the shards
     is_copied = size_in_bytes(iter(parameters)) <= SMALL_MODEL and not any(map(is_sharded, parameters))
     versions = [parameter._version for parameter in parameters]
-    with _gradients_set_aside(parameters), no_trace(trainer, module, () if is_copied else parameters) as state:
+    with _gradients_set_aside(parameters), no_trace(trainer, module, () if is_copied else parameters, last) as state:
         start = time.perf_counter()
         for position, loaded in batches:
             batch = loaded if transferred else compat.to_device(trainer, compat.before_transfer(trainer, loaded))
@@ -89,6 +95,7 @@ def differentiate(
             " step, keeps no copy of parameters as large as these: do it in `on_train_batch_end`, or pass `directions` that do"
             " not learn, such as OrthonormalDirections()."
         )
+    return state
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Random directions that a seed regenerates at every use."""
 
 import itertools
-from functools import cached_property
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -55,7 +55,7 @@ class SeededDirections(ProbeDirections):
     @cached_property
     def _mixing(self) -> Tensor:
         """The matrix where gradients are; copied there only if needed, as directions of a single step may not be."""
-        return self._weights.to(self._device)
+        return self._weights.to(self._device, non_blocking=True)  # or a step would wait for a GPU
 
     def sizes(self) -> list[list[int]]:
         """See :meth:`ProbeDirections.sizes`: of each chunk, as many numbers as this process needs."""
@@ -106,7 +106,7 @@ class SeededDirections(ProbeDirections):
 
     def remove_(self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None) -> Small:
         """See :meth:`ProbeDirections.remove_`."""
-        weights = self._mixing.T @ tensor_of(coefficients).to(self._mixing)
+        weights = self._mixing.T @ tensor_of(coefficients).to(self._mixing, non_blocking=True)
         total = torch.zeros(3, dtype=torch.float64, device=weights.device)
         streams = _in_step([self.raw(index) for index in range(self.count)])
         for piece, parts in zip(self._pieces(vectors), streams, strict=True):

@@ -46,13 +46,22 @@ class WritesToItsBatch(Trained):
         return super().training_step([part.clone() for part in batch], batch_idx)
 
 
-def fit(callbacks, batches, cls=Trained, epochs=1, **options):
+class SavesAt(L.Callback):
+    def __init__(self, path, step):
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer, *arguments):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def fit(callbacks, batches, cls=Trained, epochs=1, resume=None, **options):
     L.seed_everything(0, verbose=False)
     data = TensorDataset(torch.randn(4 * batches, 8), torch.randint(20, (4 * batches,)), torch.randint(3, (4 * batches,)))
     module = cls()
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = L.Trainer(max_epochs=epochs, callbacks=callbacks, **quiet, **options)
-    trainer.fit(module, DataLoader(data, batch_size=4))
+    trainer.fit(module, DataLoader(data, batch_size=4), ckpt_path=resume)
     return numbers(module.state_dict().values()), trainer
 
 
@@ -134,3 +143,14 @@ def test_a_step_that_writes_to_its_batch_behind_the_counters_is_noticed(monkeypa
     plain, there, _ = on_both(make, monkeypatch, cls=WritesToItsBatch)
     for one, other in zip(plain, there, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["factored", "carried", "SVRG, kept gradients", "MeZO"])
+def test_a_checkpoint_from_within_an_epoch_resumes_there(name, monkeypatch, tmp_path):
+    make = METHODS[name] if name in METHODS else ONE_READ[name][0]
+    epochs, path = (2 if name in TWO_EPOCHS else 1), tmp_path / "within.ckpt"
+    with pretended_gpu(monkeypatch):
+        whole, _ = fit([make(), SavesAt(path, FEW * (epochs - 1) + 2)], FEW, epochs=epochs, strategy=strategy())
+        again, _ = fit([make()], FEW, epochs=epochs, resume=path, strategy=strategy())
+    for one, other in zip(whole, again, strict=True):
+        assert torch.equal(one, other)

@@ -86,6 +86,9 @@ class OnGPU(Tensor):
     def __deepcopy__(self, memo):
         return self.clone()
 
+    def __reduce_ex__(self, protocol):
+        return self.held.__reduce_ex__(protocol)  # a checkpoint is loaded on the CPU
+
 
 class _GeneratorOnGPU(_GENERATOR):
     device = property(lambda self: CUDA)

@@ -1,4 +1,4 @@
-"""``python -m lightning_vamo`` is the console command."""
+"""``python -m lightning_vamo`` runs the console command ``lightning-vamo``."""
 
 from lightning_vamo.cli import main
 

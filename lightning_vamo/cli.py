@@ -1,4 +1,4 @@
-"""The console command ``lightning-vamo``: a LightningCLI that trains any LightningModule with any method of the package."""
+"""The console command ``lightning-vamo``: a LightningCLI that trains any LightningModule with any of the package's methods."""
 
 import os
 import re
@@ -28,13 +28,13 @@ from lightning_vamo.report.command import REPORT_HELP, report_command
 
 
 class VAMOCLI(LightningCLI):
-    """A LightningCLI that trains the LightningModule class of the configuration with the method of the configuration.
+    """A LightningCLI that trains a LightningModule with a method; a configuration names both.
 
-    The model gets the mixin. The Trainer gets the callback of one method. The key ``method`` names it, by ``class_path`` and
-    ``init_args``; the section ``vamo``, whose keys are the arguments of :class:`~lightning_vamo.VAMOCallback`, is the short way
-    to the default; a method's callback among ``trainer.callbacks`` takes the place of both. The subcommand ``find``, which
-    takes the configuration of ``fit``, tells whether probes would pay. Everything else, the subcommands ``fit``, ``validate``,
-    ``test`` and ``predict`` among it, is LightningCLI's.
+    The model gets the mixin, and the Trainer gets the callback of one method. There are three ways to name the method: the
+    section ``vamo``, whose keys are the arguments of :class:`~lightning_vamo.VAMOCallback`, the default; the key ``method``,
+    with the callback's ``class_path`` and ``init_args``; or a method's callback among ``trainer.callbacks``. The subcommand
+    ``find``, which takes the configuration of ``fit``, tells whether probes would pay. Everything else is LightningCLI's,
+    including the subcommands ``fit``, ``validate``, ``test`` and ``predict``.
     """
 
     @staticmethod
@@ -70,11 +70,11 @@ class VAMOCLI(LightningCLI):
         return super().init_parser(**{"formatter_class": Formatter, **kwargs})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse as usual, but say what to write instead of an argument of earlier versions.
+        """Parse as usual, but refuse an argument of earlier versions and say what to write instead.
 
         Args:
             parser: The parser.
-            args: The arguments; by default those of the process.
+            args: The arguments; by default the command-line arguments of the process.
 
         Raises:
             InvalidArgumentError: If the section ``vamo`` has such an argument.
@@ -93,7 +93,7 @@ class VAMOCLI(LightningCLI):
             "--method",
             type=MethodCallback | None,
             default=None,
-            help="The callback of the method to train with, by its class and arguments; by default VAMOCallback, with the"
+            help="The callback of the method to train with: its class and arguments. By default VAMOCallback, with the"
             " arguments of the section vamo.",
         )
         parser.add_class_arguments(VAMOCallback, "vamo")
@@ -108,13 +108,13 @@ class VAMOCLI(LightningCLI):
         """Instantiate the Trainer, with the callback of one method.
 
         Args:
-            kwargs: Arguments of the Trainer that take the place of the configuration's.
+            kwargs: Arguments of the Trainer, which override those of the configuration.
 
         Returns:
             The Trainer.
 
         Raises:
-            UnsupportedError: If more than one of ``method``, ``vamo`` and ``trainer.callbacks`` configure a method.
+            UnsupportedError: If more than one of ``method``, ``vamo`` and ``trainer.callbacks`` configures a method.
         """
         config, init = (c[self.subcommand] if self.subcommand else c for c in (self.config, self.config_init))
         callbacks = _as_list(kwargs.pop("callbacks", init.trainer.callbacks))
@@ -123,7 +123,10 @@ class VAMOCLI(LightningCLI):
         named += [] if config.method is None else ["a key `method`"]
         named += [] if config.vamo == _default_section() else ["a section `vamo`"]
         if len(named) > 1:
-            raise UnsupportedError(f"The configuration has both {' and '.join(named)}, and trains with one method: keep one.")
+            raise UnsupportedError(
+                f"The configuration names more than one method, by {' and '.join(named)}: keep one, since a training has one"
+                " method."
+            )
         if not any(isinstance(callback, DrivingCallback) for callback in present):
             callbacks.append(init.method or init.vamo)
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
@@ -166,11 +169,11 @@ def _find(
         trainer: The Trainer.
         model: The model.
         datamodule: Its data.
-        at: A checkpoint to measure at, in the middle of training; by default the model is measured as it is made.
+        at: A checkpoint to measure at, such as one from the middle of training; by default the new model is measured.
         maximum: The largest number of probes to look at.
-        batches: How many mini-batches to draw gradients from.
+        batches: Number of mini-batches to compute gradients of.
         output: Folder of the files; by default ``lightning_logs/find`` in the Trainer's default_root_dir.
-        ckpt_path: What a configuration for ``fit`` may have, taken for ``at`` where that is not given.
+        ckpt_path: The same as ``at``, for configurations of ``fit``; ``at`` takes precedence.
         weights_only: How to load the checkpoint, as for ``fit``.
     """
     finding = find_probes(
@@ -185,7 +188,7 @@ def _find(
 def _write(finding: ProbeFinding, folder: Path, others: Sequence[str]) -> None:
     print(f"\n{finding}\n")
     for name in others:
-        print(f"That is what the probes of a VAMOCallback would be worth; the configuration trains with {name}.")
+        print(f"These figures are for the probes of a VAMOCallback, but the configuration trains with {name}.")
     folder.mkdir(parents=True, exist_ok=True)
     finding.to_json(folder / "probes.json")
     written = [folder / "probes.json"]
@@ -205,7 +208,7 @@ def _section_names(args: Any) -> set[str]:
     found = {match[1] for match in map(re.compile(r"--vamo\.(\w+)").match, args) if match}
     values = [value for option, value in pairwise(args) if option in ("--config", "-c")]
     for path in [*values, *(arg.partition("=")[2] for arg in args if arg.startswith("--config="))]:
-        with suppress(OSError, yaml.YAMLError):  # which the parser will tell of
+        with suppress(OSError, yaml.YAMLError):  # the parser will report these errors
             config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
             found |= _section_names(config) if isinstance(config, dict) else set()
     return found
@@ -225,7 +228,7 @@ def main(args: ArgsType = None) -> None:
     """Run the command.
 
     Args:
-        args: Command-line arguments; by default those of the process.
+        args: Command-line arguments; by default the arguments of the process.
     """
     # As `python -m` does, so that a configuration can name a class in a file of the current folder.
     sys.path.insert(0, os.getcwd())
@@ -236,5 +239,5 @@ def main(args: ArgsType = None) -> None:
         else:
             VAMOCLI(args=args, parser_kwargs={"epilog": REPORT_HELP})
     except VAMOError as error:
-        # One sentence that says what to do; where in the package it was noticed helps nobody at a prompt.
+        # The message says what to do; a traceback into the package would not help at a prompt.
         sys.exit(f"lightning-vamo: {error}")

@@ -6,11 +6,11 @@ class VAMOError(Exception):
 
 
 class InvalidArgumentError(VAMOError, ValueError):
-    """An argument has a value that is not allowed; the message names it, the value, and what is allowed."""
+    """An argument has a value that is not allowed; the message names the argument, the value, and what is allowed."""
 
 
 class UnsupportedError(VAMOError, RuntimeError):
-    """The model, the data or the Trainer needs a feature that the method does not support; the message says what to change."""
+    """The model, the data or the Trainer uses a feature that the method does not support; the message says what to change."""
 
 
 class NonFiniteLossError(VAMOError, ArithmeticError):

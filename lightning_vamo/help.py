@@ -1,4 +1,4 @@
-"""The text of ``lightning-vamo fit --help``: the method first, in plain words, with an example and the short names."""
+"""The text of ``lightning-vamo fit --help``: the method's arguments first, then an example and the short names of classes."""
 
 import inspect
 import re
@@ -47,7 +47,7 @@ def short_names() -> dict[str, list[str]]:
     """The classes that a configuration may name without their modules.
 
     Returns:
-        Names of classes, by the key that takes them.
+        The names of the classes for each key of a configuration.
     """
     return {
         "vamo.probes": _classes(schedules, lambda cls: hasattr(cls, "probes_at")),
@@ -73,7 +73,7 @@ def _is_base(cls: Any) -> bool:
 
 
 def plain(text: str) -> str:
-    r"""A docstring's text without reST markup: roles become names, and code loses its double backquotes.
+    r"""Remove reST markup from a docstring's text: roles become names, and code loses its double backquotes.
 
     Args:
         text: The text.
@@ -90,7 +90,7 @@ def plain(text: str) -> str:
 
 
 def method_first(parser: LightningArgumentParser) -> None:
-    """Let a subcommand's help begin with the arguments of the method, and end with an example and the short names.
+    """Make a subcommand's help begin with the arguments of the method, and end with an example and the short names.
 
     Args:
         parser: The parser of the subcommand, with the arguments of the method.

@@ -16,11 +16,11 @@ _DRIVEN = "_vamo_driven"
 
 
 class VAMOMixin:
-    """The mixin in front of a LightningModule that lets the module train with VAMO; nothing else in the module changes.
+    """Lets a LightningModule train with VAMO or another method; put it before the LightningModule in the class statement.
 
     The module's ``training_step`` stays as it is: it returns a loss, a dict with ``"loss"``, or None to skip the batch. The
-    mixin takes no arguments and keeps no state: hyperparameters and state live on :class:`~lightning_vamo.VAMOCallback`, so
-    ``save_hyperparameters``, checkpoints and ``load_from_checkpoint`` are those of the plain module.
+    mixin takes no arguments and keeps no state: hyperparameters and state are on :class:`~lightning_vamo.VAMOCallback`, so
+    ``save_hyperparameters``, checkpoints and ``load_from_checkpoint`` work as in the plain module.
 
     Without a Trainer, or outside ``Trainer.fit``, the module is the plain module.
 
@@ -31,17 +31,20 @@ class VAMOMixin:
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let the callback answer calls of the class's ``training_step``, wherever in the hierarchy it is defined.
+        """Let the callback answer calls of the class's ``training_step``, which may be defined anywhere in the class hierarchy.
 
         Raises:
-            UnsupportedError: If the mixin stands behind a LightningModule among the bases, or the module is one of the package
-                ``pytorch_lightning``.
+            UnsupportedError: If the mixin stands after a LightningModule among the bases, or if the LightningModule is from the
+                package ``pytorch_lightning``.
         """
         super().__init_subclass__(**kwargs)
         check_package(cls.__name__, cls)
         behind = cls.__mro__[: cls.__mro__.index(VAMOMixin)]
         if any(issubclass(base, LightningModule) and not issubclass(base, VAMOMixin) for base in behind):
-            raise UnsupportedError(f"{cls.__name__} names the VAMOMixin behind its LightningModule: put the mixin first.")
+            raise UnsupportedError(
+                f"{cls.__name__} names the VAMOMixin after its LightningModule: put the mixin first, as in"
+                f" class {cls.__name__}(VAMOMixin, ...)."
+            )
         step = getattr(cls, "training_step", None)
         if step is not None and not hasattr(step, _DRIVEN):
             cls.training_step = _driven(step)  # type: ignore[attr-defined]
@@ -53,42 +56,42 @@ class VAMOMixin:
             stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
 
         Raises:
-            UnsupportedError: If the module is to be fitted and there is no callback to drive it.
+            UnsupportedError: If the module is to be fitted and the Trainer has no callback of a method.
         """
         trainer = self.trainer  # type: ignore[attr-defined]
         if stage == "fit" and _driver(trainer) is None:
             raise UnsupportedError(
-                f"{type(self).__name__} has the VAMOMixin, but the Trainer has no callback of a method: add one,"
-                " such as Trainer(callbacks=[VAMOCallback(probes=...)]), or train the class without the mixin."
+                f"{type(self).__name__} has the VAMOMixin, but the Trainer has no callback of a method: add a callback, as in"
+                " Trainer(callbacks=[VAMOCallback(probes=...)]), or train the class without the mixin."
             )
         super().setup(stage)  # type: ignore[misc]
 
     @classmethod
     def has_own_probe_loss(cls) -> bool:
-        """Whether the class defines the loss to probe, in front of the mixin or behind it."""
+        """Whether a class before or after the mixin defines ``probe_loss``."""
         return any("probe_loss" in vars(base) for base in cls.__mro__ if base is not VAMOMixin)
 
     def probe_loss(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """The loss that the sweep evaluates; define this method if the loss is not the one that ``training_step`` returns.
+        """The loss that the sweep evaluates; by default the loss that ``training_step`` returns.
 
-        A cheaper form of the loss, or one without side effects, is worth the while: the sweep calls it ``1 + q`` times per
-        batch. It is called without gradients, in train mode, under the Trainer's precision, and leaves no trace on the
-        module, its metrics or the loggers.
+        Define this method if ``training_step`` has side effects, or if there is a cheaper form of the loss: the sweep calls
+        ``probe_loss`` ``1 + q`` times per batch, without gradients, in train mode, under the Trainer's precision. The calls
+        leave no trace on the module, its metrics or the loggers.
 
         Args:
             batch: The batch, on the module's device.
-            batch_idx: Its position in the epoch.
+            batch_idx: Position of the batch in the epoch.
 
         Returns:
             A tensor of one element, or None to skip the batch.
         """
         own = getattr(super(), "probe_loss", None)
-        if own is not None:  # the class behind the mixin defines it
+        if own is not None:  # a class after the mixin defines `probe_loss`
             loss: Tensor | None = own(batch, batch_idx)
             return loss
         step: Callable[..., Any] = self.training_step  # type: ignore[attr-defined]
         output = step(*compat.step_arguments(step, batch, batch_idx))
-        if isinstance(output, Tensor):  # the usual case, for which Lightning's reading is a copy too many per evaluation
+        if isinstance(output, Tensor):  # the usual case: Lightning's way of reading the output would make a copy
             return output
         loss, _ = compat.step_output(output, 1)
         return loss
@@ -100,8 +103,8 @@ _Module = TypeVar("_Module", bound=LightningModule)
 def with_vamo(module: _Module) -> _Module:
     """Give an existing module the mixin.
 
-    The object stays the same, with its weights and hyperparameters; only its class becomes a subclass of what it was,
-    with the mixin in front. Checkpoints stay those of the plain class.
+    The object stays the same, with its weights and hyperparameters. Its class becomes a subclass of the old class, with the
+    mixin first. Checkpoints stay the same as those of the plain class.
 
     Args:
         module: A LightningModule.
@@ -110,7 +113,7 @@ def with_vamo(module: _Module) -> _Module:
         The same object.
 
     Raises:
-        UnsupportedError: If it is not a LightningModule, or its ``training_step`` is not its class's.
+        UnsupportedError: If ``module`` is not a LightningModule, or if its ``training_step`` was replaced on the object.
 
     Example:
         >>> import lightning as L
@@ -121,13 +124,13 @@ def with_vamo(module: _Module) -> _Module:
     check_package("module", module)
     if not isinstance(module, LightningModule):
         raise UnsupportedError(
-            f"`module` must be a LightningModule, got {type(module).__name__}: pass the module itself; of a compiled one,"
-            " compile the submodules instead."
+            f"`module` must be a LightningModule, got {type(module).__name__}: pass the module itself. If it was compiled as a"
+            " whole, compile its submodules instead."
         )
     if "training_step" in vars(module):
         raise UnsupportedError(
-            f"`training_step` was replaced on this {type(module).__name__} object, where the mixin does not see it: define it"
-            " in the class."
+            f"`training_step` was replaced on this {type(module).__name__} object, where the mixin does not see it: define"
+            " `training_step` in the class."
         )
     if not isinstance(module, VAMOMixin):
         module.__class__ = mixed_class(type(module))
@@ -138,13 +141,13 @@ _MIXED: dict[type, Any] = {}
 
 
 def mixed_class(cls: type[LightningModule]) -> Any:
-    """The subclass of ``cls`` with the mixin in front; its objects can be pickled although it has no name to import.
+    """The subclass of ``cls`` with the mixin first; its objects can be pickled, although the subclass cannot be imported.
 
     Args:
         cls: A LightningModule class.
 
     Returns:
-        The class, the same one at every call.
+        The class, the same at every call.
     """
     if cls in _MIXED:
         return _MIXED[cls]

@@ -1,9 +1,20 @@
-"""One thread per process: the problems are tiny, and threads that wait for each other cost more than they save."""
+"""What keeps the suite fast on any machine: the problems are tiny, so what is done around them counts."""
 
+import functools
+import gc
+import os
+
+# One thread per process, and per process that a test starts: threads that wait for each other cost more than they save.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import lightning.fabric.utilities.registry as registry
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# Every Trainer reads the metadata of all the packages that are installed, for callbacks; they stay the same.
+registry.entry_points = functools.cache(registry.entry_points)
 
 
 def pytest_collection_modifyitems(items):
@@ -11,3 +22,9 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):  # not a keyword, which the name of a folder is too
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish():
+    # What is imported and collected stays; Lightning's tuners, which collect garbage in each trial, need not look at it.
+    gc.collect()
+    gc.freeze()

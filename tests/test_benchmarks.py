@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -10,18 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support import scripts
+
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 TINY = ["--models", "mlp,nonsense", "--probes", "0", "2", "--rounds", "2", "--steps", "3", "--batch-size", "2"]
 
 
-def run(*arguments):
-    command = [sys.executable, str(BENCHMARKS / "cost.py"), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=1800, env=environment).stdout
+def run(tmp_path, script, *arguments):
+    done = scripts.run(BENCHMARKS / script, *arguments, cwd=tmp_path, scratch=tmp_path)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def test_times(tmp_path):
-    tables = run(*TINY, "--skip", "memory", "--json", str(tmp_path / "cost.json")).splitlines()
+    tables = run(tmp_path, "cost.py", *TINY, "--skip", "memory", "--json", tmp_path / "cost.json").stdout.splitlines()
     figures = json.loads((tmp_path / "cost.json").read_text())
     assert "nonsense" in figures["skipped"]
     [model] = figures["models"]
@@ -38,10 +39,8 @@ def test_times(tmp_path):
 
 
 def test_steps_in_each_way_of_training(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "cost_steps.py"), "--models", "softmax", "--rounds", "2", "--steps", "6"]
-    command += ["--probes", "2", "--json", str(tmp_path / "steps.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    table = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=environment).stdout
+    arguments = ["--models", "softmax", "--rounds", "2", "--steps", "6", "--probes", "2", "--json", tmp_path / "steps.json"]
+    table = run(tmp_path, "cost_steps.py", *arguments).stdout
     ways = json.loads((tmp_path / "steps.json").read_text())["softmax"]
     assert [name for name, times in ways.items() if any(times["evaluation"])] == ["sweeps, q=2"]
     assert all(seconds > 0 for times in ways.values() for seconds in [*times["step"], *times["plain"]])
@@ -61,10 +60,8 @@ def test_memory(monkeypatch):
 
 
 def test_learned_directions(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "subspace.py"), "--epochs", "2", "--seeds", "1", "--probes", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command += ["--json", str(tmp_path / "shares.json")]
-    table = subprocess.run(command, check=True, capture_output=True, text=True, timeout=1800, env=environment).stdout
+    arguments = ["--epochs", "2", "--seeds", "1", "--probes", "2", "--json", tmp_path / "shares.json"]
+    table = run(tmp_path, "subspace.py", *arguments).stdout
     [shares] = json.loads((tmp_path / "shares.json").read_text())
     assert set(shares) == {"exact", "random", "rank 1", "rank 2", "dense"}
     assert all(len(values) == 2 for values in shares.values())
@@ -74,9 +71,8 @@ def test_learned_directions(tmp_path):
 
 @pytest.mark.skipif("MNIST" not in os.environ, reason="needs MNIST=FOLDER, with the gzipped test images and labels")
 def test_on_mnist_learned_directions_hold_nearly_as_much_of_the_noise_as_the_exact_ones(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "subspace.py"), "--mnist", os.environ["MNIST"], "--epochs", "4", "--seeds", "1"]
-    command += ["--json", str(tmp_path / "shares.json")]
-    subprocess.run(command, check=True, timeout=1800, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    arguments = ["--mnist", os.environ["MNIST"], "--epochs", "4", "--seeds", "1", "--json", tmp_path / "shares.json"]
+    run(tmp_path, "subspace.py", *arguments)
     [shares] = json.loads((tmp_path / "shares.json").read_text())
     assert shares["rank 1"][3] >= 0.85 * shares["exact"][3] > 0.2  # eight directions, in the fourth epoch
     assert shares["dense"][3] >= 0.95 * shares["exact"][3]
@@ -84,25 +80,23 @@ def test_on_mnist_learned_directions_hold_nearly_as_much_of_the_noise_as_the_exa
 
 def test_the_cost_of_learning_directions(tmp_path):
     file = tmp_path / "cost.json"
-    command = [sys.executable, str(BENCHMARKS / "subspace.py"), "--cost", "resnet", "--steps", "2", "--json", str(file)]
-    subprocess.run(command, check=True, capture_output=True, timeout=1800, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    run(tmp_path, "subspace.py", "--cost", "resnet", "--steps", "2", "--json", file)
     figures = json.loads(file.read_text())
     assert all(figures[name] > 0 for name in ("step", "observe", "subtract"))
     assert 0 < figures["bytes"] < 8 * figures["weights"]
 
 
 def test_carried_rows(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "carried.py"), "--epochs", "4", "--seeds", "1", "--last", "1"]
-    command += ["--json", str(tmp_path / "runs.json"), "--methods", "SGD", "no sweep, q = 8", "SVRG"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    tables = [subprocess.run(command, check=True, capture_output=True, text=True, timeout=1800, env=environment)]
+    arguments = ["--epochs", "4", "--seeds", "1", "--last", "1", "--json", tmp_path / "runs.json"]
+    arguments += ["--methods", "SGD", "no sweep, q = 8", "SVRG"]
+    tables = [run(tmp_path, "carried.py", *arguments)]
     figures = json.loads((tmp_path / "runs.json").read_text())
     [carried] = figures["runs"]["carried, no sweep, q = 8"]
     assert carried["forwards"] == 0
     assert carried["removed"][-1] > 0.2
     assert all(loss > figures["least"] for [run] in filter(None, figures["runs"].values()) for loss in run["losses"])
     # A second run goes on from the file, which holds all there is to do.
-    tables.append(subprocess.run(command, check=True, capture_output=True, text=True, timeout=1800, env=environment))
+    tables.append(run(tmp_path, "carried.py", *arguments))
     assert tables[0].stdout == tables[1].stdout
     assert "no sweep, q = 8: " in tables[0].stderr
     assert not tables[1].stderr

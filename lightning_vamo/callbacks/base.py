@@ -1,4 +1,4 @@
-"""The base class of all callbacks: a callback attaches to a Trainer and hands the Trainer's hooks to the run."""
+"""The base class of all callbacks: a callback attaches to a Trainer and passes the Trainer's hooks on to the run."""
 
 import functools
 from abc import abstractmethod
@@ -39,33 +39,31 @@ AT_SNAPSHOT = ("snapshot_loss", "mu", "probe_snr", "directions_dropped", "sweep_
 
 
 class MethodCallback(DrivingCallback):
-    """Base of all callbacks: a method computes a gradient and subtracts a control variate from the gradient.
+    """Base class of all callbacks: a method computes a gradient and subtracts a control variate from the gradient.
 
-    A method's callback says which, and has arguments of its own; everything around the steps is done here and in the run.
+    A subclass names the gradient and the control variate, and has its own arguments. This class and the run do the rest.
 
     Args:
         gradient: Where the gradient of a step comes from.
-        control: What is taken out of it; by default nothing.
-        settings: How to probe, for methods that do.
-        seed: Seed of all random numbers of the method; by default it follows from the global seed. The global generators are
-            never touched.
-        plain: Whether the arguments say that nothing is to be added to plain training: then the callback does nothing at all,
-            and Lightning trains by itself.
-        verbose: Whether each epoch, and the end of the training, says what the method cost and removed, as Lightning's own
-            messages are logged.
+        control: The control variate that is subtracted from the gradient; by default nothing.
+        settings: The settings of probes, for methods that probe.
+        seed: Seed of all random numbers of the method; by default derived from the global seed. The global generators are never
+            touched.
+        plain: Whether the arguments ask for plain training: then the callback does nothing, and Lightning trains by itself.
+        verbose: Whether to log, after each epoch and at the end of training, the method's cost and the noise that it removed.
 
     Raises:
         InvalidArgumentError: If ``seed`` is not a whole number.
     """
 
     prefix: ClassVar[str] = "vamo"
-    """What the names of logged figures begin with, before a slash."""
+    """The part before the slash in the names of logged figures."""
 
     title: ClassVar[str] = ""
-    """What reports call the method; by default the callback's name without its ending."""
+    """The method's name in reports; by default the callback's name without "Callback"."""
 
     ways: ClassVar[Ways] = VAMO_WAYS
-    """How the callback's arguments say what a warning recommends."""
+    """The callback's arguments that warnings recommend."""
 
     @abstractmethod  # a method's callback has arguments of its own
     def __init__(
@@ -154,7 +152,7 @@ class MethodCallback(DrivingCallback):
             check_float32(trainer, trainable_parameters(trainer.optimizers))
         if self.seed is not None:
             run.seeds.seed = self.seed
-        elif run.seeds.seed is None:  # else it is a checkpoint's
+        elif run.seeds.seed is None:  # otherwise the seed comes from a checkpoint
             run.seeds.seed = trainer.strategy.broadcast(torch.initial_seed())
         self._method.gradient.begin(trainer, pl_module, self._method.name)
 
@@ -165,7 +163,7 @@ class MethodCallback(DrivingCallback):
             return
         self._trainer = trainer
         run = self._run
-        # From a checkpoint without a plan, such as plain Lightning's, the plan begins with the batch that comes next.
+        # After a checkpoint without a plan, such as plain Lightning's, the plan begins with the next batch.
         run.cursor.first = compat.position(trainer) or 0
         if self._resumption is not None:
             self._attached.enter_context(self._resumption.taken_up(trainer, run))
@@ -189,7 +187,7 @@ class MethodCallback(DrivingCallback):
             return
         if isinstance(exception, KeyboardInterrupt) and self._trainer is not None:
             self._say(str(self.report))
-        with suppress(UnsupportedError):  # then no checkpoint can hold the epoch, and says so
+        with suppress(UnsupportedError):  # then no checkpoint can hold the epoch, and a warning says so
             self._run.plan = plan_within(trainer, self._run)
         self._detach()
 
@@ -237,7 +235,7 @@ class MethodCallback(DrivingCallback):
         figures = self._run.end_epoch(trainer)
         self._run.ledger.totals.add_epoch(trainer.global_step, drawn(trainer, figures, self.prefix))
         for name, value in figures.items():
-            # What was measured at a snapshot has been logged at its step: it is here for callbacks, such as one that stops.
+            # Figures of a snapshot have been logged at its step; here they are only set for callbacks, such as EarlyStopping.
             logged, shown = False if name in AT_SNAPSHOT else None, name == "variance_removed"
             pl_module.log(f"{self.prefix}/{name}", float(value), prog_bar=shown, logger=logged, sync_dist=True)
         if self._method.control.made_of is not None:
@@ -245,7 +243,7 @@ class MethodCallback(DrivingCallback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print what the method cost and how much noise it removed."""
+        """Log the report: the cost of the method, and the noise that the method has removed."""
         if not self._plain:
             self._say(str(self.report))
 
@@ -257,11 +255,11 @@ class MethodCallback(DrivingCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Totals, the seed, and the position of each rank, as plain types and tensors; call it on all ranks together."""
+        """Totals, seed, and the position of each rank, as plain types and tensors; all ranks must call this method together."""
         if self._plain:
             return {}
         run, ranks = self._run, []
-        # Before and after the training, and where nothing is ever probed, a checkpoint is plain Lightning's.
+        # Before and after the training, and if nothing is ever probed, a checkpoint is plain Lightning's.
         if self._trainer is not None and self._keeps_place:
             ranks = saved(self._trainer, run)
         pending, _ = run.ledger.pending_rows()
@@ -272,7 +270,7 @@ class MethodCallback(DrivingCallback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Prepare to resume the run before Lightning's loops read the checkpoint."""
         state = checkpoint.get("callbacks", {}).get(self.state_key, {})
-        training = self._trainer is not None  # a tuner within the training puts back what it has just saved
+        training = self._trainer is not None  # within the training, a tuner loads the checkpoint that it has just saved
         if trainer.state.fn == "fit" and state.get("ranks") and self._keeps_place and not training:
             self._resumption = Resumption(trainer, self._run, state["ranks"], checkpoint, self._method.name)
 
@@ -288,6 +286,6 @@ class MethodCallback(DrivingCallback):
             run.choice.load_state_dict(state.choice)
 
     def _replay(self, recorder: RecordingBatchSampler, index: int) -> None:
-        """Let a loader that has just been set up begin with the batches that a checkpoint says are left."""
+        """Make a newly set up loader begin with the remaining batches of a checkpoint."""
         if self._resumption is not None:
             self._resumption.replay(recorder, index)

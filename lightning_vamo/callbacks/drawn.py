@@ -1,4 +1,4 @@
-"""The figures of an epoch that the picture of a report shows."""
+"""The figures of an epoch that a report's picture shows."""
 
 from collections.abc import Mapping
 
@@ -11,12 +11,12 @@ def drawn(trainer: Trainer, figures: Mapping[str, float], prefix: str) -> dict[s
     """The figures of the epoch that ends, to be drawn.
 
     Args:
-        trainer: The trainer. Of what its module has logged, all losses are drawn: names that contain "loss".
+        trainer: The trainer. Every logged value whose name contains "loss" is drawn.
         figures: The method's figures, by name.
-        prefix: What the names of the method's logged figures begin with.
+        prefix: The part before the slash in the names of the method's logged figures.
 
     Returns:
-        The figures, by name. Of a loss that is logged both per step and per epoch only the epoch's mean is among them.
+        The figures, by name; if a loss is logged both per step and per epoch, only the epoch's mean.
     """
     metrics = {name: value for name, value in trainer.callback_metrics.items() if "loss" in name}
     names = [name for name in metrics if not name.endswith("_step") and f"{name}_epoch" not in metrics]

@@ -1,4 +1,4 @@
-"""Arguments that earlier versions had under other names."""
+"""Refuse arguments of earlier versions, and say what to write instead."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -10,13 +10,13 @@ _Init = TypeVar("_Init", bound=Callable[..., None])
 
 
 def old_names(instead: Mapping[str, str]) -> Callable[[_Init], _Init]:
-    """Let a constructor answer arguments that earlier versions had under other names.
+    """Make a constructor refuse arguments that earlier versions had under other names.
 
     Args:
         instead: What to write instead of each old name.
 
     Returns:
-        A decorator of the constructor, which then raises an InvalidArgumentError that says so.
+        A decorator; the decorated constructor raises an InvalidArgumentError that says what to write instead.
     """
 
     def decorated(init: _Init) -> _Init:

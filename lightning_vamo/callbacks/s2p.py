@@ -1,4 +1,4 @@
-"""Direct search: steps to the better of two random points, or three."""
+"""Direct search: each step moves the weights to the best of two or three points, without a gradient."""
 
 from typing import ClassVar
 
@@ -7,44 +7,45 @@ from lightning_vamo.loop.gradient.direct_search import DirectSearch, Variant, ch
 
 
 class S2PCallback(MethodCallback):
-    r"""Trains a module that has the :class:`~lightning_vamo.VAMOMixin` by comparing losses: the better point wins.
+    r"""Train a module that has the :class:`~lightning_vamo.VAMOMixin` by direct search: each step moves to the better point.
 
     Each step draws one random direction :math:`s \sim \mathcal{N}(0, I_d)`, and evaluates the loss of its batch on both sides
     of the weights. The step length :math:`\alpha` is the learning rate of the parameters' group, so schedulers work.
 
     - ``"s2p"``, stochastic two-point search: the weights go to the better of :math:`x + \alpha s` and :math:`x - \alpha s`.
-    - ``"stp"``, stochastic three points: they may also stay where they are, so that a step never raises the loss of the batch
-      that it looked at.
+    - ``"stp"``, stochastic three points: the weights may also stay where they are, so a step never raises the loss of its
+      batch.
     - ``"vs2p"``, with variable step length: the weights go against the slope,
 
       .. math:: x \leftarrow x - \operatorname{sign}(\gamma)\,\frac{\alpha\rho}{\tau_b\,\sigma/|\gamma| + \tau_b/\tau_a}\, s,
           \qquad \gamma = f_B(x + \rho s) - f_B(x - \rho s), \qquad \tau_a = \tau_b = 3.
 
-      The step is longer where the loss is steep for what it was in recent steps. Here :math:`\alpha` has no unit: the step is
-      at most :math:`\alpha\rho` times :math:`s`, so learning rates are of the order of 1.
+      The step is longer where the loss is steeper than in recent steps. Here :math:`\alpha` has no unit: the step is at most
+      :math:`\alpha\rho` times :math:`s`, so learning rates are of the order of 1.
 
-    The paper of ``"vs2p"`` was not at hand in full, and two things were chosen. :math:`\sigma` is the root mean square of
-    :math:`\gamma` over the last 100 steps, the present one included: the mean of :math:`\gamma` is 0, as :math:`s` and
-    :math:`-s` are as likely. The decay of the step length with the number of steps is left to a scheduler of the learning rate.
+    The full paper of ``"vs2p"`` was not available, so two details may differ from it. :math:`\sigma` is the root mean square of
+    :math:`\gamma` over the last 100 steps, including the present step: the mean of :math:`\gamma` is 0, as :math:`s` and
+    :math:`-s` are equally likely. A scheduler of the learning rate has to make the step length decay.
 
-    Cost of a step: two forward passes of each batch (``"stp"``: three), no backward pass. An epoch costs nothing beside its
-    steps. Memory: that of a forward pass without gradients, a copy of the batch, and about a hundredth of the weights' memory
-    for their way back. Communication of a step under DDP: two numbers per rank (three), in one exchange.
+    Cost of a step: two forward passes of each batch (``"stp"``: three), and no backward pass. An epoch costs nothing in
+    addition to its steps. Memory: that of a forward pass without gradients, a copy of the batch, and about a hundredth of the
+    weights' memory for their way back. Communication of a step under DDP: two numbers per rank (three), in one exchange.
 
-    The optimizer has to be ``torch.optim.SGD`` without momentum and weight decay: a search has no gradient that others could
-    step with. What ``training_step`` logs and counts is logged and counted once, from the first of the evaluations. With
-    gradient accumulation the losses of the batches are added up before they are compared. A module's ``probe_loss``, if it has
-    one, is what is minimised, and needs no gradient.
+    The optimizer has to be ``torch.optim.SGD`` without momentum and weight decay, since there is no gradient for another
+    optimizer. The logs and counters of ``training_step`` count once per batch, from the first evaluation. With gradient
+    accumulation, the losses of the batches are added up before they are compared. If the module defines ``probe_loss``, its
+    value is minimised, and needs no gradient.
 
     Logged at the end of each epoch under ``s2p/``: ``probes``, which is 1; ``moved``, the share of steps that moved the
-    weights; ``length``, how far they moved on average, relative to :math:`\alpha s`; and ``forward_evaluations`` and
-    ``backward_evaluations`` so far.
+    weights; ``length``, the mean length of the moves relative to :math:`\alpha s`; ``forward_evaluations`` and
+    ``backward_evaluations``, the passes over a batch so far.
 
     Args:
         variant: ``"s2p"``, ``"stp"`` or ``"vs2p"``.
-        rho: How far ``"vs2p"`` looks, :math:`\rho`: each weight moves by about so much. The others look as far as they go.
-        seed: Seed of the directions; by default it follows from the global seed. The global generator is never touched.
-        verbose: Whether the end of the training says what the method cost, in the way of Lightning's own messages.
+        rho: :math:`\rho`, the distance at which ``"vs2p"`` evaluates the loss: each weight moves by about so much. The other
+            variants evaluate the loss where they may step to.
+        seed: Seed of the directions; by default derived from the global seed. The global generator is never touched.
+        verbose: Whether to log, at the end of training, what the method cost.
 
     Raises:
         InvalidArgumentError: If an argument has a value that is not allowed.

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a callback."""
+"""The state of a callback in a checkpoint."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +9,10 @@ class CallbackState:
     """The part of a checkpoint that belongs to a callback.
 
     Attributes:
-        seed: Seed of the run; None if it never began.
+        seed: Seed of the run; None if the run never began.
         totals: The totals of :class:`~lightning_vamo.loop.ledger.totals.Totals`.
-        choice: What has been measured to choose the number of probes by; None if it is not chosen.
-        ranks: Where each rank stands; empty before and after the training, and where there are no snapshots.
+        choice: The measurements for the choice of the number of probes; None if the number is not chosen by measurement.
+        ranks: The state of each rank; empty before and after the training, and if there are no snapshots.
     """
 
     seed: int | None

@@ -1,4 +1,4 @@
-"""SVRG: a first-order gradient, and a first-order control variate."""
+"""SVRG: train with the usual gradient, and subtract noise that the gradients at a snapshot have measured."""
 
 from typing import Literal, get_args
 
@@ -16,14 +16,14 @@ Gradients = Literal["recompute", "cache", "carry"]
 
 
 class SVRGCallback(MethodCallback):
-    r"""Trains a module that has the :class:`~lightning_vamo.VAMOMixin` with SVRG, α-SVRG, or SAGA over batches.
+    r"""Train a module that has the :class:`~lightning_vamo.VAMOMixin` with SVRG, α-SVRG, or SAGA over batches.
 
-    A snapshot :math:`\tilde x` of the weights is taken, and the gradients of the batches are evaluated there. Each step then
-    corrects its gradient with that of its own batch at the snapshot,
+    SVRG takes a snapshot :math:`\tilde x` of the weights, and computes the gradients of the batches there. Each step then
+    corrects its gradient with the gradient of its own batch at the snapshot,
 
     .. math:: v_k = \nabla f_{B_k}(x_k) - \alpha\,\bigl(\nabla f_{B_k}(\tilde x) - \nabla f(\tilde x)\bigr),
 
-    and the optimizer that the module configures, whichever it is, steps with :math:`v_k`.
+    and the optimizer that the module configures steps with :math:`v_k`.
 
     Cost, beside plain training of ``d`` parameters with ``K`` batches per epoch:
 
@@ -36,31 +36,30 @@ class SVRGCallback(MethodCallback):
     ``"carry"``      none                             none                     the table, K d numbers, and 2 d
     ================ ================================ ======================== ====================================
 
-    Communication under DDP and FSDP2: that of each of these backward passes, as of a training step's; with FSDP2 three numbers
-    more per step. A checkpoint from within a snapshot holds what the memory column says.
+    Communication under DDP and FSDP2: each of these backward passes communicates as much as that of a training step; FSDP2
+    needs three numbers more per step. A checkpoint from within a snapshot holds the tensors of the memory column.
 
     Logged at the end of each epoch under ``svrg/``: ``alpha``, the mean coefficient; ``variance_removed``, the share of the
-    gradient's second moment that the corrections removed; ``forward_evaluations`` and ``backward_evaluations`` of a batch so
-    far; ``rows_unused``; ``sweep_seconds``, and ``row_seconds`` where gradients are recomputed.
+    gradient's second moment that the corrections removed; ``forward_evaluations`` and ``backward_evaluations``, the passes over
+    a batch so far; ``rows_unused``; ``sweep_seconds``, and ``row_seconds`` where gradients are recomputed.
 
     Args:
-        alpha: The mixing coefficient :math:`\alpha`. ``"adaptive"`` is what a regression of the steps' gradients on their rows
-            finds: 1 while the rows are fresh, and 0 where they say nothing any more. ``"linear-decay"``, α-SVRG, falls from
-            0.75 to 0 over the steps of each snapshot. 0 is plain training.
+        alpha: The mixing coefficient :math:`\alpha`, or a name. ``"adaptive"`` measures the coefficient by a regression of the
+            steps' gradients on their rows: it is 1 while the rows are fresh, and 0 when they say nothing any more.
+            ``"linear-decay"``, α-SVRG, falls from 0.75 to 0 over the steps of each snapshot. 0 is plain training.
         every_n_epochs: Epochs from one snapshot to the next.
-        gradients: Where a step has its batch's gradient at the snapshot from. ``"recompute"`` evaluates it anew. ``"cache"``
-            keeps the gradients of the coming epoch's batches, and trains on these very batches. ``"carry"`` takes no snapshot:
-            each step puts its gradient into a table for the next time that its batch is trained on, as SAGA does, and the
-            batches keep their composition. The first epoch is plain training, which fills the table.
-        table_dtype: Type of the table of gradients: ``"float64"``, ``"float32"`` or ``"bfloat16"``; by default the
-            parameters'.
-        table_device: Where the table is kept, such as ``"cpu"``; by default where the parameters are.
-        seed: Seed of the order in which batches are trained on again; by default it follows from the global seed.
-        verbose: Whether each epoch, and the end of the training, says what SVRG cost and removed, in the way of Lightning's own
-            messages.
+        gradients: Where a step gets its batch's gradient at the snapshot. ``"recompute"`` computes the gradient in the step.
+            ``"cache"`` keeps the gradients of the coming epoch's batches, and trains on these very batches. ``"carry"`` takes
+            no snapshot: each step puts its gradient into a table, for the next time that its batch is trained on, as SAGA does,
+            and the batches keep their composition. The first epoch is plain training, which fills the table.
+        table_dtype: Type of the table of gradients: ``"float64"``, ``"float32"`` or ``"bfloat16"``; by default the type of the
+            parameters.
+        table_device: Device of the table, such as ``"cpu"``; by default the device of the parameters.
+        seed: Seed of the order in which batches are trained on again; by default derived from the global seed.
+        verbose: Whether to log, after each epoch and at the end of training, what SVRG cost and how much noise it removed.
 
     Raises:
-        InvalidArgumentError: If an argument has a value that is not allowed, or two do not go together.
+        InvalidArgumentError: If an argument has a value that is not allowed, or two arguments do not go together.
 
     References:
         Johnson & Zhang, "Accelerating stochastic gradient descent using predictive variance reduction", NIPS 2013; Yin et al.,
@@ -87,17 +86,19 @@ class SVRGCallback(MethodCallback):
         verbose: bool = True,
     ) -> None:
         if gradients not in get_args(Gradients):
-            raise InvalidArgumentError(f"`gradients` must be one of {get_args(Gradients)}, got {gradients!r}.")
+            names = ", ".join(map(repr, get_args(Gradients)))
+            raise InvalidArgumentError(f"`gradients` must be one of {names}, got {gradients!r}.")
         if gradients == "recompute":
             for name, value in (("table_dtype", table_dtype), ("table_device", table_device)):
                 if value is not None:
                     raise InvalidArgumentError(
-                        f"`{name}={value!r}` is of the table that gradients='cache' and 'carry' keep, and gradients='recompute'"
-                        " keeps none: leave it out."
+                        f"`{name}={value!r}` concerns the table of gradients, but gradients='recompute' keeps no table: leave"
+                        f" `{name}` out, or set gradients='cache' or gradients='carry'."
                     )
         if gradients == "carry" and every_n_epochs != 1:
             raise InvalidArgumentError(
-                f"`every_n_epochs={every_n_epochs!r}` counts snapshots, and gradients='carry' takes none: leave it out."
+                f"`every_n_epochs={every_n_epochs!r}` says when to take snapshots, but gradients='carry' takes no snapshots:"
+                " leave `every_n_epochs` out."
             )
         chosen: AnchoredControl
         if gradients == "recompute":

@@ -23,14 +23,14 @@ OLD_NAMES = {
 class VAMOCallback(MethodCallback):
     r"""Train a module that has the :class:`~lightning_vamo.VAMOMixin` with VAMO.
 
-    A snapshot :math:`\tilde x` of the weights is taken, and the losses of the batches are evaluated there and at ``q`` points
-    around it. Each step then corrects its gradient with the finite differences :math:`\delta` of its batch,
+    VAMO takes a snapshot :math:`\tilde x` of the weights, and evaluates the losses of the batches at the snapshot and at ``q``
+    points around it. Each step then corrects its gradient with the finite differences :math:`\delta` of its batch,
 
     .. math:: v_k = \nabla f_{B_k}(x_k) - \alpha\,\frac{d}{q} \sum_j (\delta_{B_k,j} - \bar\delta_j)\, u_j,
 
-    and the optimizer that the module configures, whichever it is, steps with :math:`v_k`. By default the directions
-    :math:`u_j` are those of the gradient noise, learned in training, and a regression scales each correction. The method of
-    the paper is ``VAMOCallback(directions=SphereDirections(), alpha="theory")``.
+    and the optimizer that the module configures steps with :math:`v_k`. By default the directions :math:`u_j` are learned in
+    training, along the largest gradient noise, and a regression scales each correction. The method of the paper is
+    ``VAMOCallback(directions=SphereDirections(), alpha="theory")``.
 
     Cost, beside plain training: ``1 + q`` forward passes per batch and sweep (``1 + 2q`` with central differences), and none
     in a step; with ``control="carry"`` no pass at all; with ``control="recompute"`` ``1 + q`` forward passes per step and the
@@ -39,11 +39,11 @@ class VAMOCallback(MethodCallback):
 
     Logged at the end of each epoch under ``vamo/``: ``probes``; ``alpha``, the effective coefficient :math:`\alpha d/q`;
     ``mu``; ``snapshot_loss``, the training loss at the snapshot, exact where the loss is a mean over samples;
-    ``variance_removed``, the share of the gradient's second moment that the corrections removed; ``probe_snr``, how far the
-    probe differences stand out of their own error; ``directions_dropped``, for losses that were not finite along them;
-    ``rows_unused``, batches that were not those that the sweep saw, or recomputed rows that were not finite;
-    ``forward_evaluations`` and ``backward_evaluations`` of a batch so far; ``sweep_seconds``, and ``row_seconds`` where rows
-    are recomputed.
+    ``variance_removed``, the share of the gradient's second moment that the corrections removed; ``probe_snr``, the size of
+    the probe differences relative to their own error; ``directions_dropped``, the number of directions along which a loss was
+    not finite; ``rows_unused``, the number of batches that differed from the batches of the sweep, or of recomputed rows that
+    were not finite; ``forward_evaluations`` and ``backward_evaluations``, the passes over a batch so far; ``sweep_seconds``,
+    and ``row_seconds`` where rows are recomputed.
 
     Args:
         probes: ``q``, the number of probes, or a schedule of it, a :class:`~lightning_vamo.core.schedules.ProbeSchedule`. 0 is
@@ -51,21 +51,21 @@ class VAMOCallback(MethodCallback):
         directions: The family of probe directions; by default
             :class:`~lightning_vamo.core.directions.GradientSubspaceDirections`, learned from the gradients of training. The
             paper's are :class:`~lightning_vamo.core.directions.SphereDirections`.
-        alpha: The mixing coefficient :math:`\alpha`, or ``"theory"``: the paper's, :math:`q/d`. ``"adaptive"``, the default,
-            multiplies the theory's by what a regression of gradients on rows finds, direction by direction, and
-            ``"linear-decay"`` lets it fall to 0 over an epoch: see :mod:`lightning_vamo.core.adaptive`.
+        alpha: The mixing coefficient :math:`\alpha`, or a name: ``"theory"`` is the paper's coefficient :math:`q/d`;
+            ``"adaptive"``, the default, multiplies the paper's coefficient by factors that a regression of gradients on rows
+            measures for each direction; ``"linear-decay"`` lets the coefficient fall to 0 over an epoch. See
+            :mod:`lightning_vamo.core.adaptive`.
         control: Where the rows of the control variate come from, and when they are made anew. ``"replay"`` sweeps the coming
             epoch's batches, and trains on these very batches: :class:`~lightning_vamo.Replay` says how often. ``"carry"`` lets
             each step refresh the row that it has used: :class:`~lightning_vamo.Carry`. ``"recompute"`` evaluates each step's
             own batch at the snapshot, for data that does not come twice: :class:`~lightning_vamo.Recompute`. ``"auto"``
-            replays where the batches of an epoch can be told before it, and else recomputes.
+            replays if the batches of an epoch can be known before the epoch, and else recomputes.
         mu: Smoothing radius for directions of unit norm, or ``"auto"``: see :func:`~lightning_vamo.core.probes.radius.auto_mu`.
         difference: ``"forward"``, ``1 + q`` forward passes per batch and sweep, or ``"central"``, ``1 + 2q``.
         sweep_precision: ``"32-true"`` sweeps in float32 where the Trainer trains in mixed precision; by default the sweep runs
             in the Trainer's precision.
-        seed: Seed of the directions; by default it follows from the global seed. The global generator is never touched.
-        verbose: Whether each epoch, and the end of the training, says what VAMO cost and removed, in the way of Lightning's own
-            messages.
+        seed: Seed of the directions; by default derived from the global seed. The global generator is never touched.
+        verbose: Whether to log, after each epoch and at the end of training, what VAMO cost and how much noise it removed.
 
     Raises:
         InvalidArgumentError: If an argument has a value that is not allowed.

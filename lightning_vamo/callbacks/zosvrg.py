@@ -1,4 +1,4 @@
-"""ZO-SVRG: a zeroth-order gradient, and a zeroth-order control variate."""
+"""ZO-SVRG: train with a gradient estimated from forward passes alone, and subtract noise that is measured at a snapshot."""
 
 from typing import ClassVar, Literal
 
@@ -16,45 +16,43 @@ from lightning_vamo.loop.ledger.ways import Ways
 
 
 class ZOSVRGCallback(MethodCallback):
-    r"""Trains a module that has the :class:`~lightning_vamo.VAMOMixin` without gradients, with SVRG's control variate.
+    r"""Train a module that has the :class:`~lightning_vamo.VAMOMixin` without a backward pass, with SVRG's control variate.
 
-    A snapshot :math:`\tilde x` of the weights is taken now and then, and ``q`` directions :math:`z_j` are drawn with it. Until
-    the next snapshot each step estimates its gradient along these directions, and takes the noise out that the same batch has
-    along them at the snapshot:
+    ZO-SVRG takes snapshots :math:`\tilde x` of the weights, and draws ``q`` directions :math:`z_j` with each snapshot. Until
+    the next snapshot, each step estimates its gradient along these directions, and subtracts the noise of the same batch at the
+    snapshot:
 
     .. math:: v = \hat\nabla f_B(x) - \alpha\,\bigl(\hat\nabla f_B(\tilde x) - \hat\nabla f(\tilde x)\bigr), \qquad
         \hat\nabla f(x) = \frac{1}{q} \sum_{j=1}^{q} \frac{f(x + \mu z_j) - f(x - \mu z_j)}{2\mu}\, z_j
 
-    All three terms have the same directions. With other ones in each the control variate would add noise, and remove none.
-    So the weights move within the span of ``q`` directions from one snapshot to the next: take many snapshots, or many probes.
-    With as many orthonormal directions as weights the method is SVRG.
+    All three terms have the same directions: with different directions the control variate would add noise. So the weights move
+    within the span of ``q`` directions from one snapshot to the next: take many snapshots, or many probes. With as many
+    orthonormal directions as weights the method is SVRG.
 
-    Cost of a step, per batch: ``2q`` forward passes, and ``1 + 2q`` more at the snapshot with ``control=Recompute(...)``; with
-    ``difference="forward"`` ``1 + q``, and ``1 + q`` more. With ``control=Replay(...)`` a step has no more than its own. A
-    snapshot costs ``1 + 2q`` forward passes (``1 + q``) of each batch of an epoch; for data that cannot be read twice, a
-    running mean takes their place. There is no backward pass. Memory beside a forward pass: ``.grad``, and with ``Recompute``
-    the snapshot's weights and those to return to. Communication of a step under DDP: ``q`` numbers per rank, and ``q`` more
-    with ``Recompute``; with ``Replay`` one more per batch, which tells the ranks to leave out a row whose batch has changed on
-    one of them; of a snapshot: one reduction of the table.
+    Cost of a step, per batch: ``2q`` forward passes (``1 + q`` with ``difference="forward"``), and with
+    ``control=Recompute(...)`` another ``1 + 2q`` (``1 + q``) at the snapshot. A snapshot costs ``1 + 2q`` (``1 + q``) forward
+    passes of each batch of an epoch; for data that cannot be read twice, a running mean is used instead. There is no backward
+    pass. Memory beside a forward pass: ``.grad``, and with ``Recompute`` two copies of the weights. Communication of a step
+    under DDP: ``q`` numbers per rank, with ``Recompute`` another ``q``; with ``Replay`` one number per batch, so that all ranks
+    leave out a row whose batch has changed on one rank. Communication of a snapshot: one reduction of the table.
 
-    Logged at the end of each epoch under ``zosvrg/``: what :class:`~lightning_vamo.MeZOCallback` logs, and of the snapshot and
-    its rows what :class:`~lightning_vamo.VAMOCallback` logs.
+    Logged at the end of each epoch under ``zosvrg/``: the figures of :class:`~lightning_vamo.MeZOCallback`, and the figures of
+    :class:`~lightning_vamo.VAMOCallback` that concern the snapshot and its rows.
 
     Args:
         probes: ``q``, the number of directions.
         directions: The family of directions, which must not learn; by default
             :class:`~lightning_vamo.core.directions.GaussianDirections`, drawn from a seed at each use.
-        mu: Smoothing radius :math:`\mu`, for directions of length :math:`\sqrt d`: each weight moves by about so much. Or
+        mu: Smoothing radius :math:`\mu` for directions of length :math:`\sqrt d`, so each weight moves by about :math:`\mu`; or
             ``"auto"``: see :func:`~lightning_vamo.core.probes.radius.auto_mu`.
         difference: ``"central"`` or ``"forward"``.
         alpha: The mixing coefficient :math:`\alpha`. 0 takes no snapshot: the method is then
             :class:`~lightning_vamo.MeZOCallback` with ``update="gradient"``.
         control: When snapshots are taken, and where the rows of the steps come from: :class:`~lightning_vamo.Recompute`
             evaluates each step's batch at the snapshot, and :class:`~lightning_vamo.Replay` sweeps the coming epoch's batches
-            and trains on these; by default ``Recompute(every_n_epochs=1)``.
-        seed: Seed of the directions; by default it follows from the global seed. The global generator is never touched.
-        verbose: Whether each epoch, and the end of the training, says what ZO-SVRG cost and removed, in the way of Lightning's
-            own messages.
+            and trains on these very batches; by default ``Recompute(every_n_epochs=1)``.
+        seed: Seed of the directions; by default derived from the global seed. The global generator is never touched.
+        verbose: Whether to log, after each epoch and at the end of training, what ZO-SVRG cost and how much noise it removed.
 
     Raises:
         InvalidArgumentError: If an argument has a value that is not allowed.

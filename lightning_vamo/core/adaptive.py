@@ -1,4 +1,4 @@
-"""The public path of :mod:`lightning_vamo.core.control.coefficients`."""
+"""The public import path of :mod:`lightning_vamo.core.control.coefficients`."""
 
 from lightning_vamo.core.control.coefficients import Coefficient, Constant, LinearDecay, Regression
 

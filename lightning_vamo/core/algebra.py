@@ -1,4 +1,4 @@
-"""Linear algebra on small float64 matrices: to orthonormalise directions, and to truncate a product of thin factors."""
+"""Linear algebra on small float64 matrices, to orthonormalise directions and to truncate products of thin factors."""
 
 import torch
 from torch import Tensor
@@ -33,11 +33,11 @@ def inverse_root(gram: Tensor, cutoff: float = 1e-10) -> Tensor:
 
 
 def deflation(gram: Tensor, cutoff: float = 1e-10) -> Tensor:
-    """The matrix of a Gram-Schmidt step: remove from each vector its part in the span of the vectors before, then normalise.
+    """The matrix of Gram-Schmidt: from each vector, subtract the part in the span of the vectors before, then normalise.
 
     Args:
         gram: Inner products of the vectors, shape ``(q, q)``.
-        cutoff: A rest whose squared norm is at most this share of the largest vector's counts as zero: a row of zeros.
+        cutoff: A remaining part whose squared norm is at most this share of the largest vector's counts as zero.
 
     Returns:
         Lower triangular, shape ``(q, q)``.
@@ -46,7 +46,7 @@ def deflation(gram: Tensor, cutoff: float = 1e-10) -> Tensor:
     for index in range(len(gram)):
         row = torch.zeros_like(gram[0])
         row[index] = 1
-        for _ in range(2):  # once more, since rounding leaves a little of nearly parallel vectors
+        for _ in range(2):  # twice, since rounding leaves a small part of nearly parallel vectors
             row = row - (result @ gram @ row) @ result
         norm = row @ gram @ row
         result[index] = row / norm.sqrt() if norm > cutoff * gram.diagonal().max() else 0.0
@@ -54,7 +54,7 @@ def deflation(gram: Tensor, cutoff: float = 1e-10) -> Tensor:
 
 
 def _roots(values: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
-    """Square roots of ascending eigenvalues, and the inverse roots; zeros for eigenvalues that count as zero."""
+    """Square roots and inverse square roots of ascending eigenvalues; zeros for eigenvalues that count as zero."""
     counted = values > cutoff * values[..., -1:].clamp(min=0)
     return torch.where(counted, values, 0.0).sqrt(), torch.where(counted, values, torch.inf).rsqrt()
 
@@ -77,13 +77,13 @@ def leading(gram: Tensor, cutoff: float = 1e-12) -> Tensor:
 
 
 def damped_inverse(cross: Tensor, scale: Tensor, damping: float) -> Tensor:
-    r"""A damped inverse: the less a sketch saw of the matrix, the stronger the damping.
+    r"""A damped inverse: the less of a matrix a sketch has seen, the stronger the damping.
 
     .. math:: c^{+} = \frac{(1 + \tau^2)\, c}{c^2 + \tau^2 s} \quad\text{for numbers, which is } 1/c \text{ where } s = c^2
 
     Args:
         cross: :math:`c`, shape ``(..., r, r)``.
-        scale: :math:`s`, at least :math:`c^2` for numbers; by column, shape ``(..., r)``.
+        scale: :math:`s` of each column, at least :math:`c^2` for numbers, shape ``(..., r)``.
         damping: :math:`\tau`.
 
     Returns:
@@ -97,7 +97,7 @@ def damped_inverse(cross: Tensor, scale: Tensor, damping: float) -> Tensor:
 
 
 def truncated(left: Tensor, core: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    r"""The best approximation, of low rank, to products :math:`P C_k Q^\top` with the same thin factors.
+    r"""The best approximation of low rank to products :math:`P C_k Q^\top` with the same thin factors.
 
     Args:
         left: Inner products of the columns of :math:`P`, shape ``(n, m, m)`` for ``n`` matrices.
@@ -107,7 +107,7 @@ def truncated(left: Tensor, core: Tensor, right: Tensor, rank: int) -> tuple[Ten
 
     Returns:
         ``X``, ``s`` and ``Y`` of the approximations :math:`(P X_k) \operatorname{diag}(s_k) (Q Y_k)^\top`, where :math:`P X_k`
-        and :math:`Q Y_k` have orthonormal columns: shapes ``(n, count, m, rank)``, ``(n, count, rank)`` and as ``X``.
+        and :math:`Q Y_k` have orthonormal columns: shapes ``(n, count, m, rank)``, ``(n, count, rank)`` and that of ``X``.
     """
     # The orthonormal factors of P and Q, as the eigenvectors of their Gram matrices.
     (p, p_root, p_inverse), (q, q_root, q_inverse) = _spectrum(left), _spectrum(right)
@@ -119,6 +119,6 @@ def truncated(left: Tensor, core: Tensor, right: Tensor, rank: int) -> tuple[Ten
 
 
 def _spectrum(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvectors, the square roots of the eigenvalues, and the inverse roots."""
+    """Eigenvectors, square roots of the eigenvalues, and inverse square roots."""
     values, vectors = torch.linalg.eigh(gram)
     return vectors, *_roots(values, 1e-14)

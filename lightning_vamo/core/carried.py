@@ -1,4 +1,4 @@
-"""The public path of :mod:`lightning_vamo.core.control.carried`."""
+"""The public import path of :mod:`lightning_vamo.core.control.carried`."""
 
 from lightning_vamo.core.control.carried import CarriedRows
 

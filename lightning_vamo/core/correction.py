@@ -1,4 +1,4 @@
-"""The public path of :mod:`lightning_vamo.core.control.correction`."""
+"""The public import path of :mod:`lightning_vamo.core.control.correction`."""
 
 from lightning_vamo.core.control.correction import Correction
 

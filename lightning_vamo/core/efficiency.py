@@ -1,8 +1,8 @@
 r"""The efficiency of probes: the gradient noise that they remove, compared with the work that they add.
 
-Without probes, noise is bought down with larger batches: ``m`` times the samples, and the work, divide its variance by ``m``.
-Probes that remove a share ``R`` of it are worth a batch :math:`1/(1-R)` times as large. They pay if they add less work than
-such a batch would.
+Without probes, larger batches reduce the noise: ``m`` times the samples, which take ``m`` times the work, divide the variance
+of the noise by ``m``. So probes that remove a share ``R`` of the variance are worth a batch :math:`1/(1-R)` times as large.
+Probes pay if they add less work than such a batch would.
 """
 
 import torch
@@ -27,13 +27,13 @@ def work_factor(maximum: int, forward: float, difference: Difference = "forward"
     """The work of training with probes, as a multiple of the work without probes.
 
     Args:
-        maximum: The largest number of probes to look at.
-        forward: Time of a sweep's forward pass, relative to that of a training step on the same batch.
+        maximum: The largest number of probes.
+        forward: Time of a sweep's forward pass, relative to the time of a training step on the same batch.
         difference: ``"forward"``, ``1 + q`` forward passes per batch and sweep, or ``"central"``, ``1 + 2q``.
         sweeps: Sweeps per epoch, on average.
 
     Returns:
-        Shape ``(maximum + 1,)``, float64: for no probe, which is 1, and for ``1..maximum``.
+        Shape ``(maximum + 1,)``, float64: 1 for no probe, then the work with ``1..maximum`` probes.
     """
     counts = torch.arange(maximum + 1, dtype=torch.float64, device="cpu")
     passes = 1 + counts * (2 if difference == "central" else 1)
@@ -45,8 +45,6 @@ def efficiency(removed: Tensor, forward: float, difference: Difference = "forwar
 
     .. math:: e_q = \frac{1}{(1 - R_q)\,(1 + s f (1 + q))}
 
-    Above 1 probes pay.
-
     Args:
         removed: :math:`R_1 \ldots R_q`, the share of the noise's variance that the first ``1..q`` probes remove, below 1, shape
             ``(q,)``.
@@ -55,7 +53,7 @@ def efficiency(removed: Tensor, forward: float, difference: Difference = "forwar
         sweeps: :math:`s`; see :func:`work_factor`.
 
     Returns:
-        Shape ``(q + 1,)``, float64: for no probe, which is 1, and for ``1..q``.
+        Shape ``(q + 1,)``, float64: 1 for no probe, then the efficiency of ``1..q`` probes.
     """
     worth = torch.cat((removed.new_zeros(1, dtype=torch.float64), removed.double()))
     return batch_factor(worth) / work_factor(len(removed), forward, difference, sweeps)

@@ -1,13 +1,13 @@
 r"""Gradient noise: its size compared with the gradient, and the share of the noise along given directions.
 
-All estimates come from :math:`n` gradients :math:`g_t` with mean :math:`G` and covariance :math:`\Sigma`, seen once each. The
+All estimates come from :math:`n` gradients :math:`g_t` with mean :math:`G` and covariance :math:`\Sigma`, each read once. The
 differences
 
 .. math:: h_t = \sqrt{\tfrac{t - 1}{t}} \Bigl(g_t - \frac{1}{t-1} \sum_{s < t} g_s\Bigr), \qquad t = 2 \ldots n,
 
-Helmert's transform, have mean zero and covariance :math:`\Sigma` and are uncorrelated, and
-:math:`\sum_t h_t h_t^\top = \sum_t (g_t - \bar g)(g_t - \bar g)^\top`. So a mean over them is the unbiased sample variance, and
-comes with a standard error.
+(Helmert's transform) are uncorrelated, with mean zero and covariance :math:`\Sigma`, and
+:math:`\sum_t h_t h_t^\top = \sum_t (g_t - \bar g)(g_t - \bar g)^\top`. So a mean over the differences is the unbiased sample
+variance, and has a standard error.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from lightning_vamo.core.numerics import at_least_float32
 
 
 class GradientMoments:
-    r"""The mean of gradients and the squared lengths of their noise :math:`h_t`, in ``d`` numbers.
+    r"""Computes the mean of gradients and the squared lengths of their noise :math:`h_t`, in memory for ``d`` numbers.
 
     Args:
         parameters: Tensors that give the gradients' shapes.
@@ -30,9 +30,9 @@ class GradientMoments:
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.count = 0
-        """``n``, how many gradients were seen."""
+        """``n``, the number of gradients so far."""
         self.mean = [torch.zeros_like(p, dtype=at_least_float32(p.dtype), requires_grad=False) for p in parameters]
-        """Their mean."""
+        """The mean of the gradients."""
         self._squares: list[Tensor] = []
 
     @torch.no_grad()
@@ -40,7 +40,7 @@ class GradientMoments:
         """Count a gradient.
 
         Args:
-            gradients: Of the parameters' shapes, finite, neither kept nor changed; ``None`` stands for zeros.
+            gradients: A finite gradient of each parameter, neither kept nor changed; ``None`` stands for zeros.
         """
         self.count += 1
         squares = []
@@ -77,8 +77,8 @@ class Noise:
 
     Attributes:
         variance: :math:`\operatorname{tr} \Sigma`, estimated without bias.
-        signal: :math:`\lVert G \rVert^2`, estimated without bias: below zero where it drowns in the noise.
-        signal_error: Standard error of ``signal``, about.
+        signal: :math:`\lVert G \rVert^2`, estimated without bias; the estimate may be below zero if the noise is large.
+        signal_error: Approximate standard error of ``signal``.
     """
 
     variance: float
@@ -94,8 +94,7 @@ class Noise:
     def to_signal(self) -> float:
         r"""The ratio :math:`\operatorname{tr} \Sigma / \lVert G \rVert^2`; if the signal is not known, a lower bound.
 
-        In units of the batch that the gradients come from, it is the *simple noise scale*: a batch that many times as large has
-        as much signal as noise.
+        The ratio is the *simple noise scale* in units of a batch: a batch that many times as large has as much signal as noise.
 
         References:
             McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv:1812.06162, section 2.2 and appendix A.
@@ -107,13 +106,13 @@ class Noise:
 def noise_of(squares: Tensor, products: Tensor) -> Noise:
     r"""Estimate the noise of gradients.
 
-    The inner product of a gradient with the mean of *other* gradients estimates :math:`\lVert G \rVert^2` without bias. That
-    mean's own error is of the size of theirs, where there are as many: so their standard error is taken times
-    :math:`\sqrt 2`, which is about right where there is signal, and too much where there is none.
+    The inner product of a gradient with the mean of *other* gradients estimates :math:`\lVert G \rVert^2` without bias. If
+    there are as many other gradients, the error of their mean is about as large as that of the products' mean. So the standard
+    error is multiplied by :math:`\sqrt 2`, which is about right if there is a signal, and too large if there is none.
 
     Args:
         squares: :math:`\lVert h_t \rVert^2` of all gradients.
-        products: Inner products of some of them with the mean of about as many others, shape ``(n,)``, at least 2.
+        products: Inner products of some gradients with the mean of about as many other gradients, shape ``(n,)``, at least 2.
 
     Returns:
         The estimates.
@@ -123,13 +122,13 @@ def noise_of(squares: Tensor, products: Tensor) -> Noise:
 
 
 def nested(directions: ProbeDirections) -> Tensor:
-    """Turn a family's orthonormal coordinates so that the first ``k`` are of the span of the first ``k`` directions.
+    """The matrix that turns orthonormal coordinates so that the first ``k`` belong to the span of the first ``k`` directions.
 
     Args:
-        directions: The directions, leading ones first.
+        directions: The directions, the leading directions first.
 
     Returns:
-        An orthogonal matrix, shape ``(q, q)``, float64, on the CPU, to multiply rows of coordinates by from the right.
+        An orthogonal matrix, shape ``(q, q)``, float64, on the CPU. Multiply rows of coordinates by it from the right.
     """
     # Slopes s become coordinates s W, with W = M^{-1/2} of the Gram matrix M; Gram-Schmidt makes s D^T of them.
     whitening = directions.whiten(torch.eye(directions.count, dtype=torch.float64, device="cpu"))
@@ -142,7 +141,7 @@ def noise_along(coordinates: Tensor) -> Tensor:
     r"""The coordinates of the noise :math:`h_t`.
 
     Args:
-        coordinates: Those of the gradients, shape ``(n, q)``.
+        coordinates: The coordinates of the gradients, shape ``(n, q)``.
 
     Returns:
         Shape ``(n - 1, q)``, float64.
@@ -153,11 +152,11 @@ def noise_along(coordinates: Tensor) -> Tensor:
 
 
 def removed(coordinates: Tensor, rows: Tensor) -> Tensor:
-    r"""The share of the noise that is removed by subtracting measured slopes along the first ``1..q`` directions.
+    r"""How much noise is removed when measured slopes along the first ``1..q`` directions are subtracted.
 
     Args:
         coordinates: Nested coordinates of gradients, shape ``(n, q)``.
-        rows: What is subtracted from them, before centring, of the same shape: themselves, for all that the span holds.
+        rows: The measured slopes, before centring, of the same shape; ``coordinates`` itself for exact slopes.
 
     Returns:
         Shape ``(n - 1, q)``, float64: by how much :math:`\lVert h_t \rVert^2` falls.
@@ -171,7 +170,7 @@ def ratio(parts: Tensor, wholes: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         parts: Shape ``(m, q)``.
-        wholes: Shape ``(m,)``, of which ``parts`` are parts.
+        wholes: The numbers that ``parts`` are parts of, shape ``(m,)``.
 
     Returns:
         The shares and their errors, shape ``(q,)``.

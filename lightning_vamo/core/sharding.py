@@ -1,4 +1,4 @@
-"""Which numbers of a sharded parameter are in this process: FSDP2 keeps some rows in each process, as a DTensor."""
+"""The numbers of a sharded parameter in this process: FSDP2 keeps some rows of each parameter in each process, as a DTensor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class ShardGroup:
     """The processes that together hold a list of tensors.
 
     Attributes:
-        group: Their process group, or None if this process holds everything.
+        group: The process group, or None if this process holds everything.
         device: Kind of device that the group communicates on.
     """
 
@@ -53,9 +53,9 @@ class ShardGroup:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The numbers of a tensor that this process holds, as a detached view."""
+    """The part of a tensor that this process holds, as a detached view."""
     if type(tensor) is Tensor and not tensor.requires_grad:
-        return tensor  # most gradients: to ask for less takes as long as to add a small one up
+        return tensor  # the case of most gradients: a detached view takes as long as the sum of a small gradient
     if is_sharded(tensor):
         with torch.no_grad():
             tensor = tensor.to_local()  # type: ignore[attr-defined]
@@ -68,21 +68,21 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def first_number(tensor: Tensor) -> int:
-    """Place of the first number that this process holds, in the whole tensor flattened row by row.
+    """Position of this process's first number in the whole tensor, flattened row by row.
 
     Args:
-        tensor: Any tensor; those that are not sharded begin at 0.
+        tensor: Any tensor; for a tensor that is not sharded, the position is 0.
 
     Returns:
-        The place; the numbers after it are the ones that :func:`local` gives, in their order.
+        The position; the numbers of :func:`local` follow from there in order.
 
     Raises:
-        UnsupportedError: If the numbers that this process holds do not lie together.
+        UnsupportedError: If this process's numbers are not adjacent.
     """
     axis = _sharded_axis(tensor)
     if axis is None:
         return 0
-    # As `torch.chunk` cuts: equal shares, rounded up, of which the last ones may be smaller or empty.
+    # As `torch.chunk` cuts: equal shares, rounded up; the last shares may be smaller or empty.
     rows, mesh = tensor.shape[0], tensor.device_mesh  # type: ignore[attr-defined]
     share = -(-rows // mesh.size(axis))
     first: int = min(rows, mesh.get_local_rank(axis) * share)
@@ -96,10 +96,10 @@ def shard_group(tensors: Sequence[Tensor]) -> ShardGroup:
         tensors: Parameters, or their gradients.
 
     Returns:
-        Their group, over which norms and inner products are to be summed.
+        The group over which norms and inner products have to be summed.
 
     Raises:
-        UnsupportedError: If some are sharded in another way than others, or not by rows over one dimension of the mesh.
+        UnsupportedError: If the tensors are sharded in different ways, or not by rows over one dimension of the mesh.
     """
     groups: dict[tuple[int, ...], ShardGroup] = {}
     for tensor in tensors:
@@ -113,7 +113,7 @@ def shard_group(tensors: Sequence[Tensor]) -> ShardGroup:
     if len(groups) > 1:
         raise UnsupportedError(
             "Some trainable parameters are sharded over other processes than the rest, or not at all: apply `fully_shard` to"
-            " the whole model, over one mesh. Gradients of parameters that it leaves out are not averaged over the ranks."
+            " the whole model, over one mesh. It does not average the gradients of the parameters that it leaves out."
         )
     return next(iter(groups.values()), ShardGroup())
 
@@ -129,8 +129,8 @@ def _sharded_axis(tensor: Tensor) -> int | None:
     kind = placements[axes[0]]
     if len(axes) > 1 or type(kind) is not Shard or kind.dim != 0:
         raise UnsupportedError(
-            f"A parameter is placed as {tuple(placements)} on a mesh of shape {tuple(mesh.shape)}; VAMO probes parameters"
-            " sharded by rows alone: use `fully_shard` over the data-parallel mesh, without tensor parallelism"
+            f"A parameter is placed as {tuple(placements)} on a mesh of shape {tuple(mesh.shape)}, but only parameters that are"
+            " sharded by rows are supported: use `fully_shard` over the data-parallel mesh, without tensor parallelism"
             " (tensor_parallel_size=1) and without `shard_placement_fn`."
         )
     return axes[0]

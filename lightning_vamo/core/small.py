@@ -1,8 +1,9 @@
-"""Arithmetic on few numbers (a number for each direction) in float64, and on thin factors in their own type.
+"""Small arithmetic: on a number for each direction, in float64, and on thin factors in their own type.
 
-On a CPU the time of such arithmetic is that of the calls, and NumPy's calls take a third of torch's. Elsewhere the numbers stay
-in tensors on their device: to read one would make the program wait for the device. Both libraries spell what is needed here
-alike, so that an expression is written once, with the functions of the :func:`library` that its numbers belong to.
+Small arrays take most of their time in calls, and on a CPU NumPy's calls take a third of the time of torch's: so there the
+numbers are NumPy arrays. On other devices the numbers stay in tensors, since to read a number would make the program wait for
+the device. Both libraries have the same names for the functions used here, so an expression is written once, with the functions
+of the :func:`library` of its numbers.
 """
 
 import math
@@ -13,13 +14,13 @@ import torch
 from torch import Tensor
 
 Small: TypeAlias = Any
-"""A NumPy array or number on a CPU, a tensor elsewhere; float64 unless something else is said, or truth values."""
+"""A NumPy array or number on a CPU, a tensor on other devices; float64 unless stated otherwise, or bool."""
 
 _TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 def small(tensor: Tensor) -> Small:
-    """The numbers of a small tensor without a gradient; do not write to them, as they may share the tensor's memory."""
+    """The numbers of a small tensor without a gradient; do not write to the numbers, which may share the tensor's memory."""
     if tensor.device.type == "cpu":
         return tensor.numpy().astype(np.float64, copy=False)
     return tensor.double()
@@ -36,7 +37,7 @@ def wide(values: Small) -> Small:
 
 
 def product(left: Small, right: Small, out: Small | None = None) -> Small:
-    """The matrix product of matrices or vectors; unlike ``@`` on arrays, numbers that are not finite raise no warning."""
+    """The matrix product of matrices or vectors, without NumPy's warning about numbers that are not finite."""
     if not isinstance(left, Tensor):
         return np.dot(left, right, out=out)
     if out is not None and left.dim() == 1:  # `matmul` would make a matrix of the result first, and warn of that
@@ -50,14 +51,14 @@ def inner_products(rows: Small, others: Small) -> Small:
 
 
 def repeated(column: Small, times: int) -> Small:
-    """Each row repeated."""
+    """Repeat each row."""
     if times == 1:
         return column
     return column.repeat_interleave(times, 0) if isinstance(column, Tensor) else column.repeat(times, 0)
 
 
 def typed(values: Small, like: Small) -> Small:
-    """The numbers in the type of other numbers."""
+    """Convert numbers to the type of other numbers."""
     return values.to(like.dtype) if isinstance(values, Tensor) else values.astype(like.dtype)
 
 
@@ -69,7 +70,7 @@ def zeros(*shape: int, device: torch.device) -> Small:
 
 
 def placed(values: Small, device: torch.device) -> Small:
-    """The numbers in the form that gradients on ``device`` use; unchanged if they have that form."""
+    """Convert numbers to the form for gradients on ``device``; numbers in that form are returned unchanged."""
     if isinstance(values, Tensor):
         return values if values.device == device else small(values.to(device))
     return values if device.type == "cpu" else torch.from_numpy(values).to(device)
@@ -79,7 +80,7 @@ def tensor_of(values: Small, dtype: torch.dtype = torch.float64) -> Tensor:
     """A tensor of the numbers, on their device.
 
     Args:
-        values: The numbers, which the tensor may share.
+        values: The numbers; the tensor may share their memory.
         dtype: float32 or float64.
 
     Returns:
@@ -91,18 +92,18 @@ def tensor_of(values: Small, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def stacked(*values: Small) -> Small:
-    """Numbers of one shape as the rows of a new array."""
+    """Make a new array whose rows are arrays of the same shape."""
     return torch.stack(values) if isinstance(values[0], Tensor) else np.array(values)
 
 
 def all_finite(values: Small) -> Small:
-    """Whether a vector's numbers are finite and less than 1e154; in few calls, and without a read from a GPU."""
+    """Whether a vector's numbers are all finite and less than 1e154; takes few calls, and reads nothing from a GPU."""
     square = product(values, values)
     return square.isfinite() if isinstance(square, Tensor) else math.isfinite(square)
 
 
 def finite_or_zero(values: Small, finite: Small) -> Small:
-    """The numbers, with zeros for numbers that are not finite, so that later arithmetic raises no warning."""
+    """Replace numbers that are not finite by zeros, so that later arithmetic raises no warning."""
     if isinstance(values, Tensor):
         return torch.where(finite, values, 0.0)
     return values if finite else np.zeros_like(values)

@@ -1,1 +1,1 @@
-"""Finds out on a model's own gradients whether probes would pay."""
+"""The finder: find out on a model's own gradients whether probes would pay."""

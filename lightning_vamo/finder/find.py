@@ -42,28 +42,29 @@ def find_probes(
 ) -> ProbeFinding:
     """Measure on a model's own gradients how much noise probes would remove, and whether they would pay.
 
-    It begins a fit, draws mini-batch gradients where the first step would be taken, learns directions from half of them, sees
-    how much of the other half's noise these hold, and sweeps that half's batches. No step is taken: the model, the Trainer with
-    its callbacks and loggers, the data module and all random states are left as they were found, also by an error.
+    The finder begins a fit and computes mini-batch gradients at the first step. It learns directions from one half of the
+    gradients, measures how much noise of the other half the directions hold, and sweeps the batches of the other half. No step
+    is taken: the model, the Trainer with its callbacks and loggers, the data module and all random states are left as they
+    were, even after an error.
 
     Args:
-        trainer: The Trainer to train with, on a single device or with DDP. Its callbacks and loggers are set aside; settings
-            that are not given here are those of its VAMOCallback, if it has one.
+        trainer: The Trainer to train with, on a single device or with DDP. Its callbacks and loggers are set aside. If it has a
+            VAMOCallback, the callback gives the settings that are not given here.
         model: The model, with the :class:`~lightning_vamo.VAMOMixin` or without.
-        datamodule: Its data, as for ``Trainer.fit``.
-        train_dataloaders: Its data, as for ``Trainer.fit``.
+        datamodule: The model's data, as for ``Trainer.fit``.
+        train_dataloaders: The model's data, as for ``Trainer.fit``.
         maximum: The largest number of probes to look at.
-        batches: How many mini-batches to draw gradients from. Half of them, for learning, are differentiated twice.
+        batches: Number of mini-batches to compute gradients of. The half that is learned from is differentiated twice.
         directions: The family that learns; by default :class:`~lightning_vamo.core.directions.GradientSubspaceDirections`.
         mu: Smoothing radius, or ``"auto"``, which is widened where the probe differences drown in rounding.
         difference: ``"forward"`` or ``"central"``.
         sweep_precision: See :class:`~lightning_vamo.VAMOCallback`.
-        seed: Seed of the directions; by default it follows from the global seed.
-        ckpt_path: A checkpoint to measure at: of its weights, at the first batch that a fit would take up training with.
-        weights_only: How to load it, as for ``Trainer.fit``.
+        seed: Seed of the directions; by default derived from the global seed.
+        ckpt_path: A checkpoint to measure at: with its weights, at the first batch that a resumed fit would train on.
+        weights_only: How to load the checkpoint, as for ``Trainer.fit``.
 
     Returns:
-        The figures, and the advice that follows from them.
+        The figures, with advice whether to use probes.
 
     Raises:
         InvalidArgumentError: If an argument is not allowed.
@@ -101,8 +102,8 @@ def find_probes(
     )
     if isinstance(trainer.strategy, ModelParallelStrategy):
         raise UnsupportedError(
-            "find_probes cannot give back a model as it was before ModelParallelStrategy sharded it: find the probes on a"
-            " single device or with Trainer(strategy='ddp')."
+            "`find_probes` does not support ModelParallelStrategy, since it could not undo the sharding of the model: call"
+            " `find_probes` with a Trainer on a single device, or with Trainer(strategy='ddp')."
         )
     checks.check_strategy(trainer.strategy, "find_probes")
     data = {
@@ -112,11 +113,11 @@ def find_probes(
         "weights_only": weights_only,
     }
     with as_found(trainer, model, datamodule):
-        # Within the callback, which is handed to processes and back as it is, the settings and figures may be frozen.
+        # The callback is handed to other processes and back unchanged, so the settings and figures within it may be frozen.
         finding = compat.launched(trainer, with_vamo(model), _measured, Measurement(settings), data).finding
     if finding is None:
         raise UnsupportedError(
-            "The fit ended before its first batch, so there was no gradient to look at: check `limit_train_batches` and"
+            "The fit ended before its first batch, so there was no gradient to measure: check `limit_train_batches` and"
             " the training data."
         )
     return finding

@@ -1,4 +1,4 @@
-"""The result of the finder: as figures, a table, a file, a plot, and a sentence."""
+"""The result of the finder: figures, a table, a file, a plot, and a sentence of advice."""
 
 import json
 import math
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 class ProbeFigures:
     r"""The gradient noise that a number of probes removes, and the work of these probes.
 
-    Shares are of the variance of held-out mini-batch gradients, each with its standard error.
+    All shares are shares of the variance of held-out mini-batch gradients, with standard errors.
 
     Attributes:
-        probes: ``q``.
-        random: Share in the span of random directions.
-        learned: Share in the span of learned directions, which exact slopes along them would remove.
-        learned_error: Its error.
-        removed: Share that the finite differences of a sweep along the learned directions remove.
-        removed_error: Its error.
-        worth: The noise is as small as in a batch this many times larger, :math:`1/(1-\texttt{removed})`.
-        work: The work of an epoch with a sweep, relative to one without.
-        efficiency: ``worth / work``. Above 1 probes pay.
+        probes: ``q``, the number of probes.
+        random: Share of the variance along random directions.
+        learned: Share of the variance along learned directions, which exact slopes would remove.
+        learned_error: Standard error of ``learned``.
+        removed: Share of the variance that the finite differences of a sweep along the learned directions remove.
+        removed_error: Standard error of ``removed``.
+        worth: How many times larger a batch with the same noise would be, :math:`1/(1-\texttt{removed})`.
+        work: The work of an epoch with a sweep, relative to an epoch without a sweep.
+        efficiency: ``worth / work``. Probes pay if it is above 1.
     """
 
     probes: int
@@ -45,28 +45,28 @@ class ProbeFigures:
 
 @dataclass(frozen=True)
 class ProbeFinding:
-    """The result of :func:`~lightning_vamo.find_probes`; printed, a table and a sentence of advice.
+    """The result of :func:`~lightning_vamo.find_probes`; printed, it is a table and a sentence of advice.
 
     Attributes:
-        epoch: The epoch, and
-        step: the global step, at which it was measured.
+        epoch: The epoch of the measurement.
+        step: The global step of the measurement.
         parameters: ``d``, the number of trainable parameters.
-        batches: Of how many mini-batches the gradients were drawn; half of them are held out.
-        batch_size: Samples of a mini-batch, over all ranks.
-        batches_per_step: Mini-batches whose gradients an optimizer step accumulates.
-        noise_to_signal: Variance of a mini-batch gradient relative to the squared length of its mean; if the signal cannot be
-            told from zero, what the ratio is at least.
-        signal_is_known: Whether it can.
-        spectrum: Shares of the held-out variance along the learned directions, one by one, each without what those before it
-            span. They fall, but for chance.
-        mu: The smoothing radius that was used, and is to be used.
+        batches: Number of mini-batches whose gradients were computed; half of the batches are held out.
+        batch_size: Number of samples of a mini-batch, over all ranks.
+        batches_per_step: Number of mini-batches whose gradients an optimizer step accumulates.
+        noise_to_signal: Variance of a mini-batch gradient relative to the squared length of its mean; a lower bound if the mean
+            cannot be told from zero.
+        signal_is_known: Whether the mean gradient can be told from zero.
+        spectrum: Share of the held-out variance along each learned direction, without the part along the directions before.
+            The shares fall, except by chance.
+        mu: The smoothing radius that was used, and that training should use.
         difference: ``"forward"`` or ``"central"``.
-        snr: How far the probe differences stand out of their own error; None if that cannot be told.
-        comes_twice: Whether the data gives the same batch when it is read again. If not, as with random augmentation, rows are
-            to be recomputed in each step, and ``removed`` stands for exact slopes.
-        step_seconds: Time of a training step's forward and backward pass, the loading of its batch included.
-        forward_seconds: Time of one of a sweep's forward passes, everything included.
-        figures: For each number of probes.
+        snr: Size of the probe differences relative to their own error; None if it cannot be computed.
+        comes_twice: Whether the data gives the same batch when it is read again. If not, as with random augmentation, each step
+            has to recompute its row, and ``removed`` holds for exact slopes.
+        step_seconds: Time of a training step's forward and backward pass, including the loading of its batch.
+        forward_seconds: Time of a sweep's forward pass, including all overhead.
+        figures: The figures for each number of probes.
     """
 
     epoch: int
@@ -88,12 +88,12 @@ class ProbeFinding:
 
     @property
     def noise_scale(self) -> float:
-        """Samples in a batch whose gradient has as much signal as noise; a lower bound if the signal is not known."""
+        """The batch size at which a gradient has as much signal as noise; a lower bound if the signal is not known."""
         return self.noise_to_signal * self.batch_size
 
     @property
     def best(self) -> ProbeFigures:
-        """The number of probes with the highest efficiency."""
+        """The figures of the number of probes with the highest efficiency."""
         return max(self.figures, key=lambda figures: figures.efficiency)
 
     @property
@@ -120,13 +120,13 @@ class ProbeFinding:
         worth = f"worth a {_factor(best.worth)}× larger batch for {_factor(best.work)}× the compute"
         if not self._noise_matters:
             return (
-                f"gradient noise is not what slows the training down here: its scale is {_count(self.noise_scale)} samples, and"
-                f" a step sees {_count(self.batch_size * self.batches_per_step)}: train without probes"
+                f"gradient noise does not slow the training down here: the noise scale is {_count(self.noise_scale)} samples,"
+                f" and a step sees {_count(self.batch_size * self.batches_per_step)} samples. Train without probes"
             )
         if self.probes:
             what = "one learned probe is" if best.probes == 1 else f"{best.probes} learned probes are"
             return f"{what} {worth}: use probes={best.probes}"
-        return f"probes do not pay here: train without (the best, probes={best.probes}, would be {worth})"
+        return f"probes do not pay here: train without probes (the best number, probes={best.probes}, would be {worth})"
 
     def table(self) -> str:
         """The figures as a few lines of text."""
@@ -168,7 +168,7 @@ class ProbeFinding:
         Path(path).write_text(json.dumps(asdict(self) | derived, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def plot(self) -> "Figure":
-        """Draw what the probes remove, the spectrum of the noise, and the worth against the work.
+        """Plot the noise that probes remove, the spectrum of the noise, and the worth and the work of probes.
 
         Returns:
             A matplotlib figure; ``figure.savefig(path)`` writes it.
@@ -180,7 +180,7 @@ class ProbeFinding:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise UnsupportedError(
-                "`plot` needs matplotlib, which is not installed: pip install 'lightning-vamo[plot]'."
+                "`plot` needs matplotlib, which is not installed: run pip install 'lightning-vamo[plot]'."
             ) from error
         figure = Figure(figsize=(13, 3.8), layout="constrained")
         shares, spectrum, worth = figure.subplots(1, 3)

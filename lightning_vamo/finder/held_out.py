@@ -20,15 +20,15 @@ from lightning_vamo.loop.plan.plan import Plan
 from lightning_vamo.loop.sweep.gradients import differentiate
 
 FEWEST_BATCHES = 8
-"""Fewer gradients than that say nothing about their noise."""
+"""The smallest number of gradients that say something about their noise."""
 
 
 RANDOM_BATCHES = 8
-"""How many held-out gradients are projected on random directions too, whose numbers are drawn anew for each."""
+"""How many held-out gradients are projected on random directions too; the directions are drawn again for each gradient."""
 
 
 MOST_REMOVED = 0.999
-"""A few dozen gradients cannot show that more than this share of the noise is gone."""
+"""The largest share of the noise whose removal a few dozen gradients can show."""
 
 
 Gradients = list[Tensor | None]
@@ -63,13 +63,13 @@ class BatchGradients:
 
 
 class HeldOut:
-    """Statistics of held-out gradients: no direction was learned from them.
+    """Statistics of held-out gradients, from which no direction was learned.
 
     Args:
         learned: Learned directions.
-        random: As many random ones.
-        others: The mean of the gradients that were learned from.
-        module: The module, whose device is waited for.
+        random: Random directions, as many as ``learned``.
+        others: The mean of the gradients that the directions were learned from.
+        module: The module; the clock waits for its device.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class HeldOut:
 
     @property
     def seconds(self) -> float:
-        """Seconds of a training step; the first step, which may wait for workers to start, does not count."""
+        """Seconds of a training step; the first step does not count, since it may wait for workers to start."""
         return sum(self._times[1:]) / len(self._times[1:])
 
     def figures(
@@ -104,9 +104,9 @@ class HeldOut:
         """The noise that probes remove.
 
         Args:
-            rows: What a sweep measured, in the coordinates of :meth:`ProbeDirections.project`, a row for each gradient; None if
-                it saw other batches, so that exact slopes have to stand for rows that are recomputed in each step.
-            forward: Time of its forward passes, relative to that of a training step.
+            rows: A sweep's probe differences, in the coordinates of :meth:`ProbeDirections.project`, a row for each gradient.
+                None if the sweep saw other batches: then exact slopes stand for rows that each step recomputes.
+            forward: Time of a sweep's forward pass, relative to the time of a training step.
             difference: ``"forward"`` or ``"central"``.
             sweeps: Sweeps per epoch, on average.
 

@@ -46,7 +46,7 @@ class Settings:
     """The settings of the measurement: the arguments of :func:`~lightning_vamo.find_probes`.
 
     Raises:
-        InvalidArgumentError: If one is not allowed.
+        InvalidArgumentError: If a setting is not allowed.
     """
 
     maximum: int
@@ -57,9 +57,9 @@ class Settings:
     sweep_precision: SweepPrecision
     seed: int | None
     control: Control
-    """The control variate of the training to come, from which the work follows."""
+    """The control variate of the later training, which determines the work."""
     accumulation: GradientAccumulationScheduler | None = None
-    """The Trainer's, if it has one."""
+    """The Trainer's scheduler of gradient accumulation, if it has one."""
 
     def __post_init__(self) -> None:
         for name, value, fewest in (("maximum", self.maximum, 1), ("batches", self.batches, FEWEST_BATCHES)):
@@ -67,8 +67,8 @@ class Settings:
                 raise InvalidArgumentError(f"`{name}` must be a whole number >= {fewest}, got {value!r}.")
         if not isinstance(self.directions, Directions) or not self.directions.learns:
             raise InvalidArgumentError(
-                f"`directions` must be a family that learns, such as GradientSubspaceDirections(), got {self.directions!r};"
-                " random directions are measured anyway."
+                f"`directions` must be a family that learns, such as GradientSubspaceDirections(), got {self.directions!r}."
+                " Random directions are always measured too."
             )
         check_mu(self.mu)
         check_difference(self.difference)
@@ -88,12 +88,12 @@ class _AtTheFirstBatch(DrivingCallback):
         checks.check_optimizer(trainer.optimizers, "find_probes")
         if self._measurement.settings.sweep_precision is not None:
             check_float32(trainer, trainable_parameters(trainer.optimizers))
-        # After the schedulers were made, which may ask for the number of steps.
+        # Only now: the schedulers have been made, which may ask for the number of steps.
         trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Measure."""
+        """Measure, and end the fit."""
         compat.drop_gradients(trainer, pl_module, batch_idx)
         self._measurement.measure(trainer, pl_module, plan_of(trainer))
         raise compat.FitEnded
@@ -103,13 +103,13 @@ class Measurement:
     """The finder's measurements in a fit that takes no step.
 
     Args:
-        settings: What to measure.
+        settings: The settings of the measurement.
 
     Attributes:
-        settings: As given.
+        settings: The settings of the measurement.
         callback: Measures at the first batch of a fit.
-        finding: What came of it; None as long as there was no first batch.
-        bar: Counts the evaluations of batches, for whoever waits to see it; None where none is shown.
+        finding: The result; None before the first batch.
+        bar: Progress bar that counts the evaluations of batches; None if no bar is shown.
         watch: Remembers the fit's first batch.
     """
 
@@ -142,10 +142,10 @@ class Measurement:
         count = min(settings.batches, plan.length)
         if count < FEWEST_BATCHES:
             raise UnsupportedError(
-                f"The epoch has {plan.length} batches, and the noise of gradients cannot be told from fewer than"
-                f" {FEWEST_BATCHES}: use more data, or smaller batches."
+                f"The epoch has {plan.length} batches, but to measure the noise of gradients takes at least"
+                f" {FEWEST_BATCHES} batches: use more data, or smaller batches."
             )
-        held = plan.first(count // 2)  # so that a sweep of the held-out batches need not pass over others
+        held = plan.first(count // 2)  # the first batches, so that their sweep need not skip others
         generator = seeded(trainer.strategy.broadcast(torch.initial_seed()) if settings.seed is None else settings.seed)
         learning = BatchGradients(trainer, module, plan, parameters, range(held.length, count), self.advance)
         if self.bar is not None:
@@ -155,12 +155,15 @@ class Measurement:
         seen = HeldOut(learned, random, moments, module)
         BatchGradients(trainer, module, held, parameters, range(held.length), self.advance).show(seen)
         if seen.moments.count < 2:
-            raise UnsupportedError("Fewer than two held-out batches gave a finite gradient: there is no noise to look at.")
+            raise UnsupportedError(
+                "Fewer than two held-out batches gave a finite gradient, so there is no noise to measure: check the data, or"
+                " measure at another checkpoint."
+            )
         swept, forward_seconds = self._swept(trainer, module, held, parameters, learned)
         same = self._comes_twice(trainer, swept)
         rows = learned.whiten(swept.deltas)[seen.positions].double().cpu() if same else None
         control = settings.control if same or not settings.control.watches else Recompute()
-        # Clocks differ, and no rank is to give other advice than the others.
+        # The clocks of ranks differ, but all ranks have to give the same advice.
         step_seconds, forward_seconds = trainer.strategy.broadcast((seen.seconds, forward_seconds))
         accumulated = trainer.accumulate_grad_batches
         if settings.accumulation is not None:
@@ -208,7 +211,7 @@ class Measurement:
         oracle = Oracle(trainer, module, self.callback.driver.answering, float32=settings.sweep_precision is not None)
 
         def advance() -> None:
-            # From the first batch on: before it workers start, which they do once an epoch.
+            # The clock begins with the first batch: before it, workers start, which they do once per epoch.
             began[0] = began[0] or now(module.device)
             self.advance()
 
@@ -237,7 +240,7 @@ def _learned(
 ) -> tuple[ProbeDirections, GradientMoments]:
     """Directions after two passes of power iteration over the same gradients, and the moments of these gradients."""
     dimension = sum(parameter.numel() for parameter in learning.parameters)
-    # As many as there are differences to learn from.
+    # No more directions than there are differences of gradients to learn from.
     maximum = min(settings.maximum, dimension, len(learning.positions) - 1)
     learner = settings.directions.learner(learning.parameters, maximum, generator)
 

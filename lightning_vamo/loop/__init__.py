@@ -1,22 +1,21 @@
-"""Everything that touches Lightning, in rooms. Each imports only rooms below it in this list.
+"""Everything that touches Lightning, in folders and files, each of which imports only what is below it in this list.
 
 =============== =====================================================================================================
-``checkpoint/``  What a checkpoint holds of a run, and how a run resumes from it.
+``checkpoint/``  Save the state of a run in a checkpoint, and resume a run from a checkpoint.
 ``run/``         Everything that one fit owns on one rank. Only the run assigns its snapshot and its parts.
 ``step/``        The manual training step: the driver that answers ``training_step``, the closure, the correction.
-``gradient/``    Where the gradient of a step comes from. It knows nothing of ``control/``.
-``control/``     What is taken out of the gradient: snapshots, and where the rows of their steps come from. It knows
-                 nothing of ``gradient/``.
-``sweep/``       Evaluating the user's loss: the oracle, batches at a snapshot and at points around it.
-``plan/``        The batches of an epoch: recorded, told beforehand, replayed, read again.
+``gradient/``    Gradients of steps: by backpropagation, from forward passes, by direct search. No import of ``control/``.
+``control/``     Control variates: snapshots, and the rows of their steps. No import of ``gradient/``.
+``sweep/``       Evaluate the user's loss: the oracle, and batches at a snapshot and at points around the snapshot.
+``plan/``        The batches of an epoch: record them, know them in advance, replay them, read them again.
 ``guards/``      Leave no trace: put back what the user's code changes while it is evaluated.
-``ledger/``      What a run costs and what it was worth: totals, clocks, warnings, seeds.
-``observer``     Hooks that are called where a run probes, takes a snapshot, and corrects a gradient.
-``checks``       Every refusal that concerns the Trainer and the module.
-``parameters``   The parameters that a method moves.
+``ledger/``      The costs and the benefit of a run: totals, clocks, warnings, seeds.
+``observer``     Hooks that are called when a run probes, takes a snapshot, or corrects a gradient.
+``checks``       Refuse a Trainer or a module that cannot be trained.
+``parameters``   The parameters that a method moves or corrects.
 ``compat/``      Every access to Lightning's private parts.
 =============== =====================================================================================================
 
-The way of the data: DataLoader, ``plan``, ``sweep``, ``control`` (the rows), ``gradient`` at the step, the correction in
-``.grad``, the user's optimizer. ``make rooms`` prints the arrows between the rooms.
+The data goes from the DataLoader through ``plan`` and ``sweep`` to ``control``, which keeps the rows. At a step, ``gradient``
+fills ``.grad``, the rows correct ``.grad``, and the user's optimizer steps. ``make rooms`` prints the imports between folders.
 """

@@ -1,4 +1,4 @@
-"""Checks of the Trainer and the module: each refuses, as early as possible, a configuration that cannot be trained."""
+"""Checks of the Trainer and the module: a configuration that cannot be trained is refused as early as possible."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +18,10 @@ from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.parameters import trainable_parameters
 
-# Why a strategy is not supported, by the name of the strategy or of one of its bases.
+# The reason why a strategy is not supported, by the name of the strategy or of one of its bases.
 _REASONS = {
-    "FSDPStrategy": "gradients of FSDP1's flat parameters have no shape to probe along, those of FSDP2 have",
-    "DeepSpeedStrategy": "DeepSpeed does not step the gradients in `.grad`",
+    "FSDPStrategy": "FSDP1 flattens parameters and their gradients, whose shapes are needed; FSDP2 keeps the shapes",
+    "DeepSpeedStrategy": "DeepSpeed does not step with the gradients in `.grad`",
     "SingleDeviceXLAStrategy": "XLA is untested",
     "XLAStrategy": "XLA is untested",
 }
@@ -31,12 +31,12 @@ def check_whole(name: str, value: object, otherwise: str = "") -> None:
     """Refuse a value that is not a whole number of at least 1.
 
     Args:
-        name: What to call the value in the message.
+        name: Name of the argument, for the message.
         value: The value.
-        otherwise: What else is allowed, for the message.
+        otherwise: Other values that are allowed, for the message.
 
     Raises:
-        InvalidArgumentError: If it is not allowed.
+        InvalidArgumentError: If the value is not allowed.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidArgumentError(f"`{name}` must be a whole number >= 1{' ' if otherwise else ''}{otherwise}, got {value!r}.")
@@ -46,11 +46,11 @@ def check_package(name: str, thing: object) -> None:
     """Refuse a class or object of the package ``pytorch_lightning``, whose classes are not those of ``lightning.pytorch``.
 
     Args:
-        name: What to call the thing in the message.
+        name: Name of the argument, for the message.
         thing: A class, or an object.
 
     Raises:
-        UnsupportedError: If the thing is built on ``pytorch_lightning``.
+        UnsupportedError: If the class or object is built on ``pytorch_lightning``.
     """
     cls = thing if isinstance(thing, type) else type(thing)
     foreign = [base for base in cls.__mro__ if base.__module__.partition(".")[0] == "pytorch_lightning"]
@@ -58,32 +58,32 @@ def check_package(name: str, thing: object) -> None:
         own = cls is foreign[0]
         raise UnsupportedError(
             f"`{name}` is {'' if own else cls.__name__ + ', which is built on '}pytorch_lightning.{foreign[0].__name__}, but"
-            " lightning_vamo works with the package lightning, whose classes do not mix with those of pytorch_lightning: write"
-            " `import lightning.pytorch as pl` in place of `import pytorch_lightning as pl` in all of your files."
+            " lightning_vamo works with the package lightning, whose classes cannot be mixed with those of pytorch_lightning:"
+            " write `import lightning.pytorch as pl` in place of `import pytorch_lightning as pl` in all of your files."
         )
 
 
 def check_strategy(strategy: Strategy, name: str) -> None:
-    """Refuse a strategy under which the gradient correction would be wrong or is untested.
+    """Refuse a strategy with which the gradient correction would be wrong or is untested.
 
     Args:
         strategy: The Trainer's strategy.
         name: Name of the callback, for messages.
 
     Raises:
-        UnsupportedError: If it is not a single device, DDP, or FSDP2 without tensor parallelism.
+        UnsupportedError: If the strategy is not a single device, DDP, or FSDP2 without tensor parallelism.
     """
     names = [cls.__name__ for cls in type(strategy).__mro__]
     reason = next((_REASONS[name] for name in names if name in _REASONS), None)
     if reason or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)):
         raise UnsupportedError(
             f"{name} does not support {type(strategy).__name__}: {reason or 'it is untested'}. Use Trainer(strategy='ddp') for"
-            " several devices, ModelParallelStrategy (FSDP2) for models that one does not hold, or a single device."
+            " several devices, ModelParallelStrategy (FSDP2) for a model that does not fit on one device, or a single device."
         )
     ways = strategy.device_mesh["tensor_parallel"].size() if isinstance(strategy, ModelParallelStrategy) else 1
     if ways > 1:
         raise UnsupportedError(
-            f"{name} does not support tensor parallelism, got a mesh with tensor_parallel_size={ways}: use"
+            f"{name} does not support tensor parallelism, got tensor_parallel_size={ways}: use"
             " ModelParallelStrategy(data_parallel_size=N, tensor_parallel_size=1) and shard the model with `fully_shard`."
         )
     if strategy.root_device.type == "mps":
@@ -93,21 +93,21 @@ def check_strategy(strategy: Strategy, name: str) -> None:
 
 
 def check_module(module: LightningModule, mixin: type, callback: str) -> None:
-    """Refuse a module whose training steps VAMO cannot drive.
+    """Refuse a module whose training steps the callback cannot run.
 
     Args:
         module: The module to fit.
-        mixin: The mixin that it needs.
+        mixin: The mixin that the module needs.
         callback: Name of the callback, for messages.
 
     Raises:
-        UnsupportedError: If it lacks the mixin, optimizes by hand, or fetches its own batches.
+        UnsupportedError: If the module lacks the mixin, optimizes manually, or fetches its own batches.
     """
     name = type(module).__name__
     if not isinstance(module, mixin):
         raise UnsupportedError(
             f"The Trainer has a {callback}, but {name} lacks the VAMOMixin: define"
-            f" `class VAMO{name}(VAMOMixin, {name}): pass` and fit that, or pass `with_vamo(module)`."
+            f" `class VAMO{name}(VAMOMixin, {name}): pass` and fit this class, or fit `with_vamo(module)`."
         )
     if not module.automatic_optimization:
         raise UnsupportedError(
@@ -116,24 +116,26 @@ def check_module(module: LightningModule, mixin: type, callback: str) -> None:
         )
     if type(module).automatic_optimization is not LightningModule.automatic_optimization:
         raise UnsupportedError(
-            f"{name} overrides the property `automatic_optimization`, which {callback} sets for the length of each step: remove"
+            f"{name} overrides the property `automatic_optimization`, which {callback} has to set during each step: remove"
             " the override, since True is the default."
         )
     if compat.is_compiled(module):
         raise UnsupportedError(
-            f"{name} was compiled as a whole, and its training step cannot be driven from inside the compiled code: compile"
-            " its parts instead, for example `self.net = torch.compile(self.net)`."
+            f"{name} was compiled as a whole, so {callback} cannot run its training step: compile its submodules instead, for"
+            " example `self.net = torch.compile(self.net)`."
         )
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         raise UnsupportedError(
-            f"{name}.training_step takes `dataloader_iter` and fetches its own batches, which {callback} cannot replay:"
-            " take `batch` and `batch_idx`."
+            f"{name}.training_step takes `dataloader_iter` and fetches its own batches, which {callback} does not see: write"
+            " `training_step(self, batch, batch_idx)`."
         )
 
 
 @contextmanager
 def one_optimizer(strategy: Strategy, name: str) -> Iterator[None]:
-    """Replace Lightning's error for several optimizers, whose advice (optimize by hand) does not help here.
+    """Make a context that replaces Lightning's error for several optimizers, whose advice does not help here.
+
+    Lightning advises manual optimization, which the package's callbacks refuse.
 
     Args:
         strategy: The Trainer's strategy.
@@ -148,8 +150,8 @@ def one_optimizer(strategy: Strategy, name: str) -> Iterator[None]:
             if "multiple optimizers" not in str(error):
                 raise
             raise UnsupportedError(
-                f"`configure_optimizers` returned more than one optimizer; {name} corrects the gradient of one. Put the"
-                " parameters into the param_groups of a single optimizer."
+                f"`configure_optimizers` returned more than one optimizer, but {name} supports only one: put all parameters"
+                " into the param_groups of a single optimizer."
             ) from error
 
     with compat.replaced(strategy, "setup_optimizers", setup_optimizers):
@@ -164,18 +166,19 @@ def check_optimizer(optimizers: Sequence[Any], name: str) -> None:
         name: Name of the callback, for messages.
 
     Raises:
-        UnsupportedError: If it is LBFGS, or if there is none. Others of the kind are noticed in their first step.
+        UnsupportedError: If the optimizer is LBFGS, or if there is none. Other optimizers with several evaluations are refused
+            in their first step.
     """
     for optimizer in optimizers:
         if compat.has_no_optimizer(optimizer):
             raise UnsupportedError(
-                f"`configure_optimizers` returned None, so there is no optimizer whose steps {name} could change: return one,"
-                " for example `torch.optim.SGD(self.parameters(), lr=0.1)`."
+                f"`configure_optimizers` returned None, so there is no optimizer whose steps {name} could change: return an"
+                " optimizer, for example `torch.optim.SGD(self.parameters(), lr=0.1)`."
             )
         if isinstance(optimizer, torch.optim.LBFGS):
             raise UnsupportedError(
-                f"LBFGS evaluates its closure several times per step; {name} has one gradient per step. Use an optimizer"
-                " that evaluates it once, such as SGD or AdamW."
+                f"LBFGS evaluates its closure several times per step, but {name} computes one gradient per step: use an"
+                " optimizer that evaluates its closure once, such as SGD or AdamW."
             )
 
 
@@ -185,17 +188,17 @@ def check_loss(trainer: Trainer, module: LightningModule, loss: Tensor | None) -
     Args:
         trainer: The trainer.
         module: Its module.
-        loss: What its ``training_step`` returned.
+        loss: The loss that ``training_step`` returned; None if it returned None.
 
     Raises:
-        UnsupportedError: If there is no loss on one of several ranks, or none that depends on a parameter.
+        UnsupportedError: If there is no loss on one of several ranks, or if the loss does not depend on a parameter.
     """
     if loss is None:
         check_none(trainer)
     elif not loss.requires_grad:
         raise UnsupportedError(
             f"The loss that `{type(module).__name__}.training_step` returned does not depend on any trainable"
-            " parameter: return the loss before detaching it or turning it into a number."
+            " parameter: return a loss that was not detached or turned into a number."
         )
 
 
@@ -229,16 +232,16 @@ def check_probes_fit(optimizers: Sequence[Any], directions: Directions, probes: 
         UnsupportedError: If the parameters are sharded in a way that has no directions.
     """
     parameters = trainable_parameters(optimizers)
-    shard_group(parameters)  # refuses what is sharded otherwise than by `fully_shard`
+    shard_group(parameters)  # refuses parameters that are sharded, but not by `fully_shard`
     dimension = sum(parameter.numel() for parameter in parameters)
     directions.check_count(probes, dimension)
     beta = effective_coefficient(alpha, probes, dimension)
-    # Twice the best coefficient adds as much noise as it removes. Independent directions overlap, so their best is lower;
-    # learned ones are used in coordinates of an orthonormal basis.
+    # Twice the best coefficient adds as much noise as it removes. Independent directions overlap, so their best coefficient is
+    # lower; learned directions are used in coordinates of an orthonormal basis.
     best = 1.0 if directions.orthonormal or directions.learns else dimension / (dimension + probes - 1)
     if beta > 2 * best:
         rank_zero_warn(
             f"`alpha={alpha!r}` adds more variance than it removes with {probes} probes along {type(directions).__name__} and"
-            f" {dimension} trainable parameters: the best `alpha` is about {best * probes / dimension:.3g}. Set it, use fewer"
-            " probes, or use OrthonormalDirections."
+            f" {dimension} trainable parameters: set `alpha` to about {best * probes / dimension:.3g}, use fewer probes, or use"
+            " OrthonormalDirections()."
         )

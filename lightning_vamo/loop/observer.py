@@ -13,7 +13,7 @@ Purpose = Literal["warm-up", "sweep", "row"]
 class RunObserver(Callback):
     """Base class of observers: add a subclass to the Trainer's callbacks to watch a method of this package in training.
 
-    Override the hooks that you need. They get the run's own objects: look at them, keep copies, and change nothing.
+    Override the hooks that you need. The hooks get the run's own objects: read them, keep copies, and change nothing.
 
     Example:
         >>> class Losses(RunObserver):
@@ -32,7 +32,7 @@ class RunObserver(Callback):
         """
 
     def on_probing_end(self, trainer: Trainer, module: LightningModule, purpose: Purpose) -> None:
-        """Called after these evaluations, also when one of them raises.
+        """Called after batches were evaluated outside a training step, even if an evaluation raised an error.
 
         Args:
             trainer: The trainer.
@@ -46,17 +46,17 @@ class RunObserver(Callback):
         Args:
             trainer: The trainer.
             module: Its module.
-            sweep: What it measured: ``deltas``, ``weights``, ``snapshot_loss``, ``snr`` and what it took.
+            sweep: The result: ``deltas``, ``weights``, ``snapshot_loss``, ``snr``, ``evaluations``, ``seconds`` and more.
         """
 
     def on_snapshot(self, trainer: Trainer, module: LightningModule, snapshot: Any) -> None:
-        """Called when a snapshot was due.
+        """Called when a snapshot was due, and has been taken if possible.
 
         Args:
             trainer: The trainer.
             module: Its module.
-            snapshot: The snapshot: its ``kind``, ``directions``, ``parameters`` and ``sweep``. None if the steps to come are
-                plain, as there are to be no probes or no directions yet.
+            snapshot: The snapshot, with its ``kind``, ``directions``, ``parameters`` and ``sweep``. None if the coming steps
+                are plain, because the number of probes is 0 or no directions have been learned yet.
         """
 
     def on_gradient(self, trainer: Trainer, module: LightningModule, snapshot: Any, row: Any) -> None:
@@ -66,7 +66,7 @@ class RunObserver(Callback):
             trainer: The trainer.
             module: Its module.
             snapshot: The snapshot that corrects the step; None if the step is plain.
-            row: The batch's row: its place in the plan of the snapshot, or the probe differences themselves where they are
+            row: The batch's row: its position in the plan of the snapshot, or the probe differences themselves if rows are
                 recomputed. None if the step is plain.
         """
 
@@ -77,8 +77,8 @@ class RunObserver(Callback):
             trainer: The trainer.
             module: Its module.
             snapshot: The snapshot; None if the step is plain.
-            moments: The squared norm of the gradient and how much of it was removed, shape ``(2,)``; None if the gradient is
-                as it was.
+            moments: The squared norm of the gradient and how much of it was removed, shape ``(2,)``; None if the gradient was
+                not changed.
         """
 
 
@@ -89,12 +89,12 @@ def observers(trainer: Trainer) -> list[RunObserver]:
 
 @contextmanager
 def probing(trainer: Trainer, module: LightningModule, purpose: Purpose) -> Iterator[None]:
-    """Call the observers' probing hooks before and after the context.
+    """Make a context that calls the observers' probing hooks at its beginning and at its end.
 
     Args:
         trainer: The trainer.
         module: Its module.
-        purpose: What they are for.
+        purpose: The purpose of the evaluations.
     """
     watching = observers(trainer)
     for observer in watching:

@@ -1,4 +1,4 @@
-"""What a run cost and what the method was worth: as figures, as sentences, and as a picture. Imports errors only."""
+"""The cost of a run and the benefit of its method, in figures, in sentences, and in a picture; imports errors only."""
 
 from lightning_vamo.report.report import MadeOf, MethodReport, epoch_in_words
 

@@ -44,13 +44,13 @@ def _last(name: str) -> str:
 
 
 def curves_of(epochs: Iterable[Mapping[str, float]]) -> dict[str, Curve]:
-    """The curves of a run whose epochs are known.
+    """The curves of a run from the figures of its epochs.
 
     Args:
         epochs: The figures of each epoch, by name; ``step`` is the number of optimizer steps at the epoch's end.
 
     Returns:
-        A curve for each name but ``step``, without the epochs in which the figure is missing.
+        A curve for each name except ``step``, without the epochs in which the figure is missing.
     """
     curves: dict[str, Curve] = {}
     for figures in epochs:
@@ -66,8 +66,8 @@ def draw(curves: Mapping[str, Curve], title: str) -> "Figure":
     """Draw the curves of a run.
 
     Args:
-        curves: What the run logged, by name.
-        title: What stands above the panels.
+        curves: The curves of the run, by name.
+        title: The title above the panels.
 
     Returns:
         A matplotlib figure of up to three panels: all curves whose names contain "loss", the share of the gradient's second
@@ -80,14 +80,14 @@ def draw(curves: Mapping[str, Curve], title: str) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UnsupportedError(
-            "The picture of a run needs matplotlib, which is not installed: pip install 'lightning-vamo[plot]'."
+            "The picture of a run needs matplotlib, which is not installed: run pip install 'lightning-vamo[plot]'."
         ) from error
     shown = [(panel, {name: curve for name, curve in curves.items() if panel.shows(name)}) for panel in _PANELS]
     shown = [(panel, own) for panel, own in shown if own]
     if not shown:
         raise UnsupportedError(
-            "There is nothing to draw: the run has finished no epoch, and has logged neither a name that contains `loss` nor a"
-            " figure of a method."
+            "There is nothing to draw: the run has finished no epoch, and has logged neither a value whose name contains `loss`"
+            " nor a figure of a method. Train for at least one epoch, or log a loss."
         )
     figure = Figure(figsize=(4.4 * len(shown), 3.6), layout="constrained")
     for axes, (panel, own) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):

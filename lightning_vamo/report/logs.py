@@ -1,4 +1,4 @@
-"""Read what a run logged, from the files of Lightning's TensorBoardLogger or CSVLogger."""
+"""Read the logs of a run, from the files of Lightning's TensorBoardLogger or CSVLogger."""
 
 import csv
 from pathlib import Path
@@ -18,7 +18,7 @@ def read_run(folder: str | Path) -> dict[str, Curve]:
         A curve for each scalar that was logged, by name, in the order of the names.
 
     Raises:
-        InvalidArgumentError: If the folder holds neither, or no scalar.
+        InvalidArgumentError: If the folder holds neither kind of file, or no scalar.
     """
     folder = Path(folder)
     table = folder / "metrics.csv"

@@ -1,4 +1,4 @@
-"""The report of a run: the method's cost and benefit, in figures and in a sentence."""
+"""The report of a run: the cost and the benefit of the method, in figures and in a sentence."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 MadeOf = Literal["probes", "gradients"]
 """What a control variate is made of: probe differences, or gradients at a snapshot or of earlier steps."""
 
-# How a sentence names what a control variate is made of, and what to write for a run without it.
+# The words for each in a sentence: the name, and the argument that trains without a control variate.
 _WORDS: dict[MadeOf, tuple[str, str]] = {"probes": ("probes", "probes=0"), "gradients": ("kept gradients", "alpha=0")}
 
 
@@ -21,25 +21,25 @@ class MethodReport:
     """Totals of a training run, per rank; printed, the report is a few lines of text.
 
     Attributes:
-        snapshots: Snapshots taken.
-        steps: Optimizer steps whose gradient was corrected.
-        forward_evaluations: Forward passes of a batch, those of the sweeps included.
-        backward_evaluations: Backward passes of a batch, those of the warm-up included.
-        warmup_evaluations: Batches that were differentiated to learn directions from, without a step.
+        snapshots: Number of snapshots.
+        steps: Number of optimizer steps whose gradient was corrected.
+        forward_evaluations: Number of forward passes of a batch, including sweeps.
+        backward_evaluations: Number of backward passes of a batch, including the warm-up.
+        warmup_evaluations: Number of batches that were differentiated without a step, to learn directions.
         sweep_seconds: Wall-clock time of the sweeps.
         warmup_seconds: Wall-clock time of the warm-up.
-        training_seconds: Wall-clock time of the training epochs, warm-up, sweeps and validation within them included.
+        training_seconds: Wall-clock time of the training epochs, including warm-up, sweeps and validation within the epochs.
         variance_removed: Share of the mini-batch gradient's second moment that the corrections removed, over all corrected
-            steps; negative if they added to it, and None if there were none.
-        batches: Batches that were trained on, those that gave no loss left out.
-        rows_unused: Batches that were not those that a sweep had seen in their place, so that their rows were not used.
-        row_seconds: Time in which steps' batches were evaluated at the snapshot, where rows are recomputed.
+            steps; negative if the corrections added noise; None if no step was corrected.
+        batches: Number of batches that were trained on, without batches that gave no loss.
+        rows_unused: Number of batches whose rows were not used, because the sweep had seen another batch in their place.
+        row_seconds: Time of the evaluations of steps' batches at the snapshot, if rows are recomputed.
         method: Name of the method.
-        made_of: What the control variate is made of; None where nothing is taken out of the gradient.
-        plain: The argument that trains without a control variate; by default VAMO's, or SVRG's where it is of gradients.
-        recompute: The argument that evaluates each batch at the snapshot.
-        epochs: The figures of each epoch, by name: ``step``, the number of optimizer steps at the epoch's end, the losses that
-            the module logged, and of the method's logged figures those that :meth:`plot` draws.
+        made_of: What the control variate is made of; None if the method has no control variate.
+        plain: The argument that trains without a control variate; by default that of VAMO or SVRG, depending on ``made_of``.
+        recompute: The argument that makes each step evaluate its own batch at the snapshot.
+        epochs: The figures of each epoch, by name: ``step``, the number of optimizer steps at the epoch's end; the losses that
+            the module logged; and the method's figures that :meth:`plot` draws.
     """
 
     snapshots: int
@@ -62,23 +62,23 @@ class MethodReport:
 
     @property
     def relative_cost(self) -> float:
-        """Work relative to plain training on the same batches, a backward pass counted as two forward passes."""
+        """Work relative to plain training on the same batches; a backward pass counts as two forward passes."""
         plain = 3 * self.batches
         return (self.forward_evaluations + 2 * self.backward_evaluations) / plain if plain else 1.0
 
     @property
     def relative_time(self) -> float:
-        """Wall-clock time of the training epochs relative to that without warm-up, sweeps and rows."""
+        """Wall-clock time of the training epochs, relative to the same time without warm-up, sweeps and rows."""
         rest = self.training_seconds - self.sweep_seconds - self.row_seconds - self.warmup_seconds
         return self.training_seconds / rest if rest > 0 else 1.0
 
     @property
     def worth_of_equal_batch(self) -> float:
-        """Share of the second moment that a larger batch could remove at most, for the same work."""
+        """The largest share of the second moment that a larger batch could remove for the same work."""
         return 1 - 1 / self.relative_cost
 
     def __str__(self) -> str:
-        """The report as a few lines of text, of which the first says whether the method paid."""
+        """The report as a few lines of text; the first line says whether the method paid."""
         if not self.batches and not self.forward_evaluations:
             return f"{self.method}: no batch has been trained on."
         return "\n".join((f"{self.method}: {self._sentence()}", *self._cost()))
@@ -98,7 +98,8 @@ class MethodReport:
         """The benefit of the method, in a sentence."""
         times = f"{self.relative_cost:.2f}×"
         if self.made_of is None:
-            return f"{_counted(self.batches, 'batch', 'batches')} trained on, at {times} the compute of plain training."
+            batches = _counted(self.batches, "batch was", "batches were")
+            return f"{batches} trained on, at {times} the compute of plain training."
         what, off = _WORDS[self.made_of]
         off = self.plain or off
         if self.variance_removed is None:
@@ -124,13 +125,13 @@ class MethodReport:
         """The reason why no step was corrected, in a sentence."""
         if self.rows_unused:
             return (
-                f"{_counted(self.rows_unused, 'batch was', 'batches were')} not what the sweep had seen in that place, as with"
-                f" random augmentation. Set {self.recompute}, or train with {off}."
+                f"{_counted(self.rows_unused, 'batch', 'batches')} differed from what the sweep had seen in the same place, as"
+                f" happens with random augmentation. Set {self.recompute}, or train with {off}."
             )
         if not self.snapshots:
             return (
-                "there was no snapshot, since no probes were scheduled or chosen, no directions had been learned yet, or the"
-                f" data could not be swept. If that is how it stays, train with {off}."
+                "there was no snapshot, because no probes were scheduled or chosen, no directions had been learned yet, or the"
+                f" data could not be swept. If no snapshot is to be expected, train with {off}."
             )
         return "no row of a batch was finite, or the run ended before the first optimizer step after the snapshot."
 
@@ -144,7 +145,8 @@ class MethodReport:
         if self.warmup_evaluations:
             parts.append(_counted(self.warmup_evaluations, "batch of warm-up", "batches of warm-up"))
         extra = self.sweep_seconds + self.warmup_seconds + self.row_seconds
-        clock = f"  {extra:.1f} s of {self.training_seconds:.1f} s beside the steps: {self.relative_time:.2f}× their time"
+        clock = f"  {extra:.1f} s of {self.training_seconds:.1f} s were spent beside the steps: {self.relative_time:.2f}× the"
+        clock += " time of the steps alone"
         return [*lines, f"  {', '.join(parts)}", clock]
 
 
@@ -164,7 +166,7 @@ def epoch_in_words(figures: Mapping[str, float], report: MethodReport) -> str:
     """
     removed, probes = figures.get("variance_removed"), figures.get("probes")
     if removed is None:
-        return "the steps were plain"
+        return "no gradient was corrected"
     what = "" if probes is None else f" with {int(probes)} {'probe' if probes == 1 else 'probes'}"
     share = f"{100 * removed:.3g} % of the gradient's second moment removed{what}"
     return f"{share}, at {report.relative_cost:.2f}× the compute of plain training so far"

@@ -133,7 +133,7 @@ def test_a_batch_outside_the_plan_is_an_index_error(row):
 
 @pytest.mark.parametrize(("weights", "deltas"), [((7, 1), None), ((7,), (7, 2)), ((7,), (6, 3))])
 def test_shapes_that_do_not_fit_are_refused(weights, deltas):
-    with pytest.raises(InvalidArgumentError, match=r"`weights` must have shape \(K,\) and `deltas` shape \(K, 3\)"):
+    with pytest.raises(InvalidArgumentError, match=r"`weights` must have shape \(K,\) and `deltas` must have shape \(K, 3\)"):
         CarriedRows(torch.ones(weights), 3, deltas=None if deltas is None else torch.ones(deltas))
 
 

@@ -165,14 +165,15 @@ def test_a_decision_says_when_it_tries_again():
 
 def test_reasons_name_the_figures():
     schedule = EfficientProbes(maximum=2)
-    assert schedule.decide(None).reason == "probes=0: the gradient noise is not known yet"
+    assert schedule.decide(None).reason == "probes=0: the gradient noise has not been measured yet"
     assert schedule.decide(shares([0.68, 0.02])).reason == (
         "probes=1: expected to remove 68 % of the gradient noise, as a 3.13 times larger batch would, for 1.67 times the work"
+        " of plain training"
     )
     schedule.observe(torch.tensor([0.1]), 0.5)
     assert schedule.decide(shares([0.5, 0.5])).reason == (
-        "probes=0: the best number, 1, is expected to remove 0.5 % of the gradient noise, as a 1.01 times larger batch"
-        " would, for 2.00 times the work"
+        "probes=0: the best number above 0, 1, is expected to remove 0.5 % of the gradient noise, as a 1.01 times larger batch"
+        " would, for 2.00 times the work of plain training"
     )
 
 

@@ -194,7 +194,7 @@ def test_a_part_ahead_is_drawn_in_another_thread_with_the_same_numbers(monkeypat
 
 def test_what_cannot_be_moved_is_refused():
     point, drawn = [torch.zeros(3).to(torch.float8_e4m3fn)], GaussianDirections("seeded").draw([torch.zeros(3)], 1, seeded(0))
-    with pytest.raises(InvalidArgumentError, match=r"`parameters` must be of one of the types.*float8_e4m3fn"):
+    with pytest.raises(InvalidArgumentError, match=r"`parameters` must have one of the types.*float8_e4m3fn"):
         Excursion(point, drawn)
     point = noise([(4, 3)])
     learner = GradientSubspaceDirections().learner(point, 1, seeded(0))

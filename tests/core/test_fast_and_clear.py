@@ -143,23 +143,21 @@ def test_carried_rows_and_their_coefficient_are_the_clear_ones(step, on_gpu):
     check(torch.stack(found).numpy(), expected - expected.mean(axis=0), flat(used))
 
 
+@pytest.mark.parametrize("family", [GradientSubspaceDirections(), OrthonormalDirections()], ids=["factored", "stored"])
 @given(sizes=st.lists(st.tuples(st.integers(4, 9), st.integers(4, 7)), min_size=1, max_size=3), seed=st.integers(0, 2**20))
-@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_a_correction_of_shards_is_that_of_the_whole(sizes, seed):
-    count = 2
-    gradients, deltas, weights = drawn(sizes, seed, count)
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_a_correction_of_shards_is_that_of_the_whole(family, sizes, seed):
+    gradients, deltas, weights = drawn(sizes, seed, 2)
 
     def work(mesh):
         def put(tensor):
             return tensor.clone() if mesh is None else shard(tensor, mesh)
 
         points = [put(torch.zeros(shape)) for shape in sizes]
-        learner, directions = learned(
-            GradientSubspaceDirections(), points, [[put(g) for g in each] for each in gradients], count
-        )
+        directions = family.draw(points, 2, seeded(1))
         for parameter, gradient in zip(points, gradients[-1], strict=True):
             parameter.grad = put(gradient)
-        Correction(points, directions, ControlVariate(deltas, weights, 1.0)).apply([1], slopes=learner.slopes)
+        Correction(points, directions, ControlVariate(deltas, weights, 1.0)).apply([1])
         return [local(p.grad).clone() for p in points]
 
     whole = work(None)

@@ -112,7 +112,7 @@ def test_blocks_of_coordinates():
         counts[chosen] += 1
     # A block is chosen as often as its size says, so that each coordinate is as likely as the others.
     assert bool(((counts - 1200 / 11).abs() < 5 * (1200 / 11) ** 0.5).all())
-    with pytest.raises(InvalidArgumentError, match=r"cannot draw 4 axes of one block.*has 3: use so many probes, or fewer"):
+    with pytest.raises(InvalidArgumentError, match=r"cannot draw 4 axes from one block.*blocks of 3 .*: use at most 3 probes"):
         CoordinateDirections(3).draw(point, 4, seeded(0))
     for blocks in (0, -1, 1.5, True, None):
         with pytest.raises(InvalidArgumentError, match="`blocks` must be a whole number >= 1"):

@@ -40,7 +40,7 @@ def test_a_non_negative_number_and_theory_are_accepted(alpha):
 @pytest.mark.parametrize("alpha", [-0.1, -1, float("nan"), float("inf"), True, None, "best", torch.tensor(0.5)])
 def test_anything_else_is_refused(alpha):
     with pytest.raises(
-        InvalidArgumentError, match=r"`alpha` must be one of \('theory', .*\) or a finite number >= 0, got "
+        InvalidArgumentError, match=r"`alpha` must be one of 'theory', .*, or a finite number >= 0, got "
     ) as error:
         check_alpha(alpha)
     assert repr(alpha) in str(error.value)

@@ -332,7 +332,7 @@ def test_a_positive_radius_and_auto_are_accepted(mu):
 
 @pytest.mark.parametrize("difference", ["backward", "", None])
 def test_an_unknown_difference_is_refused(difference):
-    message = r"`difference` must be one of \('forward', 'central'\), got " + repr(difference)
+    message = r"`difference` must be one of 'forward', 'central', got " + repr(difference)
     with pytest.raises(InvalidArgumentError, match=message):
         check_difference(difference)
     with pytest.raises(InvalidArgumentError, match=message):

@@ -101,7 +101,7 @@ def test_the_report_weighs_what_was_removed_against_evaluations_and_the_clock(re
     [
         (
             {"rows_unused": 1},
-            "no step was corrected.* you paid 2.00× .*: 1 batch was not what the sweep had seen .*recompute",
+            "no step was corrected.* you paid 2.00× .*: 1 batch differed from what the sweep had seen .*recompute",
         ),
         ({"snapshots": 0}, "no step was corrected, and you paid 2.00× .*: there was no snapshot"),
         ({}, "no step was corrected, and you paid 2.00× .*: no row of a batch was finite"),
@@ -110,8 +110,8 @@ def test_the_report_weighs_what_was_removed_against_evaluations_and_the_clock(re
             {"forward_evaluations": 10, "variance_removed": 0.3},
             "the probes paid. They removed 30 % .* at no extra evaluation.$",
         ),
-        ({"method": "MeZO", "made_of": None}, "MeZO: 10 batches trained on, at 2.00× the compute of plain training.$"),
-        ({"method": "MeZO", "made_of": None, "batches": 1}, "MeZO: 1 batch trained on, "),
+        ({"method": "MeZO", "made_of": None}, "MeZO: 10 batches were trained on, at 2.00× the compute of plain training.$"),
+        ({"method": "MeZO", "made_of": None, "batches": 1}, "MeZO: 1 batch was trained on, "),
     ],
 )
 def test_the_report_gives_cost_and_cause_in_its_first_line(figures, sentence):

@@ -1,11 +1,6 @@
 """Two processes with DDP train as one process with the same global batches, and never differ by a bit."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
@@ -15,9 +10,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from lightning_vamo import Recompute, VAMOCallback, with_vamo
 from lightning_vamo.core.directions import OrthonormalDirections
 from tests.support.modules import Everything, VAMOEverything, classification_data, trainer
-from tests.support.ranks import Collectives, Data, Regression, run
-
-ROOT = Path(__file__).parents[2]
+from tests.support.processes import in_processes
+from tests.support.ranks import Collectives, Data, Regression, Save, run
 
 
 class Padded(DistributedSampler):
@@ -156,32 +150,14 @@ def test_a_training_step_communicates_no_more_than_without_vamo(tmp_path):
     assert [[int(count) - 1 for count in rank.split()] for rank in recomputed] == [[*map(int, rank.split())] for rank in plain]
 
 
-NODE = """
-import lightning as L, sys, torch
-from pathlib import Path
-from lightning_vamo import VAMOCallback
-from tests.support.ranks import Data, Regression, Save
-from tests.support.modules import classification_data, trainer
-L.seed_everything(5, verbose=False)
-folder = Path(sys.argv[1])
-fit = trainer(callbacks=[Save(folder), VAMOCallback(probes=2, seed=1)], strategy="ddp", num_nodes=2, devices=1)
-fit.fit(Regression(), datamodule=Data(classification_data(24), 4))
-"""
+def on_a_node(folder):
+    L.seed_everything(5, verbose=False)
+    fit = trainer(callbacks=[Save(folder), VAMOCallback(probes=2, seed=1)], strategy="ddp", num_nodes=2, devices=1)
+    fit.fit(Regression(), datamodule=Data(classification_data(24), 4))
 
 
 def test_two_nodes_started_as_torchrun_starts_them(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
-    shared |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": "1", "OMP_NUM_THREADS": "1"}
-    processes = []
-    for rank in range(2):
-        environment = {**os.environ, **shared, "RANK": str(rank), "GROUP_RANK": str(rank)}
-        command = [sys.executable, "-c", NODE, str(tmp_path)]
-        processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=1800)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    in_processes(on_a_node, tmp_path, nodes=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(first["state"][name], second["state"][name]) for name in first["state"])
     assert first["metrics"]["vamo/probes"] == 2

@@ -273,7 +273,7 @@ class Changing(Dataset):
         return inputs, label
 
 
-@pytest.mark.filterwarnings("ignore:Most rows of the sweep were of no use")
+@pytest.mark.filterwarnings("ignore:Most rows of the sweep could not be used")
 def test_with_random_augmentation_no_row_is_used_and_training_is_plain():
     class Noisy(Changing):
         """Draws from the global generator, as augmentations do; the sweep leaves no trace on it."""
@@ -291,7 +291,7 @@ def test_with_random_augmentation_no_row_is_used_and_training_is_plain():
 
     plain, _ = train(Everything, [])
     callback = VAMOCallback(probes=3, control="replay")
-    with pytest.warns(UserWarning, match="differs from the one that the sweep saw") as caught:
+    with pytest.warns(UserWarning, match="differs from the batch that the sweep saw") as caught:
         augmented, _ = train(VAMOEverything, [callback])
     assert sum("differs from" in str(warning.message) for warning in caught) == 1
     assert same(plain, augmented)
@@ -335,7 +335,7 @@ def test_the_row_of_a_batch_that_differs_is_not_used(options):
     # Not adaptive: rows of zeros are a regression's data too. A fixed radius: "auto" measures its own on as many batches as fit
     # the memory, which are fewer where the size of a batch cannot be told.
     arguments = {"probes": 4, "directions": OrthonormalDirections(), "alpha": "theory", "mu": 1e-3, "seed": 1, **every}
-    with pytest.warns(UserWarning, match="differs from the one that the sweep saw"):
+    with pytest.warns(UserWarning, match="differs from the batch that the sweep saw"):
         weights, metrics = train(VAMOCallback(**arguments))
     assert metrics["vamo/rows_unused"] == 1
     zeroed, _ = train(Zeroing([2], **arguments), collate_fn=Opaque)

@@ -168,13 +168,27 @@ CALLBACKS = {
 }
 
 
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory):
+    """Runs without the mixin, each made once for all the callbacks that are compared with it."""
+    made = {}
+
+    def of(cls, options, arguments):
+        key = (cls, str(options), str(arguments))
+        if key not in made:
+            made[key] = run(cls, None, options, arguments, tmp_path_factory.mktemp("plain"))
+        return made[key]
+
+    return of
+
+
 @pytest.mark.parametrize("arguments", CALLBACKS.values(), ids=CALLBACKS)
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 @pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")
 @pytest.mark.filterwarnings("ignore:The probe differences hardly stand out")  # of two large batches
-def test_matches_automatic_optimization(configuration, arguments, tmp_path):
+def test_matches_automatic_optimization(configuration, arguments, plain_run, tmp_path):
     options, module = CONFIGURATIONS[configuration]
-    plain = run(Everything, None, options, module, tmp_path / "plain")
+    plain = plain_run(Everything, options, module)
     callback = VAMOCallback(**arguments)
     with_vamo = run(VAMOEverything, callback, options, module, tmp_path / "vamo")
     different = [key for key in plain if not same(plain[key], with_vamo[key])]
@@ -187,24 +201,24 @@ def test_matches_automatic_optimization(configuration, arguments, tmp_path):
 @pytest.mark.parametrize("arguments", CALLBACKS.values(), ids=CALLBACKS)
 @pytest.mark.parametrize("cls", [Skipping, Hooked, BatchOnly], ids=lambda cls: cls.__name__)
 @pytest.mark.filterwarnings("ignore:.training_step. returned")
-def test_matches_for_other_modules(cls, arguments, tmp_path):
+def test_matches_for_other_modules(cls, arguments, plain_run, tmp_path):
     mixed = type("Mixed", (VAMOMixin, cls), {})
     options = {"accumulate_grad_batches": 2}
-    plain = run(cls, None, options, {}, tmp_path / "plain")
+    plain = plain_run(cls, options, {})
     with_vamo = run(mixed, VAMOCallback(**arguments), options, {}, tmp_path / "vamo")
     assert [key for key in plain if not same(plain[key], with_vamo[key])] == []
 
 
 @pytest.mark.parametrize("arguments", CALLBACKS.values(), ids=CALLBACKS)
 @pytest.mark.filterwarnings("ignore:You passed in a .val_dataloader. but have no")
-def test_matches_where_the_step_is_defined_beside_the_mixin(arguments, tmp_path):
-    plain = run(WithoutMixin, None, {}, {}, tmp_path / "plain")
+def test_matches_where_the_step_is_defined_beside_the_mixin(arguments, plain_run, tmp_path):
+    plain = plain_run(WithoutMixin, {}, {})
     with_vamo = run(WithoutShortcuts, VAMOCallback(**arguments), {}, {}, tmp_path / "vamo")
     assert [key for key in plain if not same(plain[key], with_vamo[key])] == []
 
 
-def test_the_comparison_can_fail(tmp_path):
-    plain = run(Everything, None, {}, {}, tmp_path / "plain")
+def test_the_comparison_can_fail(plain_run, tmp_path):
+    plain = plain_run(Everything, {}, {})
     with_vamo = run(VAMOEverything, VAMOCallback(probes=2, seed=3), {}, {}, tmp_path / "vamo")
     different = [key for key in plain if not same(plain[key], with_vamo[key])]
     assert "weights" in different

@@ -1,5 +1,7 @@
 """The contract that every method keeps: one test for each of its clauses, over the list of all methods."""
 
+import functools
+
 import lightning as L
 import pytest
 import torch
@@ -13,7 +15,7 @@ from tests.support.meddling import VAMOMeddling, everything
 from tests.support.methods import METHODS
 from tests.support.modules import Everything, MemoryLogger, Perceptron, VAMOEverything, classification_data, loaders, trainer
 from tests.support.ranks import Regression, run
-from tests.support.resuming import VAMOModule, assert_continues, last_checkpoint
+from tests.support.resuming import VAMOModule, assert_survives
 from tests.support.resuming import run as run_until_killed
 from tests.support.watched import Compare
 
@@ -113,6 +115,11 @@ def trained(cls, callbacks, **options):
     return module.state_dict(), [row for row in own if row[1].keys() - {"epoch"}]
 
 
+@functools.cache
+def plainly_trained(optimizer):
+    return trained(Everything, [], optimizer=optimizer)
+
+
 @every_method
 @pytest.mark.parametrize("how", ["off", "nothing"])
 def test_without_a_correction_it_is_plain_training_bit_for_bit(claims, how):
@@ -121,7 +128,7 @@ def test_without_a_correction_it_is_plain_training_bit_for_bit(claims, how):
     if arguments is None:
         pytest.skip("there is no such coefficient")
     for optimizer in ("sgd", "adamw"):
-        plain, plain_logs = trained(Everything, [], optimizer=optimizer)
+        plain, plain_logs = plainly_trained(optimizer)
         state, logs = trained(VAMOEverything, [claims.make(**arguments)], optimizer=optimizer)
         assert all(torch.equal(value, state[name]) for name, value in plain.items())
         assert logs == plain_logs
@@ -173,11 +180,7 @@ def test_a_run_that_dies_anywhere_resumes_bit_for_bit(claims, accumulated, tmp_p
     options = {"make": claims.make, "accumulate_grad_batches": accumulated, "saver": {"every_n_train_steps": 1}}
     options |= {"module": claims.fitting(VAMOModule)}
     whole = run_until_killed(tmp_path / "whole", options)
-    for index, kill in enumerate(KILLS[accumulated]):
-        folder = tmp_path / str(index)
-        run_until_killed(folder, options, kill=kill)
-        checkpoint = last_checkpoint(folder)
-        assert_continues(run_until_killed(folder, options, ckpt=checkpoint, seed=99), whole, checkpoint)
+    assert_survives(tmp_path / "killed", options, KILLS[accumulated], whole)
 
 
 @every_method

@@ -128,7 +128,7 @@ def test_losses_that_are_not_finite_at_the_snapshot_are_refused_and_leave_no_tra
     compare, module = Compare(everything, "sweep"), NotANumber()
     weights = contents(dict(module.state_dict()))
     with pytest.raises(
-        NonFiniteLossError, match="nan at the snapshot, and not finite for any batch of the epoch: the training has"
+        NonFiniteLossError, match="No batch of the epoch has a finite training loss at the snapshot; the first loss is nan"
     ):
         trainer(callbacks=[VAMOCallback(probes=2), compare], num_sanity_val_steps=0).fit(module, *loaders())
     assert compare.compared == 1

@@ -75,7 +75,7 @@ def test_callback_without_mixin():
 
 
 def test_mixin_without_callback():
-    with pytest.raises(UnsupportedError, match=r"add one, such as Trainer\(callbacks=\[VAMOCallback"):
+    with pytest.raises(UnsupportedError, match=r"add a callback, as in Trainer\(callbacks=\[VAMOCallback"):
         trainer().fit(Vamo(), DataLoader(Indexed(4)))
 
 
@@ -222,7 +222,7 @@ def test_with_vamo_of_an_object_whose_step_was_replaced():
 
 
 def test_the_mixin_behind_the_module():
-    with pytest.raises(UnsupportedError, match="Wrong names the VAMOMixin behind its LightningModule: put the mixin first"):
+    with pytest.raises(UnsupportedError, match="Wrong names the VAMOMixin after its LightningModule: put the mixin first"):
         type("Wrong", (Linear, VAMOMixin), {})
 
 
@@ -275,7 +275,7 @@ def test_complex_parameters():
         def training_step(self, batch, batch_idx):
             return self.net(batch.to(torch.complex64)).abs().sum()
 
-    with pytest.raises(InvalidArgumentError, match=r"real floating-point tensors, got one of type torch.complex64"):
+    with pytest.raises(InvalidArgumentError, match=r"real floating-point tensors, got a tensor of type torch.complex64"):
         fit(Complex())
 
 
@@ -365,7 +365,7 @@ def test_no_optimizer():
     ("change", "message"),
     [
         (lambda loss: loss.to(torch.complex64), "`loss` must be a real number, got a complex tensor"),
-        (lambda loss: None, "returned None for every batch of the epoch.*check what `probe_loss` returns"),
+        (lambda loss: None, "returned None for every batch of the epoch.*from `probe_loss` if the module defines it"),
         (lambda loss: float(loss), "`loss` must be a tensor of one element, got "),
     ],
     ids=["complex", "None", "a number"],

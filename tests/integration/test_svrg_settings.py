@@ -143,7 +143,7 @@ class Augmented(Dataset):
 
 def test_a_batch_that_is_not_the_sweeps_is_left_alone():
     callback = SVRGCallback(gradients="cache")
-    with pytest.warns(UserWarning, match=r"so its row is not used.* svrg/rows_unused.*Set gradients='recompute'.*alpha=0"):
+    with pytest.warns(UserWarning, match=r"so its row is not used.* svrg/rows_unused.*set gradients='recompute'.*alpha=0"):
         _, fit = fitted(callback, DataLoader(Augmented(), 8))
     assert fit.callback_metrics["svrg/rows_unused"] == 5
     assert callback.report.variance_removed is None
@@ -191,7 +191,7 @@ def test_gradients_of_which_none_is_finite_are_refused_before_a_step():
 
     module = Never()
     before = weights(module)
-    with pytest.raises(NonFiniteLossError, match="The gradient of every training batch is not finite at the snapshot"):
+    with pytest.raises(NonFiniteLossError, match="No training batch has a finite gradient at the snapshot"):
         fitted(SVRGCallback(), module=module)
     assert torch.equal(weights(module), before)
 
@@ -200,7 +200,7 @@ def test_gradients_of_which_none_is_finite_are_refused_before_a_step():
 def test_a_table_that_does_not_fit_is_refused_with_its_size(gradients, monkeypatch):
     d = sum(p.numel() for p in Network().parameters())
     monkeypatch.setattr(memory, "available", lambda device: 5 * d * 4 - 1)
-    with pytest.raises(UnsupportedError, match=rf"A table of 5 gradients of {d} numbers takes 1.06e-06 GB, and cpu has.*free"):
+    with pytest.raises(UnsupportedError, match=rf"A table of 5 gradients of {d} numbers takes 1.06e-06 GB, but cpu has.*free"):
         fitted(SVRGCallback(gradients=gradients))
     fitted(SVRGCallback(gradients=gradients, table_dtype="bfloat16"))
     monkeypatch.setattr(memory, "available", lambda device: 5 * d * 4)
@@ -226,6 +226,6 @@ def test_parameters_that_are_frozen_and_thawed(gradients):
 
 def test_reloaded_data_loses_carried_rows_with_a_warning():
     callback, options = SVRGCallback(gradients="carry"), {"reload_dataloaders_every_n_epochs": 1, "limit_val_batches": 0}
-    with pytest.warns(UserWarning, match=r"carried from epoch to epoch are lost.*or gradients='cache'"):
+    with pytest.warns(UserWarning, match=r"carried from epoch to epoch are lost.*or set gradients='cache'"):
         trainer(callbacks=[callback], max_epochs=3, **options).fit(VAMOEverything(), datamodule=Data())
     assert callback.report.variance_removed is None

@@ -160,7 +160,7 @@ def test_under_32_true_it_changes_nothing():
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "16-true"])
 def test_parameters_that_are_not_float32_are_refused(precision):
-    message = rf"needs float32 parameters, but under Trainer\(precision='{precision}'\) they are torch\..*: leave"
+    message = rf"needs float32 parameters, but Trainer\(precision='{precision}'\) trains parameters of type torch\..*: leave"
     with pytest.raises(UnsupportedError, match=message):
         fit(precision, sweep_precision="32-true")
 

@@ -1,5 +1,7 @@
 """Tuners that train within the training: Lightning's finders of the learning rate and the batch size, at milestones."""
 
+import functools
+
 import lightning as L
 import pytest
 import torch
@@ -79,15 +81,21 @@ def fit(tuners, callbacks, tmp_path, *, mixed=True, last=False):
     return module.state_dict(), run
 
 
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory):
+    """Runs without the mixin, each made once for all that are compared with it."""
+    return functools.cache(lambda name: fit(TUNERS[name](), [], tmp_path_factory.mktemp("plain"), mixed=False))
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["tuners first", "tuners last"])
-@pytest.mark.parametrize("tuners", TUNERS.values(), ids=TUNERS)
 @pytest.mark.parametrize("control", ["replay", "recompute"])
-def test_a_tuner_within_the_training_sees_plain_steps(control, tuners, last, tmp_path):
-    plain, run = fit(tuners(), [], tmp_path, mixed=False)
+@pytest.mark.parametrize("name", TUNERS)
+def test_a_tuner_within_the_training_sees_plain_steps(name, control, last, plain_run, tmp_path):
+    plain, run = plain_run(name)
     callback = VAMOCallback(probes=2, alpha=0.0, control=control, seed=1)
-    state, other = fit(tuners(), [callback], tmp_path, last=last)
+    state, other = fit(TUNERS[name](), [callback], tmp_path, last=last)
     assert other.global_step == run.global_step
-    assert all(torch.equal(state[name], value) for name, value in plain.items())
+    assert all(torch.equal(state[key], value) for key, value in plain.items())
     assert callback.report.snapshots >= 1
 
 
@@ -106,7 +114,7 @@ def test_corrections_go_on_after_a_tuner(name, control, tmp_path):
         assert run.callback_metrics["vamo/rows_unused"] == 0
 
 
-def test_without_probes_a_tuner_is_lightnings_own(tmp_path):
-    plain, _ = fit(TUNERS["both"](), [], tmp_path, mixed=False)
+def test_without_probes_a_tuner_is_lightnings_own(plain_run, tmp_path):
+    plain, _ = plain_run("both")
     state, _ = fit(TUNERS["both"](), [VAMOCallback(probes=0)], tmp_path)
     assert all(torch.equal(state[name], value) for name, value in plain.items())

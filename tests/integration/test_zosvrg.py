@@ -254,8 +254,8 @@ def test_warnings_name_its_own_figures_and_arguments():
         fit.fit(Perceptrons(), DataLoader(Noisy(range(48)), 8))
     said = " ".join(str(warning.message) for warning in caught)
     assert "zosvrg/rows_unused. " in said
-    assert "Set control=Recompute(...), let an augmentation depend on the index only, or train with alpha=0." in said
-    assert "the steps are plain: set control=Recompute(...), or alpha=0." in said
+    assert "set control=Recompute(...), make the augmentation depend on the index only, or train with alpha=0." in said
+    assert "no gradient is corrected: set control=Recompute(...), or alpha=0." in said
     assert "vamo/" not in said
     assert "probes=0" not in said
     assert "Set control=Recompute(...), or train with alpha=0." in str(callback.report)

@@ -118,7 +118,7 @@ METHODS = {
         lambda epochs, batches: epochs * batches * 3,
         lambda batches: {"sweep": 1, "row": batches},
         [
-            ({"table_dtype": "float32"}, r"`table_dtype='float32'` is of the table .*leave it out"),
+            ({"table_dtype": "float32"}, r"`table_dtype='float32'` concerns the table .*leave `table_dtype` out"),
             ({"gradients": "kept"}, r"`gradients` must be one of .*got 'kept'"),
         ],
     ),
@@ -136,7 +136,7 @@ METHODS = {
         "carry",
         lambda epochs, batches: epochs * batches,
         lambda batches: {},
-        [({"every_n_epochs": 2}, r"`every_n_epochs=2` counts snapshots, and gradients='carry' takes none")],
+        [({"every_n_epochs": 2}, r"`every_n_epochs=2` says when to take snapshots, but gradients='carry' takes no snapshots")],
     ),
     "MeZO": Claims(
         make=lambda **arguments: MeZOCallback(**{"probes": 4, "seed": 1, **arguments}),

@@ -89,12 +89,12 @@ def probe_table(
     difference: Difference,
 ) -> Tensor:
     """Shape (K, q): the probe differences of each batch at the parameters, which are restored."""
+
+    def losses() -> Tensor:
+        return torch.stack([problem.loss(parameters, rows) for rows in batches])
+
     with torch.no_grad(), Point(parameters) as snapshot:
-        rows = [
-            probe_losses(lambda rows=batch: problem.loss(parameters, rows), snapshot, directions, mu, difference)
-            for batch in batches
-        ]
-    return probe_differences(torch.stack(rows), mu, difference)
+        return probe_differences(probe_losses(losses, snapshot, directions, mu, difference), mu, difference)
 
 
 def softmax_regression(dimension: int) -> nn.Linear:

@@ -9,15 +9,17 @@ from multiprocessing import get_context
 import torch
 
 
-def in_processes(function, folder, *arguments, world=2):
-    """Call `function(folder, *arguments)` in each process of a group; returns what each call returned."""
+def in_processes(function, folder, *arguments, world=2, nodes=1):
+    """Call `function(folder, *arguments)` in each process of a group, over one node or more; what each call returned."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
     # Forking saves the time of the imports; where there is CUDA, forked processes could use neither it nor autograd.
     context = get_context("spawn" if torch.cuda.is_available() else "fork")
-    processes = [context.Process(target=_run, args=(rank, world, port, function, folder, arguments)) for rank in range(world)]
+    processes = [
+        context.Process(target=_run, args=(rank, world, nodes, port, function, folder, arguments)) for rank in range(world)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -30,9 +32,10 @@ def in_processes(function, folder, *arguments, world=2):
     return [torch.load(folder / f"result-{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def _run(rank, world, port, function, folder, arguments):
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    environment |= {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "test"}
+def _run(rank, world, nodes, port, function, folder, arguments):
+    node, local = divmod(rank, world // nodes)
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world // nodes}
+    environment |= {"RANK": rank, "LOCAL_RANK": local, "GROUP_RANK": node, "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update({name: str(value) for name, value in environment.items()})
     torch.set_num_threads(1)
     try:

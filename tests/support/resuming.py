@@ -36,6 +36,10 @@ def die():
     raise Killed
 
 
+REACHED = []
+"""The points that the last run came to, in order; a sweep would put back what an object of the run remembers."""
+
+
 class Module(L.LightningModule):
     """Random numbers, buffers, metrics, logs and schedulers: all that a checkpoint of Lightning's own leaves out, and more."""
 
@@ -79,7 +83,9 @@ class VAMOModule(VAMOMixin, Module):
         self.how = how or die
 
     def probe_loss(self, batch, batch_idx):
-        if self.kill == (self.current_epoch, batch_idx, "sweep"):
+        point = (self.current_epoch, batch_idx, "sweep")
+        REACHED.append(point)
+        if self.kill == point:
             self.how()
         return super().probe_loss(batch, batch_idx)
 
@@ -108,9 +114,12 @@ class Watch(L.Callback):
         self.kill = kill
         self.how = how or die
         self.batches = []
+        self.reached = []
 
     def at(self, fit, phase, batch_idx):
-        if self.kill == (fit.current_epoch, batch_idx, phase):
+        point = (fit.current_epoch, batch_idx, phase)
+        REACHED.append(point)
+        if self.kill == point:
             self.how()
 
     def on_train_batch_start(self, fit, module, batch, batch_idx):
@@ -162,12 +171,14 @@ def run(folder, configuration, kill=None, ckpt=None, seed=1, how=None):
     data, val = DataLoader(classification_data(SAMPLES), **loader), DataLoader(classification_data(20, seed=1), 10)
     if second:
         data = [data, DataLoader(classification_data(40, seed=2), **second)]
+    REACHED.clear()
     try:
         fit.fit(module, data, val, ckpt_path=ckpt, weights_only=True if ckpt else None)
     except Killed:
         assert kill is not None
     else:
         assert kill is None, f"there is no such point as {kill}"
+    watch.reached = list(REACHED)
     return fit, module, watch, rows, saver
 
 
@@ -193,6 +204,18 @@ def assert_continues(resumed, uninterrupted, checkpoint):
     # The row of the step that a checkpoint ends is logged right after the checkpoint, by the run that is killed later.
     assert rows.rows in (expected, expected[1:])
     assert rows.rows
+
+
+def assert_survives(folder, configuration, kills, uninterrupted):
+    """A run that is killed at each of some points in turn, and resumed each time, goes on bit for bit to the same end.
+
+    Each process after the first begins with another seed: whatever it has done to its random states must not matter.
+    """
+    checkpoint = None
+    for seed, kill in enumerate(sorted(kills, key=uninterrupted[2].reached.index), start=1):
+        run(folder, configuration, kill, ckpt=checkpoint, seed=seed)
+        checkpoint = last_checkpoint(folder)
+    assert_continues(run(folder, configuration, ckpt=checkpoint, seed=99), uninterrupted, checkpoint)
 
 
 class Ranks(L.Callback):
@@ -242,17 +265,18 @@ def run_ranks(folder, kill=None, ckpt=None, seed=1, arguments=None, **options):
     fit.fit(VAMOModule(), data, val, ckpt_path=ckpt, weights_only=True if ckpt else None)
 
 
-def assert_ranks_continue(tmp_path, expected, kills, arguments):
-    """Kill a rank of two at each of some points, resume, and end as the uninterrupted run did."""
-    for index, kill in enumerate(kills):
-        folder = tmp_path / str(index)
+def assert_ranks_continue(folder, expected, kills, arguments):
+    """Kill a rank of two at each of some points in turn, resume each time, and end as the uninterrupted run did."""
+    checkpoint = None
+    for seed, kill in enumerate(kills, start=1):
         with pytest.raises(ProcessException):  # of the one that was killed, or of the one that then waits in vain
-            run_ranks(folder, kill, arguments=arguments)
-        assert (folder / "killed").exists()
-        run_ranks(folder, ckpt=last_checkpoint(folder), seed=99, arguments=arguments)
-        for rank, whole_run in enumerate(expected):
-            resumed = torch.load(folder / f"{rank}.pt", weights_only=True)
-            assert 0 < len(resumed["batches"]) < len(whole_run["batches"])
-            assert resumed["batches"] == whole_run["batches"][-len(resumed["batches"]) :]
-            assert all(torch.equal(value, whole_run["state"][name]) for name, value in resumed["state"].items())
-            assert resumed["metrics"] == whole_run["metrics"]
+            run_ranks(folder, kill, ckpt=checkpoint, seed=seed, arguments=arguments)
+        (folder / "killed").unlink()
+        checkpoint = last_checkpoint(folder)
+    run_ranks(folder, ckpt=checkpoint, seed=99, arguments=arguments)
+    for rank, whole_run in enumerate(expected):
+        resumed = torch.load(folder / f"{rank}.pt", weights_only=True)
+        assert 0 < len(resumed["batches"]) < len(whole_run["batches"])
+        assert resumed["batches"] == whole_run["batches"][-len(resumed["batches"]) :]
+        assert all(torch.equal(value, whole_run["state"][name]) for name, value in resumed["state"].items())
+        assert resumed["metrics"] == whole_run["metrics"]

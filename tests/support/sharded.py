@@ -103,6 +103,10 @@ def probing(family, **options):
     return WatchedSweeps(**arguments)
 
 
+FEW = {"limit_train_batches": 4, "limit_val_batches": 1}
+"""As many batches as it takes for a snapshot's rows to be used, and for a second snapshot after validation."""
+
+
 FAMILIES = {
     "stored": lambda: OrthonormalDirections(),
     "seeded": lambda: OrthonormalDirections("seeded"),
@@ -113,8 +117,8 @@ FAMILIES = {
 
 
 def as_ddp(folder, **options):
-    found = {}
-    for dtype, name in [*((torch.float64, name) for name in FAMILIES), (torch.float32, "stored"), (torch.float32, "seeded")]:
+    found, options = {}, {**FEW, **options}
+    for dtype, name in [*((torch.float64, name) for name in FAMILIES), (torch.float32, "seeded")]:
         results = {}
         for sharded in (False, True):
             callback = probing(FAMILIES[name](), alpha=0.1 if name in ("sphere", "rademacher") else "theory")

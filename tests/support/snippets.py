@@ -2,15 +2,13 @@
 
 The blocks ``python``, ``testcode`` and ``doctest`` of a page run from top to bottom; a ``testoutput`` has the last lines that
 the block before it prints, with ``...`` for what may differ. Nothing that the reader does not see is run. A block with a guard
-``if __name__ == "__main__":`` is a script, which stands alone: it is saved to a file and run by a new interpreter.
+` is a script, which stands alone: it is saved to a file and run by a new interpreter.
 """
 
 import doctest
 import io
-import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import textwrap
 import traceback
@@ -19,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from tests.support import scripts
 
 FENCE = re.compile(
     r"^(?P<indent>[ ]*)(?P<fence>`{3,})\{?(?P<language>python|testcode|doctest|testoutput|testsetup|testcleanup)\}?[^\n]*\n"
@@ -29,9 +29,6 @@ OPTIONS = re.compile(r"\A(?::\w+:.*\n)+\n?")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 PROGRESS = re.compile(r"(it/s|\?it|s/it)")
 HIDDEN = ("testsetup", "testcleanup")
-
-_context = multiprocessing.get_context("forkserver")  # a new process for each page, in which torch need not be imported again
-_context.set_forkserver_preload(["lightning_vamo.cli"])
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def blocks(text: str) -> list[Block]:
 
 
 def run(page: Path, folder: Path) -> str:
-    """Run the blocks of a page in a process of its own.
+    """Run the blocks of a page, each script in a process of its own and the others together in one.
 
     Args:
         page: The page.
@@ -75,8 +72,25 @@ def run(page: Path, folder: Path) -> str:
     Returns:
         What is wrong; empty if nothing is.
     """
-    receiver, sender = _context.Pipe(duplex=False)
-    process = _context.Process(target=_run, args=(blocks(page.read_text()), str(page), str(folder), sender))
+    found = blocks(page.read_text())
+    alone = [block for block in found if block.language != "doctest" and '__name__ == "__main__"' in block.code]
+    wrong = next(filter(None, (_script(block, page, folder) for block in alone)), "")
+    together = [block for block in found if block not in alone]
+    return wrong if wrong or not together else _in_process(together, page, folder)
+
+
+def _script(block, page, folder):
+    file = folder / "script.py"
+    file.write_text(block.code)
+    done = scripts.run(file, cwd=folder, scratch=folder)
+    if done.returncode:
+        return f"{page}, line {block.line}:\n{block.code}\n{done.stdout}{done.stderr}"
+    return _unexpected(block, page, done.stdout)
+
+
+def _in_process(page_blocks, page, folder):
+    receiver, sender = scripts.context.Pipe(duplex=False)
+    process = scripts.context.Process(target=_run, args=(page_blocks, str(page), str(folder), sender))
     process.start()
     sender.close()
     try:
@@ -98,18 +112,23 @@ def _run(page_blocks, page, folder, sender):
             with redirect_stdout(printed), redirect_stderr(io.StringIO()):
                 if block.language == "doctest":
                     _examples(block, page, names)
-                elif '__name__ == "__main__"' in block.code:
-                    print(_script(block, Path(folder)), end="")
                 else:
                     exec(compile(block.code, f"{page}, block of line {block.line}", "exec"), names)
         except BaseException:
             sender.send(f"{page}, line {block.line}:\n{block.code}\n{traceback.format_exc()}")
             return
-        got = without_progress(printed.getvalue())
-        if block.output is not None and not ends_with(got, block.output):
-            sender.send(f"{page}, line {block.line}: expected\n{block.output}\ngot\n{got}")
+        wrong = _unexpected(block, page, printed.getvalue())
+        if wrong:
+            sender.send(wrong)
             return
     sender.send("")
+
+
+def _unexpected(block, page, printed):
+    got = without_progress(printed)
+    if block.output is None or ends_with(got, block.output):
+        return ""
+    return f"{page}, line {block.line}: expected\n{block.output}\ngot\n{got}"
 
 
 def _examples(block, page, names):
@@ -118,18 +137,6 @@ def _examples(block, page, names):
     report = io.StringIO()
     if doctest.DocTestRunner(optionflags=FLAGS).run(parsed, out=report.write, clear_globs=False).failed:
         raise AssertionError(report.getvalue())
-
-
-def _script(block, folder):
-    file = folder / "script.py"
-    file.write_text(block.code)
-    path = os.pathsep.join(part for part in sys.path if part)
-    done = subprocess.run(
-        [sys.executable, file], cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=1800
-    )
-    if done.returncode:
-        raise AssertionError(done.stdout + done.stderr)
-    return done.stdout
 
 
 def ends_with(got: str, expected: str) -> bool:

@@ -53,19 +53,19 @@ class GradientRegression(Coefficient):
 
     .. math:: \alpha = \frac{\mathbb{E}\langle g, r\rangle}{\mathbb{E}\langle r, r\rangle},
 
-    1 at the snapshot, and 0 where the rows say nothing any more. Both are exponentially weighted sums over the steps before, of
-    which about the last ``memory`` count. While there are few, the estimate is drawn towards 1, as if ``prior`` steps at the
-    snapshot had been seen before the first. The result is clipped to :math:`[0, 1]`. It depends on earlier steps only, so the
-    corrected gradient stays unbiased.
+    which is 1 at the snapshot, and 0 where the rows say nothing about the gradient any more. Exponentially weighted sums over
+    the steps before stand for the expectations; about the last ``memory`` steps count. While there are few steps, the estimate
+    is drawn towards 1, as if ``prior`` steps at the snapshot had been seen before the first step. The estimate is clipped to
+    :math:`[0, 1]`. The coefficient depends on earlier steps only, so the corrected gradient stays unbiased.
 
     Args:
-        memory: How many steps count, about.
-        prior: How many steps of fresh rows the first estimates lean on.
+        memory: About how many of the last steps count.
+        prior: How many imagined steps with fresh rows the first estimates lean on.
     """
 
     def __init__(self, memory: int = 100, prior: float = 10.0) -> None:
         self.memory = memory
-        # Exponentially weighted sums of <g, r>, <r, r> and 1, and what is left of the prior's weight.
+        # Exponentially weighted sums of <g, r>, <r, r> and 1, and the present weight of the prior.
         self._sums = torch.tensor([0.0, 0.0, 0.0, prior], dtype=torch.float64)
 
     def factors(self, progress: float = 0.0) -> Tensor:
@@ -79,8 +79,8 @@ class GradientRegression(Coefficient):
         r"""Count a step's gradient and row, after the step has read its factor.
 
         Args:
-            product: :math:`\langle g, r\rangle`, shape ``()``. If it is not finite, the step is left out.
-            square: :math:`\langle r, r\rangle`, shape ``()``. If it is zero, there was no row, and the step is left out.
+            product: :math:`\langle g, r\rangle`, shape ``()``. If the product is not finite, the step is left out.
+            square: :math:`\langle r, r\rangle`, shape ``()``. If the square is zero, there was no row: the step is left out.
         """
         finite = (product.isfinite() & square.isfinite() & (square > 0)).double()
         self._sums = self._sums.to(product.device)
@@ -105,11 +105,11 @@ class GradientCorrection:
     .. math:: v = g - \alpha\,r, \qquad
         r = \frac{1}{N} \sum_{k \in \text{step}} \bigl(\nabla f_k(\tilde x) - \nabla f(\tilde x)\bigr)
 
-    where the step accumulates :math:`N` batches, each of whose losses was divided by :math:`N`. A parameter whose ``.grad`` is
-    None stays out: the step does not touch it.
+    where the step accumulates :math:`N` batches, and the loss of each batch was divided by :math:`N`. A parameter whose
+    ``.grad`` is None is not corrected: the optimizer step does not touch the parameter either.
 
     Args:
-        parameters: The parameters. Of sharded ones this process corrects its part.
+        parameters: The parameters. Of a sharded parameter this process corrects its own part.
         coefficient: Gives :math:`\alpha`.
     """
 
@@ -120,7 +120,7 @@ class GradientCorrection:
         self.factors: Tensor | float = 1.0
         """The factor of the row that the last step used."""
         self.usable: Tensor | None = None
-        """Whether that row was finite, shape ``()``; None before the first step."""
+        """Whether the row that the last step used was finite, shape ``()``; None before the first step."""
 
     def zeros(self) -> list[Tensor]:
         """A row of zeros: a tensor for each parameter, in a type wide enough to sum gradients."""
@@ -147,13 +147,13 @@ class GradientCorrection:
         """Correct the gradient of one optimizer step, in place.
 
         Args:
-            row: The control variate :math:`r`, by parameter. If it is not finite, nothing is corrected.
-            scale: Scales the row as the gradients are scaled, where a GradScaler did so.
+            row: The control variate :math:`r`, by parameter. If the row is not finite, nothing is corrected.
+            scale: Scales the row as a GradScaler has scaled the gradients; None if no GradScaler is used.
             progress: Share of the snapshot's steps that has been made.
 
         Returns:
-            Shape ``(2,)``, float64: the squared norm of the gradient, without the scale, and how much of it the correction
-            removed; zeros if they are not finite. None if there is no gradient.
+            Shape ``(2,)``, float64: the squared norm of the gradient, without the scale, and how much of the squared norm the
+            correction removed; zeros if these numbers are not finite. None if there is no gradient.
 
         Raises:
             UnsupportedError: If a gradient is sparse.
@@ -169,7 +169,7 @@ class GradientCorrection:
         factors = self.coefficient.factors(progress)
         # A regression that has seen no step yet is on the CPU. A number stays on the host: to copy one is to wait for a GPU.
         self.factors = factors.to(before.device) if isinstance(factors, Tensor) else factors
-        # Without a part that is not finite, wherever it is: all shards have to leave out the same rows.
+        # Summed over all shards before the test: all shards have to leave out the same rows.
         self.usable = square.isfinite()
         used = self.usable.double() * (self.factors.reshape(()) if isinstance(self.factors, Tensor) else self.factors)
         for g, r in pairs:
@@ -182,6 +182,6 @@ class GradientCorrection:
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
-    """The inner product of two tensors of one shape, taken in float32 at least, shape ``()``, float64."""
+    """The inner product of two tensors of the same shape, computed in float32 at least, shape ``()``, float64."""
     dtype = at_least_float32(torch.promote_types(one.dtype, other.dtype))
     return torch.dot(one.to(dtype).reshape(-1), other.to(dtype).reshape(-1)).double()

@@ -1,4 +1,4 @@
-"""Carried rows: a table that lasts many epochs; each training step replaces its row by the projection of its gradient."""
+"""Carried rows: a table that lasts many epochs; each training step replaces its own row by its gradient's projection."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,31 +14,31 @@ from lightning_vamo.errors import InvalidArgumentError
 
 
 class CarriedRows(Rows):
-    r"""A table whose rows are used once per epoch; the step that used a row replaces the row by its own slopes.
+    r"""A table whose rows are used once per epoch; the step that used a row replaces the row by its gradient's slopes.
 
     The step of batch :math:`k` computes :math:`c_k = U \nabla f_k(x_k)`, the fresh value of its row, before it corrects the
-    gradient. So the corrections of an epoch come from the gradients of the epoch before,
+    gradient. So the corrections of an epoch come from the gradients of the previous epoch,
 
     .. math:: r_k = \beta\,(c_k - \bar c), \qquad \bar c = \sum_k w_k c_k \Big/ \sum_k w_k,
 
-    where the mean is that of the table as it was when the epoch began. SAGA, which draws batches with replacement, moves the
-    mean at every step. Where each batch comes once per epoch, the rows still to be used are the old ones, and only their own
-    mean is right for them: then :math:`\sum_k w_k r_k = 0` over every epoch, and an epoch that begins without rows, with zeros,
-    trains plainly and fills the table.
+    where :math:`\bar c` is the mean of the table at the beginning of the epoch. (SAGA, which draws batches with replacement,
+    moves the mean at every step.) Each batch comes once per epoch, so the rows still to be used are old rows, and only their
+    own mean is right for old rows: :math:`\sum_k w_k r_k = 0` over every epoch. An epoch that begins without rows trains
+    plainly, and fills the table.
 
-    Rows that fall behind while the loss falls by orders of magnitude, or that belong to batches with enormous gradients, would
-    do harm. So they can be bounded, before they are centred: see :func:`~lightning_vamo.core.control.bounds.bounded`.
+    Rows would do harm if they fell behind while the loss falls by orders of magnitude, or if their batches had enormous
+    gradients. So rows can be bounded, before they are centred: see :func:`~lightning_vamo.core.control.bounds.bounded`.
 
-    Where a step accumulates ``group`` batches, only their mean is known, so they share a row: that of ``group`` consecutive
-    batches of the plan, of which the last row may have fewer.
+    Where a step accumulates ``group`` batches, only the mean of their gradients is known, so ``group`` consecutive batches of
+    the plan share a row. The last row may have fewer batches.
 
     Args:
-        weights: Number of samples of each batch, shape ``(K,)``. Rows whose batches have none stay out of the mean, and correct
-            nothing.
+        weights: Number of samples of each batch, shape ``(K,)``. A row whose batches have no samples stays out of the mean, and
+            corrects nothing.
         count: ``q``, the number of directions.
         beta: The effective coefficient :math:`\beta = \alpha d/q`.
         group: How many batches an optimizer step accumulates.
-        deltas: Coordinates of each batch's gradient to begin with, shape ``(K, q)``; by default the first epoch fills it.
+        deltas: First coordinates of each batch's gradient, shape ``(K, q)``; by default the first epoch fills the table.
         bounds: Whether rows are bounded.
 
     Raises:
@@ -46,7 +46,7 @@ class CarriedRows(Rows):
 
     References:
         Defazio et al., "SAGA", arXiv:1407.0202; Ying et al., "Convergence of variance-reduced stochastic learning under random
-        reshuffling", arXiv:1708.01383, whose AVRG takes the mean of the last epoch too.
+        reshuffling", arXiv:1708.01383, whose method AVRG takes the mean of the last epoch too.
     """
 
     wants_slopes = True
@@ -63,8 +63,8 @@ class CarriedRows(Rows):
     ) -> None:
         if weights.ndim != 1 or (deltas is not None and deltas.shape != (len(weights), count)):
             raise InvalidArgumentError(
-                f"`weights` must have shape (K,) and `deltas` shape (K, {count}), got {tuple(weights.shape)} and"
-                f" {None if deltas is None else tuple(deltas.shape)}."
+                f"`weights` must have shape (K,) and `deltas` must have shape (K, {count}), with K the number of batches, got"
+                f" {tuple(weights.shape)} and {None if deltas is None else tuple(deltas.shape)}."
             )
         self.beta = beta
         self.group = group
@@ -95,10 +95,10 @@ class CarriedRows(Rows):
         return self._length
 
     def begin_epoch(self) -> None:
-        """Centre the present rows for the coming epoch; exact, since the mean is computed anew in float64."""
+        """Centre the present rows for the coming epoch; the mean is computed anew in float64, so no error adds up."""
         self.ready = self._touched
-        """Whether there are rows to correct with; not while the first epoch fills the table."""
-        # A row that the epoch is the first to fill has no part in the mean, and corrects nothing.
+        """Whether there are rows to correct with; False while the first epoch fills the table."""
+        # A row that the coming epoch fills for the first time has no part in the mean, and corrects nothing.
         used = self._known * (self._weights > 0)
         weights = self._weights * used
         total = weights.sum().clip(torch.finfo(torch.float64).tiny)
@@ -106,7 +106,7 @@ class CarriedRows(Rows):
         self._mean = product(weights, rows) / total
         self._centred = used.reshape(-1, 1) * (rows - self._mean)
         self._spread = product(weights, self._centred**2) / total
-        # Rows that were measured at the weights that the epoch begins with are trusted from the first step on.
+        # Rows are trusted from the first step on if they were measured at the weights that the epoch begins with.
         self._trusted = self._fresh
 
     @property
@@ -116,7 +116,7 @@ class CarriedRows(Rows):
 
     @property
     def mean(self) -> Tensor:
-        """Weighted mean of the rows at the epoch's beginning, as they are used, shape ``(q,)``, float64."""
+        """Weighted mean of the rows at the beginning of the epoch, after the bounds, shape ``(q,)``, float64."""
         return tensor_of(self._mean)
 
     def correction(self, key: int) -> Tensor:
@@ -144,10 +144,10 @@ class CarriedRows(Rows):
 
         Args:
             keys: Positions in the plan of the batches whose gradients the step accumulated. If the batches do not share a row,
-                as after a checkpoint of plain training from within a step, the step tells nothing of either row: none changes.
-            slopes: What the step's uncorrected gradient is along the directions. If it is not finite, which makes the optimizer
-                skip the step, the row stays as it is.
-            accumulated: The number that each of the batches' losses was divided by.
+                as after a checkpoint that plain training wrote within a step, no row changes.
+            slopes: The slopes of the step's uncorrected gradient along the directions. If the gradient is not finite, which
+                makes the optimizer skip the step, the row stays as it is.
+            accumulated: The number that the loss of each batch was divided by.
         """
         rows = {key // self.group for key in keys}
         if len(rows) != 1:
@@ -159,13 +159,14 @@ class CarriedRows(Rows):
         self._touched = True
 
     def turn(self, turning: Tensor) -> None:
-        """Change to other directions, and convert the rows to these directions.
+        """Change to other directions, and convert the rows to the new directions.
 
-        A row is what is known of a gradient: a vector in the span of the old directions, whose part in the span of the new
-        ones is kept. The corrections of an epoch cancel as before.
+        A row stands for a vector in the span of the old directions; the vector's part in the span of the new directions is
+        kept. The corrections of an epoch cancel as before.
 
         Args:
-            turning: Turns coordinates along the old directions into such along the new ones, shape ``(q, new q)``.
+            turning: Matrix that turns coordinates along the old directions into coordinates along the new directions, shape
+                ``(q, new q)``.
         """
         turns = small(turning)
         self._rows, self._centred, self._mean = (product(part, turns) for part in (self._rows, self._centred, self._mean))

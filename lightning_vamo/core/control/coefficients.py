@@ -1,4 +1,4 @@
-r"""Coefficients that change from step to step: how much of each row to use, measured or by a schedule."""
+r"""Coefficients that say how much of each row a step uses: constant, by a schedule, or measured."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -31,11 +31,11 @@ class Coefficient(ABC):
         """
 
     def numbers(self, progress: float, spread: Small | None = None) -> Small:
-        """What :meth:`factors` gives, as numbers for small arithmetic.
+        """The numbers of :meth:`factors`, in the form that :mod:`~lightning_vamo.core.small` computes with.
 
         Args:
             progress: See :meth:`factors`.
-            spread: See :class:`~lightning_vamo.core.control.rows.Rows`; only a coefficient that is measured heeds the spread.
+            spread: See :class:`~lightning_vamo.core.control.rows.Rows`; only a measured coefficient uses the spread.
 
         Returns:
             See :meth:`factors`.
@@ -43,17 +43,17 @@ class Coefficient(ABC):
         factors = self.factors(progress)
         return small(factors) if isinstance(factors, Tensor) else factors
 
-    def observe(self, slopes: Slopes, row: Small) -> None:  # noqa: B027 -- most schedules look at nothing
-        """See a step's gradient and its row, after the factors of its correction were taken; nothing unless they matter.
+    def observe(self, slopes: Slopes, row: Small) -> None:  # noqa: B027 -- most schedules use no measurement
+        """Measure a step's gradient and row, after the step has read its factors; by default, do nothing.
 
         Args:
-            slopes: What the uncorrected gradient is along the directions.
+            slopes: The slopes of the uncorrected gradient along the directions.
             row: The centred row of the table that belongs to the step, shape ``(q,)``.
         """
 
 
 class Constant(Coefficient):
-    """Uses rows as they are."""
+    """A coefficient that is always 1: rows are used as they are."""
 
     def factors(self, progress: float) -> float:
         """See :meth:`Coefficient.factors`."""
@@ -61,9 +61,9 @@ class Constant(Coefficient):
 
 
 class LinearDecay(Coefficient):
-    r"""Falls from 1 to 0 over the batches of each epoch, as the rows go stale: :math:`\beta = 1 - k/K`.
+    r"""A coefficient that falls from 1 to 0 over the batches of each epoch, as the rows go stale: :math:`\beta = 1 - k/K`.
 
-    Where rows are recomputed it falls over all steps of the snapshot.
+    Where rows are recomputed, the coefficient falls over all steps of the snapshot.
 
     References:
         Yin et al., "A Coefficient Makes SVRG Effective", arXiv:2311.05589, which lets the coefficient of SVRG decay linearly.
@@ -82,29 +82,29 @@ class Regression(Coefficient):
 
     .. math:: \beta = \frac{\operatorname{Cov}(c, r)}{\operatorname{Var}(r)},
 
-    1 where the rows are what they were measured for, and 0 where they say nothing. Both are exponentially weighted means over
-    the steps before, of which about the last ``memory`` count. While there are few, the estimate is drawn towards 1, the
-    coefficient of a fresh and exact table, as if ``prior`` steps of that kind had been seen before the first:
+    which is 1 where the rows are exact, and 0 where the rows say nothing about the gradient. Both moments are exponentially
+    weighted means over the steps before, of which about the last ``memory`` count. While there are few steps, the estimate is
+    drawn towards 1, the coefficient of a fresh and exact table, as if ``prior`` steps with such a table had come before:
 
     .. math:: \beta_t = \frac{W_t \operatorname{Cov}_t + \lambda_t \operatorname{Var}_t}{(W_t + \lambda_t) \operatorname{Var}_t}
         \quad\text{clipped to } [0, 1], \qquad W_t = \sum_{s < t} \gamma^{t-1-s}, \quad \lambda_t = \gamma^t\, \texttt{prior}.
 
-    Rows that the steps of another epoch have measured are not fresh: the estimate is drawn towards 0 then, and their table's
-    mean square :math:`s^2` stands for what the prior has seen, so that small rows earn no trust for large ones:
+    Rows that the steps of an earlier epoch have measured are not fresh. For such rows the estimate is drawn towards 0, and the
+    mean square :math:`s^2` of their table stands for the prior's steps, so that small rows earn no trust for large rows:
 
     .. math:: \beta_t = \frac{W_t \operatorname{Cov}_t}{W_t \operatorname{Var}_t + 0.3\,\lambda_t s^2}
         \quad\text{clipped to } [0, 1].
 
-    Clipped, because the estimate is noisy: with nothing in the rows it has a standard deviation of about
-    :math:`\sigma_c / (\sigma_r \sqrt{2\,\texttt{memory}})`, and half of the time the wrong sign. Above 1 the rows would be
-    taken for smaller than what they measure, which curvature can make true for a while and rounding cannot.
+    The estimate is clipped because it is noisy: if the rows say nothing, the estimate has a standard deviation of about
+    :math:`\sigma_c / (\sigma_r \sqrt{2\,\texttt{memory}})`, and half of the time the wrong sign. A coefficient above 1 would
+    mean that the rows are too small; curvature can make them so for a while, rounding cannot.
 
     The factors of a step depend on earlier steps only, so the corrected gradient stays unbiased.
 
     Args:
         count: ``q``, the number of directions.
-        memory: How many steps count, about: :math:`\gamma = 1 - 1/\texttt{memory}`.
-        prior: How many steps of a perfect table the first estimates lean on.
+        memory: About how many of the last steps count: :math:`\gamma = 1 - 1/\texttt{memory}`.
+        prior: How many imagined steps with a perfect table the first estimates lean on.
     """
 
     wants_slopes = True
@@ -112,7 +112,7 @@ class Regression(Coefficient):
     def __init__(self, count: int, memory: int = 100, prior: float = 10.0) -> None:
         self.memory = memory
         self.prior = prior
-        # Exponentially weighted sums of c, r, c r, r r and 1, and what is left of the prior's weight.
+        # Exponentially weighted sums of c, r, c r, r r and 1, and the present weight of the prior.
         self._sums = zeros(6, count, device=torch.device("cpu"))
         self._sums[5] = prior
 
@@ -129,7 +129,7 @@ class Regression(Coefficient):
         covariance, variance = weight * both - c * r, weight * square - r * r
         if spread is not None:
             return (covariance / (variance + _DOUBT * prior * weight * spread + _TINY)).clip(0, 1)
-        # Where the rows were all the same the estimate is 1.
+        # If all rows were the same, the estimate is 1.
         estimate = (covariance + _TINY) / (variance + _TINY)
         return ((weight * estimate + prior) / (weight + prior)).clip(0, 1)
 
@@ -137,8 +137,8 @@ class Regression(Coefficient):
         """See :meth:`Coefficient.observe`.
 
         Args:
-            slopes: What the uncorrected gradient is along the directions. If it is not finite, which makes the optimizer skip
-                the step, the step is left out.
+            slopes: The slopes of the uncorrected gradient along the directions. If the gradient is not finite, which makes the
+                optimizer skip the step, the step is left out.
             row: The centred row of the table that belongs to the step, shape ``(q,)``.
         """
         c, zero = slopes.coordinates, row * 0
@@ -148,7 +148,7 @@ class Regression(Coefficient):
         self._sums = self._sums * (1 - counted / self.memory) + seen * counted
 
     def resized(self, count: int) -> "Regression":
-        """For another number of directions: what is known of the first ones stays, others begin anew."""
+        """A regression for another number of directions: the first directions keep their sums, further ones begin anew."""
         other = Regression(count, self.memory, self.prior)
         sums, kept = tensor_of(self._sums), min(count, self._sums.shape[1])
         begun = tensor_of(other._sums).to(sums.device, copy=True)
@@ -162,7 +162,7 @@ class Regression(Coefficient):
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Regression":
-        """One that goes on from the sums of :meth:`state_dict`."""
+        """A regression that continues with the sums of :meth:`state_dict`."""
         regression = cls(state["sums"].shape[1])
         regression._sums = small(state["sums"])
         return regression
@@ -170,6 +170,6 @@ class Regression(Coefficient):
 
 _TINY = 1e-300
 
-# Chosen on replayed trajectories (diamonds, digits, MNIST, interpolating regression), not swept: of the values tried, enough
-# for rows that are 1,000 times too large, and little lost on those that are right.
+# Chosen on recorded trajectories (diamonds, digits, MNIST, interpolating regression), among a few values: this one is enough
+# for rows that are 1,000 times too large, and loses little on rows that are right.
 _DOUBT = 0.3

@@ -1,4 +1,4 @@
-r"""VAMO's gradient: the mini-batch gradient with the control variate taken out, in place."""
+r"""VAMO's gradient: subtract the control variate from the mini-batch gradient, in place."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,20 +17,20 @@ from lightning_vamo.errors import UnsupportedError
 
 
 class Correction:
-    r"""Corrects the gradients in ``.grad`` with the control variate of the batches that they come from.
+    r"""Corrects the gradients in ``.grad`` with the control variate of the batches that gave the gradients.
 
     .. math:: v = g - \frac{1}{N} \sum_{k \in \text{step}} \sum_j r_{k,j}\, u_j
 
-    where the step accumulates :math:`N` batches, each of whose losses was divided by :math:`N`. A parameter whose ``.grad``
-    is None stays out: the step does not touch it.
+    where the step accumulates :math:`N` batches, and the loss of each batch was divided by :math:`N`. A parameter whose
+    ``.grad`` is None is not corrected: the optimizer step does not touch the parameter either.
 
     Args:
         parameters: The parameters, in the order in which the directions were drawn.
         directions: The ``q`` directions :math:`u_j`.
-        control: Gives the coefficients :math:`r_{k,j}` of a row. If its ``beta`` is zero, gradients are not touched at all.
-            Rows that want the slopes of each step's gradient are refreshed with them.
+        control: The rows, which give the coefficients :math:`r_{k,j}`. If ``control.beta`` is zero, gradients are not touched.
+            Rows that want the slopes of each step's gradient are refreshed with these slopes.
         own: This rank's part of a table, where gradients are averaged over ranks; ``control`` is the mean over the ranks.
-        coefficient: Factors of the rows that change from step to step; by default there are none.
+        coefficient: Factors that multiply the rows and change from step to step; by default 1.
     """
 
     def __init__(
@@ -52,16 +52,16 @@ class Correction:
     def withheld(
         self, row: int, accumulated: int = 1, scale: Callable[[Tensor], Tensor] | None = None, progress: float = 0.0
     ) -> Iterator[None]:
-        r"""Keep this rank's part of a row out of the correction, without the other ranks having to know.
+        r"""Keep this rank's part of a row out of the correction, while the other ranks correct as usual.
 
-        All ranks will subtract :math:`\sum_j r_{k,j} u_j` from the mean of their gradients, of which this rank contributed
-        :math:`\frac{1}{W} \sum_j r^{\text{own}}_{k,j} u_j`. So this rank's gradient gets
-        :math:`+\sum_j r^{\text{own}}_{k,j} u_j` before it is averaged. A parameter that the batch does not use stays as it is.
+        All ranks will subtract :math:`\sum_j r_{k,j} u_j` from the mean of their gradients. This rank's part of the sum is
+        :math:`\frac{1}{W} \sum_j r^{\text{own}}_{k,j} u_j`. So :math:`\sum_j r^{\text{own}}_{k,j} u_j` is added to this rank's
+        gradient before the ranks' gradients are averaged. A parameter that the batch does not use stays as it is.
 
         Args:
-            row: Position in the plan of the batch whose backward pass the context is around.
-            accumulated: The number that its loss is divided by.
-            scale: Scales the coefficients as the loss is scaled, where a GradScaler does so.
+            row: Position in the plan of the batch whose backward pass runs in the context.
+            accumulated: The number that the batch's loss is divided by.
+            scale: Scales the coefficients as a GradScaler scales the loss; None if no GradScaler is used.
             progress: See :meth:`apply`.
 
         Yields:
@@ -93,16 +93,17 @@ class Correction:
         """Correct the gradients of one optimizer step, in place.
 
         Args:
-            rows: The rows of the batches whose gradients were accumulated, as ``control`` takes them: positions in the plan.
-            accumulated: ``N``, the number that each of their losses was divided by.
-            scale: Scales the coefficients as the gradients are scaled, where a GradScaler did so.
+            rows: The keys by which ``control`` knows the rows of the batches whose gradients were accumulated, such as
+                positions in the plan.
+            accumulated: ``N``, the number that the loss of each batch was divided by.
+            scale: Scales the coefficients as a GradScaler has scaled the gradients; None if no GradScaler is used.
             progress: Share of the snapshot's batches that has been trained on.
-            slopes: What the gradients, without the scale, are along the directions, if that is known already.
+            slopes: The slopes of the gradients, without the scale, along the directions, if they are known already.
 
         Returns:
-            Shape ``(2,)``, float64: the squared norm of the gradient, without the scale, and how much of it the correction
-            removed; zeros if they are not finite. Of sharded gradients, the share of this process: see :meth:`total`. None if
-            there was nothing to correct, or nothing yet to correct with.
+            Shape ``(2,)``, float64: the squared norm of the gradient, without the scale, and how much of the squared norm the
+            correction removed; zeros if these numbers are not finite. For sharded gradients, the share of this process: see
+            :meth:`total`. None if there is no gradient to correct, or no row yet to correct the gradient with.
 
         Raises:
             UnsupportedError: If a gradient is sparse.
@@ -117,7 +118,7 @@ class Correction:
             coefficients = tensor_of(weights)
             weights, unit = small(scale(coefficients)), small(scale(torch.ones((), device=coefficients.device)))
         if self.control.wants_slopes or self.coefficient.wants_slopes:
-            # Of what the gradient is before its correction; they change the factors, and the rows, of later steps only.
+            # Measured before the correction. The slopes change the factors and the rows of later steps only.
             if slopes is None:
                 slopes = self.directions.measure(gradients).times(1 / unit)
             self.control.refresh(rows, slopes, accumulated)
@@ -151,31 +152,33 @@ class Correction:
         return self._factors if isinstance(self._factors, float) else tensor_of(self._factors)
 
     def total(self, moments: Tensor) -> Tensor:
-        """Add up over all shards what :meth:`apply` returned; every process must call it.
+        """Add up the results of :meth:`apply` over all shards; every process must call this method.
 
         Args:
             moments: Shape ``(2,)``: the figures of one step, or the sum over several.
 
         Returns:
-            Shape ``(2,)``; what was given where gradients are not sharded.
+            Shape ``(2,)``; ``moments`` itself if gradients are not sharded.
         """
         return self.directions.shards.total(moments)
 
 
 def check_dense(gradients: Sequence[Tensor | None]) -> None:
-    """Refuse gradients that have no numbers to project on directions.
+    """Refuse sparse gradients, which cannot be projected on directions.
 
     Args:
         gradients: The gradients.
 
     Raises:
-        UnsupportedError: If one is sparse.
+        UnsupportedError: If a gradient is sparse.
     """
     if any(gradient is not None and gradient.is_sparse for gradient in gradients):
-        raise UnsupportedError("A parameter has a sparse gradient, which VAMO cannot correct: set `sparse=False`.")
+        raise UnsupportedError(
+            "A parameter has a sparse gradient, which cannot be corrected: pass `sparse=False` to the embedding layer."
+        )
 
 
 def _added_once(part: Tensor) -> Callable[[Tensor], Tensor | None]:
-    """A hook that adds ``part`` to the first gradient: reentrant checkpointing gives a parameter several in one pass."""
+    """A hook that adds ``part`` to the first gradient only: reentrant checkpointing makes several per backward pass."""
     parts = [part]
     return lambda gradient: gradient + parts.pop() if parts else None

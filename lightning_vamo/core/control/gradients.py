@@ -1,4 +1,4 @@
-r"""A table with the gradient of each batch: first-order control variates keep the table if memory allows."""
+r"""A table with the gradient of each batch: SVRG keeps the table if memory allows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,23 +14,23 @@ class GradientTable:
     r"""A table whose rows are the gradients of the batches, with the rows' weighted mean.
 
     The control variate of batch :math:`k` is its row against the mean, :math:`r_k = g_k - \bar g` with
-    :math:`\bar g = \sum_k w_k g_k / \sum_k w_k`, so that :math:`\sum_k w_k r_k = 0`. The mean is that of the rows as they are
-    when :meth:`begin_epoch` is called. Rows that :meth:`put` replaces later in the epoch change nothing of it: where each batch
-    comes once per epoch, the rows still to be used are the old ones, and their own mean is the right one.
+    :math:`\bar g = \sum_k w_k g_k / \sum_k w_k`, so that :math:`\sum_k w_k r_k = 0`. :meth:`begin_epoch` computes the mean.
+    Rows that :meth:`put` replaces later in the epoch do not change the mean: where each batch comes once per epoch, the rows
+    still to be used are old rows, and the mean of the old rows is right for them.
 
-    Where a step accumulates ``group`` batches, only the mean of their gradients is known, so they share a row: that of
-    ``group`` consecutive batches of the plan, of which the last row may have fewer.
+    Where a step accumulates ``group`` batches, only the mean of their gradients is known, so ``group`` consecutive batches of
+    the plan share a row. The last row may have fewer batches.
 
     Args:
-        parameters: The parameters. Of sharded ones a row has the part of this process.
+        parameters: The parameters. Of a sharded parameter a row has the part of this process.
         weights: Number of samples of each batch, shape ``(K,)``; 0 for a batch that is to have no row.
         group: How many batches share a row.
-        dtype: Type of the rows; by default each parameter's own.
-        device: Where the rows are kept; by default where the parameter is.
+        dtype: Type of the rows; by default the type of each parameter.
+        device: Device of the rows; by default the device of each parameter.
 
     References:
         Defazio et al., "SAGA", arXiv:1407.0202; Ying et al., "Convergence of variance-reduced stochastic learning under random
-        reshuffling", arXiv:1708.01383, whose AVRG takes the mean of the last epoch too.
+        reshuffling", arXiv:1708.01383, whose method AVRG takes the mean of the last epoch too.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class GradientTable:
         self._rows = [torch.zeros(count, *part.shape, dtype=dtype or part.dtype, device=device or part.device) for part in held]
         self._mean = [torch.zeros_like(part, dtype=at_least_float32(part.dtype)) for part in held]
         self.ready = False
-        """Whether there are rows to correct with; not while the first epoch fills the table."""
+        """Whether there are rows to correct with; False while the first epoch fills the table."""
 
     @property
     def unknown(self) -> int:
@@ -60,7 +60,7 @@ class GradientTable:
 
     @staticmethod
     def size(parameters: Sequence[Tensor], count: int, dtype: torch.dtype | None = None) -> int:
-        """Bytes that a table takes in this process.
+        """The memory that a table takes in this process, in bytes.
 
         Args:
             parameters: See the class.
@@ -84,13 +84,13 @@ class GradientTable:
         return self._length
 
     def row_of(self, batches: Sequence[int]) -> int | None:
-        """The row that batches share.
+        """The row that some batches share.
 
         Args:
-            batches: Their positions in the plan.
+            batches: Positions of the batches in the plan.
 
         Returns:
-            The row; None if they do not share one, as after a checkpoint of plain training from within a step.
+            The row; None if the batches do not share a row, as after a checkpoint that plain training wrote within a step.
         """
         rows = {batch // self.group for batch in batches}
         return rows.pop() if len(rows) == 1 else None
@@ -99,10 +99,10 @@ class GradientTable:
         """Replace a row.
 
         Args:
-            row: Which one, ``0 <= row < K / group``.
+            row: Number of the row, ``0 <= row < K / group``.
             gradients: The gradient, by parameter; None counts as zeros.
-            factor: What to multiply the gradient by, for the mean gradient of the row's batches.
-            finite: Whether the gradient is finite, shape ``()``; else the row stays as it is. The same on every rank.
+            factor: The factor that turns the gradient into the mean gradient of the row's batches.
+            finite: Whether the gradient is finite, shape ``()``, the same on every rank. If not, the row stays as it is.
         """
         for rows, gradient in zip(self._rows, gradients, strict=True):
             target = rows[row]
@@ -131,8 +131,8 @@ class GradientTable:
 
         Args:
             batch: Position of the batch in the plan, ``0 <= batch < len(self)``.
-            into: By parameter, of the type of the mean.
-            factor: What to multiply the control variate by.
+            into: A tensor for each parameter, of the type of the mean.
+            factor: Multiplies the control variate.
 
         Raises:
             IndexError: If the batch is not in the plan.
@@ -166,7 +166,7 @@ class GradientTable:
             setattr(table, name, state[name])
         for name in ("_weights", "_known", "_used"):
             setattr(table, name, state[name].to(held[0].device, copy=True))
-        # Not copied where they are in place already: there may be memory for one table only.
+        # Rows that are on their device already are not copied: there may be memory for one table only.
         table._rows = [rows.to(device or part.device) for rows, part in zip(state["_rows"], held, strict=True)]
         table._mean = [mean.to(part.device, copy=True) for mean, part in zip(state["_mean"], held, strict=True)]
         return table

@@ -19,12 +19,13 @@ def check_alpha(alpha: object) -> None:
         alpha: The mixing coefficient.
 
     Raises:
-        InvalidArgumentError: If it is not allowed.
+        InvalidArgumentError: If ``alpha`` is not allowed.
     """
     if isinstance(alpha, str) and alpha in get_args(Named):
         return
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha < 0:
-        raise InvalidArgumentError(f"`alpha` must be one of {get_args(Named)} or a finite number >= 0, got {alpha!r}.")
+        names = ", ".join(map(repr, get_args(Named)))
+        raise InvalidArgumentError(f"`alpha` must be one of {names}, or a finite number >= 0, got {alpha!r}.")
 
 
 def effective_coefficient(alpha: Alpha, count: int, dimension: int) -> float:
@@ -32,12 +33,12 @@ def effective_coefficient(alpha: Alpha, count: int, dimension: int) -> float:
 
     .. math:: v = \nabla f_B(x) - \beta \sum_j (\delta_{B,j} - \bar\delta_j)\, u_j
 
-    The theory sets :math:`\alpha = q/d`, that is :math:`\beta = 1`: the mini-batch noise is projected onto the probed
-    directions and taken out. For orthonormal directions, exact differences and :math:`x = \tilde x` the noise left in a
-    direction is :math:`(1-\beta)^2`, so nothing below 0 or above 2 can help.
+    The theory sets :math:`\alpha = q/d`, that is :math:`\beta = 1`: the correction removes all noise along the probed
+    directions. For orthonormal directions, exact differences and :math:`x = \tilde x`, the share :math:`(1-\beta)^2` of the
+    noise stays in a direction, so no :math:`\beta` below 0 or above 2 can help.
 
     Args:
-        alpha: The mixing coefficient. Those with a name start from the theory's.
+        alpha: The mixing coefficient. A named coefficient starts from the theory's value.
         count: ``q``, the number of probes.
         dimension: ``d``, the number of trainable parameters.
 
@@ -56,10 +57,10 @@ def coefficient_of(alpha: Alpha, count: int, before: Coefficient | None) -> Coef
     Args:
         alpha: The mixing coefficient.
         count: ``q``, the number of probes.
-        before: What did so up to now, which ``"adaptive"`` goes on from.
+        before: The object that gave the coefficients up to now; ``"adaptive"`` continues with its sums.
 
     Returns:
-        The factors of the rows, or None if they do not change.
+        The object; None if the coefficient does not change.
     """
     if alpha == "linear-decay":
         return LinearDecay()

@@ -13,7 +13,7 @@ from lightning_vamo.core.small import Small, small
 class Rows(ABC):
     r"""Base class of tables and other sources of rows: a row gives the coefficients of a batch's correction.
 
-    A *row* belongs to a batch. It says what the batch's gradient is along each direction, against the mean over all batches.
+    A *row* belongs to a batch: along each direction, it says how the batch's gradient differs from the mean of all batches.
 
     Attributes:
         beta: The effective coefficient :math:`\beta = \alpha d/q` that rows are multiplied by; at 0 nothing is corrected.
@@ -27,9 +27,9 @@ class Rows(ABC):
 
     @property
     def spread(self) -> Small | None:
-        """Mean square of the centred rows of each direction, shape ``(q,)``; None if the coming steps meet rows like these.
+        """Mean square of the centred rows of each direction, shape ``(q,)``; None if the rows are fresh and can be trusted.
 
-        With a spread, a coefficient that adapts trusts the rows only as far as they have proved right.
+        With a spread, an adaptive coefficient trusts the rows only as far as the steps have confirmed them.
         """
         return None
 
@@ -38,7 +38,7 @@ class Rows(ABC):
         """Coefficients of a batch's control variate along the directions.
 
         Args:
-            key: What stands for the batch: its position in the plan, or its row itself.
+            key: The batch's position in the plan, or the batch's row itself.
 
         Returns:
             Shape ``(q,)``, in loss units per unit of parameter norm.
@@ -61,7 +61,7 @@ class Rows(ABC):
         """Replace rows by the slopes of a step's gradient, after the step has used the rows; by default, do nothing.
 
         Args:
-            keys: What stands for the batches whose gradients the step accumulated.
-            slopes: What the step's uncorrected gradient is along the directions.
-            accumulated: The number that each of the batches' losses was divided by.
+            keys: The keys of the batches whose gradients the step accumulated: see :meth:`correction`.
+            slopes: The slopes of the step's uncorrected gradient along the directions.
+            accumulated: The number that the loss of each batch was divided by.
         """

@@ -1,4 +1,4 @@
-r"""The control variate of rows that each step computes for itself; the mean is known from a sweep, or is a running mean."""
+r"""The control variate of rows that each step computes itself; the mean comes from a sweep, or is a running mean."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,21 +14,21 @@ class RecomputedControlVariate(Rows):
 
     .. math:: r_{k,j} = \beta\,(\delta_{k,j} - \bar\delta_j)
 
-    With a mean over all samples this is the paper's. Where there is none, :math:`\bar\delta_j` is the mean over the rows since
-    the snapshot, the step's own among them:
+    With :math:`\bar\delta_j` the mean over all samples, this is the paper's control variate. If that mean is not known,
+    :math:`\bar\delta_j` is the mean over the rows since the snapshot, including the step's own row:
 
     .. math:: \delta_k - \frac{1}{k} \sum_{i \le k} \delta_i
         = \frac{k-1}{k} \Bigl(\delta_k - \frac{1}{k-1} \sum_{i<k} \delta_i\Bigr)
 
-    That subtracts the mean of the rows before, whose expectation is the same if batches are drawn alike, so the corrected
-    gradient stays unbiased; and :math:`(k-1)/k` is the coefficient that leaves the least variance with a mean of :math:`k-1`
-    rows. The first step has no correction.
+    The right-hand side subtracts the mean of the earlier rows, which has the same expectation if all batches are drawn alike.
+    So the corrected gradient stays unbiased, and :math:`(k-1)/k` is the coefficient that leaves the least variance with a mean
+    of :math:`k-1` rows. The first step has no correction.
 
     A probe difference that is not finite has no part in the running mean, and its coefficient is zero.
 
     Args:
         beta: The effective coefficient :math:`\beta = \alpha d/q`.
-        mean: The mean of the rows over all samples, shape ``(q,)``, or None if it is to run along.
+        mean: The mean of the rows over all samples, shape ``(q,)``; None for a running mean.
 
     References:
         Chen & Ma, arXiv:2505.13954, Algorithm 1.
@@ -37,7 +37,7 @@ class RecomputedControlVariate(Rows):
     def __init__(self, beta: float, mean: Tensor | None = None) -> None:
         self.beta = beta
         self._known = mean
-        # Over the rows since the snapshot, float64: sums of the finite entries, their numbers, and how many rows had others.
+        # Over the rows since the snapshot, float64: sums and numbers of the finite entries; number of rows with other entries.
         self._sum: Tensor | None = None
         self._count: Tensor | None = None
         self._unused: Tensor | None = None
@@ -51,7 +51,7 @@ class RecomputedControlVariate(Rows):
 
     @property
     def unused(self) -> float:
-        """The number of rows since the snapshot that were left out, since an entry was not finite."""
+        """The number of rows since the snapshot with an entry that was not finite."""
         return 0.0 if self._unused is None else float(self._unused)
 
     def see(self, rows: Sequence[Tensor]) -> None:
@@ -75,7 +75,7 @@ class RecomputedControlVariate(Rows):
         """Coefficients of a batch's control variate along the directions.
 
         Args:
-            key: Its probe differences, shape ``(q,)``, which :meth:`see` has seen.
+            key: The batch's probe differences, shape ``(q,)``, which :meth:`see` has counted.
 
         Returns:
             Shape ``(q,)``, in loss units per unit of parameter norm, on the row's device.

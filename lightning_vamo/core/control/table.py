@@ -13,14 +13,14 @@ class ControlVariate(Rows):
     .. math:: r_{k,j} = \beta\,(\delta_{k,j} - \bar\delta_j), \qquad \bar\delta_j = \sum_k w_k \delta_{k,j} \Big/ \sum_k w_k
 
     The corrected gradient of batch ``k`` is :math:`\nabla f_k(x) - \sum_j r_{k,j} u_j`. As
-    :math:`\sum_k w_k r_{k,j} = 0`, the corrections of an epoch cancel whatever :math:`\beta` is, each counted by its batch's
-    size: the corrected gradient is an unbiased estimate of the gradient over all samples. Where a last batch is smaller, an
-    optimizer that steps as far with it as with the others gives it, and its correction, too much weight; ``drop_last``
-    avoids that.
+    :math:`\sum_k w_k r_{k,j} = 0`, the corrections of an epoch, weighted by the sizes of their batches, cancel for every
+    :math:`\beta`: the corrected gradient is an unbiased estimate of the gradient over all samples. If the last batch is
+    smaller, most optimizers step as far with it as with the others, so its correction gets too much weight; ``drop_last``
+    avoids this.
 
     Args:
         deltas: Probe differences, shape ``(K, q)``, a row per batch.
-        weights: Number of samples of each batch, shape ``(K,)``. A batch of weight zero gave no loss: it has no part
+        weights: Number of samples of each batch, shape ``(K,)``. A batch of weight zero gave no loss: the batch has no part
             in the mean, and its correction is zero.
         beta: The effective coefficient :math:`\beta = \alpha d/q`.
 
@@ -31,14 +31,18 @@ class ControlVariate(Rows):
     def __init__(self, deltas: Tensor, weights: Tensor, beta: float) -> None:
         if deltas.ndim != 2 or weights.shape != deltas.shape[:1]:
             raise InvalidArgumentError(
-                "`deltas` must have shape (K, q) and `weights` shape (K,),"
-                f" got {tuple(deltas.shape)} and {tuple(weights.shape)}."
+                "`deltas` must have shape (K, q) and `weights` must have shape (K,), with K the number of batches and q the"
+                f" number of directions, got {tuple(deltas.shape)} and {tuple(weights.shape)}."
             )
         total = float(weights.sum())
         if total <= 0 or float(weights.min()) < 0:
-            raise InvalidArgumentError("`weights` must be non-negative with a positive sum: no batch gave a loss.")
+            raise InvalidArgumentError(
+                f"`weights` must be non-negative with a positive sum, got the sum {total:g} and the smallest weight"
+                f" {min(weights.tolist(), default=0):g}. A sum of 0 means that no batch gave a loss: return a loss from"
+                " `training_step`."
+            )
         self.beta = beta
-        # The mean over an epoch of many batches is taken in float64: the corrections cancel only as well as it is exact.
+        # In float64, since the corrections cancel only as exactly as the mean over many batches is known.
         used = weights[:, None] > 0
         wide = torch.where(used, deltas.double(), 0.0)
         mean = weights.double() @ wide / total

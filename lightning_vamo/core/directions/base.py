@@ -1,8 +1,8 @@
-r"""The base class of drawn probe directions: move weights along them, project a gradient on them, subtract them.
+r"""The base class of drawn probe directions: move weights along directions, and project gradients on directions.
 
 All families share one normalisation, :math:`\mathbb{E}[u u^\top] = I_d / d`: a direction has (mean) unit norm *jointly over all
-parameters*. Then :math:`(d/q) \sum_j \delta_j u_j` estimates the gradient whatever the family, and one smoothing radius
-``mu`` means the same distance for all of them.
+parameters*. Then :math:`(d/q) \sum_j \delta_j u_j` estimates the gradient for every family, and a smoothing radius ``mu`` means
+the same distance for all families.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ class ProbeDirections(ABC):
     r"""The ``q`` directions :math:`u_1 \ldots u_q \in \mathbb{R}^d` of one snapshot.
 
     A point of :math:`\mathbb{R}^d` is a list of tensors, one per parameter, in the order in which the directions were drawn.
-    Where the parameters are sharded, tensors may be given as DTensors or as the parts that this process holds.
+    If the parameters are sharded, tensors may be DTensors or the parts that this process holds.
 
     Attributes:
         count: ``q``, the number of directions.
@@ -43,10 +43,10 @@ class ProbeDirections(ABC):
         Args:
             targets: Tensors to overwrite, of the parameters' shapes.
             origins: The point :math:`x`; left as it is, and sharing no storage with ``targets``.
-            index: Which direction, ``0 <= index < count``.
-            distance: The step :math:`s` along it, in units of parameter norm.
-            near: Whether ``targets`` hold :math:`x` already, or where a step along another of these directions led from there:
-                numbers that no direction touches need not be written then.
+            index: Number of the direction, ``0 <= index < count``.
+            distance: The step :math:`s` along the direction, in units of parameter norm.
+            near: Whether ``targets`` hold :math:`x`, or :math:`x` plus a step along another of these directions: then numbers
+                that no direction touches need not be written.
         """
 
     @abstractmethod
@@ -57,7 +57,7 @@ class ProbeDirections(ABC):
             vectors: :math:`g`, of the parameters' shapes; ``None`` stands for zeros.
 
         Returns:
-            Shape ``(q,)``, float32 or wider, on the parameters' device; over all shards, which takes one reduction.
+            Shape ``(q,)``, float32 or wider, on the parameters' device. Sharded parameters take one reduction over the shards.
         """
 
     def measure(self, vectors: Sequence[Tensor | None]) -> Slopes:
@@ -67,18 +67,18 @@ class ProbeDirections(ABC):
             vectors: See :meth:`project`.
 
         Returns:
-            The slopes, with the squared norm if it takes no further look.
+            The slopes, with the squared norm if the vectors need not be read again for it.
         """
         return Slopes.of(self.project(vectors))
 
     def in_basis(self, slopes: Slopes) -> Slopes:
-        """The slopes of :meth:`measure`, from inner products that begin with these directions and may go on with others.
+        """The slopes of :meth:`measure`, from inner products with these directions, perhaps followed by other directions.
 
         Args:
-            slopes: Inner products with at least as many directions, of which these are the leading ones.
+            slopes: Inner products with these directions, and perhaps with further directions.
 
         Returns:
-            The slopes along these.
+            The slopes along these directions.
         """
         return slopes.leading(self.count)
 
@@ -86,14 +86,15 @@ class ProbeDirections(ABC):
         r"""Subtract :math:`w = \sum_j c_j u_j` from ``vectors``, in place.
 
         Args:
-            vectors: :math:`g`, tensors to change, of the parameters' shapes; a ``None`` is passed over.
+            vectors: :math:`g`, tensors to change, of the parameters' shapes; a ``None`` is left out.
             coefficients: :math:`c`, shape ``(q,)``.
-            slopes: What is known of :math:`g` already. Where what is returned follows from that, :math:`g` is not read again.
+            slopes: The slopes of :math:`g`, if they are known: then :math:`g` may not have to be read again.
 
         Returns:
-            Shape ``(3,)``, float64: :math:`g^\top g`, :math:`g^\top w`, :math:`w^\top w`, over the tensors that are not
-            None, as they were before. The squared norm falls by :math:`2 g^\top w - w^\top w`, which a difference of norms
-            would lose to rounding. Of sharded tensors, the share of this process: a training step is not to communicate.
+            Shape ``(3,)``, float64: :math:`g^\top g`, :math:`g^\top w`, :math:`w^\top w`, with :math:`g` before the
+            subtraction, over the tensors that are not None. The squared norm falls by :math:`2 g^\top w - w^\top w`, which a
+            difference of norms would lose to rounding. For sharded tensors, the share of this process, so that a training step
+            need not communicate.
         """
         return tensor_of(self.remove_(vectors, small(coefficients.detach()), slopes))
 
@@ -103,7 +104,7 @@ class ProbeDirections(ABC):
 
         Args:
             vectors: See :meth:`subtract_`.
-            coefficients: See :meth:`subtract_`, where the vectors are.
+            coefficients: See :meth:`subtract_`; on the device of the vectors.
             slopes: See :meth:`subtract_`.
 
         Returns:
@@ -117,19 +118,19 @@ class ProbeDirections(ABC):
             UnsupportedError: If the family has no parts.
         """
         raise UnsupportedError(
-            f"{type(self).__name__} are not made to be gone along in place: use a random family, such as GaussianDirections,"
-            " or CoordinateDirections."
+            f"{type(self).__name__} cannot move weights in place: use a random family, such as GaussianDirections(), or"
+            " CoordinateDirections()."
         )
 
     def parts(self, index: int) -> Iterator[Tensor | None]:
         """The parts of a direction, one after another, so that only a part is in memory at a time.
 
         Args:
-            index: Which direction, ``0 <= index < count``.
+            index: Number of the direction, ``0 <= index < count``.
 
         Returns:
-            Flat tensors of float32 or wider, parameter by parameter, as many and as large as :meth:`sizes` says; of sharded
-            parameters, those of this process. They are not to be changed. None stands for a part of zeros.
+            Flat tensors of float32 or wider, parameter by parameter, with the sizes of :meth:`sizes`; for sharded parameters,
+            the part of this process. Do not change these tensors. None stands for a part of zeros.
         """
         del index
         self.sizes()
@@ -142,21 +143,21 @@ class ProbeDirections(ABC):
             slopes: Inner products with each direction, or probe differences along each, shape ``(..., q)``.
 
         Returns:
-            The coordinates that :meth:`project` gives and :meth:`subtract_` takes, shape ``(..., q)``. Unless a family says
-            otherwise the directions are themselves the basis, and these are the slopes.
+            The coordinates that :meth:`project` gives and :meth:`subtract_` takes, shape ``(..., q)``. In most families the
+            directions themselves are the basis, and the coordinates are the slopes.
         """
         return slopes
 
     def turning(self, others: "ProbeDirections", parameters: Sequence[Tensor]) -> Tensor:
-        r"""The matrix from coordinates in this span's basis to coordinates in the basis of other directions' span.
+        r"""The matrix that turns coordinates in the basis of these directions' span into coordinates in another basis.
 
         Args:
-            others: Other directions for the same parameters. A family whose basis is not orthonormal has no such matrix.
+            others: Other directions for the same parameters, whose span has the other basis. Both bases must be orthonormal.
             parameters: Tensors that give the shapes, types and devices.
 
         Returns:
-            The inner products of this basis with the other one, shape ``(q, others' q)``, which coordinates are to be
-            multiplied by from the right; over all shards, which takes a reduction for each of the others.
+            The inner products of this basis with the other basis, shape ``(q, others' q)``. Multiply coordinates by it from the
+            right. Sharded parameters take a reduction for each of the other directions.
         """
         held = [local(parameter) for parameter in parameters]
         targets = [torch.empty_like(part, dtype=at_least_float32(part.dtype)) for part in held]
@@ -174,7 +175,7 @@ class ProbeDirections(ABC):
             parameters: Tensors that give the shapes, the type and the device.
 
         Returns:
-            Shape ``(q, d)``, parameters flattened and concatenated in order; of sharded ones, the part of this process.
+            Shape ``(q, d)``, parameters flattened and concatenated in order; for sharded parameters, the part of this process.
         """
         zeros = [torch.zeros_like(local(parameter)) for parameter in parameters]
         rows = []
@@ -199,7 +200,7 @@ def moments(vector: Tensor, step: Tensor) -> Tensor:
 
 
 def inner_products(vector: Tensor, step: Tensor) -> list[Tensor]:
-    """The numbers of :func:`moments` one by one, of flat tensors, in float32 or wider."""
+    """The three numbers of :func:`moments` for flat tensors, as separate tensors in float32 or wider."""
     wide = at_least_float32(vector.dtype)
     g, w = vector.to(wide), step.to(wide)
     return [torch.dot(g, g), torch.dot(g, w), torch.dot(w, w)]

@@ -20,21 +20,21 @@ from lightning_vamo.errors import InvalidArgumentError
 class CoordinateDirections(Directions):
     r"""Distinct coordinate axes, chosen uniformly: :math:`u_j = e_{i_j}`.
 
-    They are orthonormal, and their ``q`` indices are all there is to store, so there is no choice of storage.
+    The axes are orthonormal. Only their ``q`` indices are stored, so there is no choice of storage.
 
-    With as many probes as coordinates the estimate is the gradient by finite differences. Where that is too many for a step,
-    ``blocks`` cuts the coordinates into blocks of neighbours, and each draw takes one block: with as many probes as a block has
-    coordinates, the estimate is the block's part of that gradient, times the number of blocks.
+    With as many probes as coordinates, the estimate is the gradient by finite differences. If that is too many for a step,
+    ``blocks`` cuts the coordinates into blocks of neighbours, and each draw takes one block. With as many probes as a block has
+    coordinates, the estimate is the block's part of the gradient, times the number of blocks.
 
     Args:
-        blocks: Into how many blocks of neighbours the coordinates are cut, at least 1. The axes of one draw are of one block,
-            and there can be as many of them as the smallest block has coordinates.
+        blocks: Number of blocks of neighbours that the coordinates are cut into, at least 1. All axes of a draw are from one
+            block, so there can be at most as many axes as the smallest block has coordinates.
 
     Raises:
-        InvalidArgumentError: If the number is not allowed.
+        InvalidArgumentError: If the number of blocks is not allowed.
 
     References:
-        Chen et al., "DeepZero", arXiv:2310.02025, whose coordinate-wise estimates are those of a mask's coordinates: see
+        Chen et al., "DeepZero", arXiv:2310.02025, which estimates the gradient along the coordinates of a mask: see
         :class:`~lightning_vamo.core.directions.MaskedDirections`.
 
     Example:
@@ -52,13 +52,13 @@ class CoordinateDirections(Directions):
         self.blocks = blocks
 
     def check_count(self, count: int, dimension: int) -> None:
-        """See :meth:`Directions.check_count`: no more than the smallest block has coordinates."""
+        """See :meth:`Directions.check_count`; there are at most as many directions as the smallest block has coordinates."""
         super().check_count(count, dimension)
         if count > dimension // self.blocks:
             raise InvalidArgumentError(
-                f"CoordinateDirections(blocks={self.blocks}) cannot draw {count} axes of one block, as the smallest of"
-                f" {dimension} trainable parameters' blocks has {dimension // self.blocks}: use so many probes, or fewer"
-                " blocks."
+                f"CoordinateDirections(blocks={self.blocks}) cannot draw {count} axes from one block, since {dimension}"
+                f" trainable parameters give blocks of {dimension // self.blocks} coordinates: use at most"
+                f" {dimension // self.blocks} probes, or fewer blocks."
             )
 
     def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
@@ -76,7 +76,7 @@ class CoordinateDirections(Directions):
         return _Axes(places, ends[-1], parameters)
 
     def _block(self, dimension: int, generator: torch.Generator) -> tuple[int, int]:
-        """First and last coordinate of a random block; the chance of a block is proportional to its size."""
+        """The bounds of a random block: its first coordinate, and the first coordinate after it. Chances follow the sizes."""
         if self.blocks == 1:
             return 0, dimension
         bounds = [block * dimension // self.blocks for block in range(self.blocks + 1)]
@@ -85,7 +85,7 @@ class CoordinateDirections(Directions):
 
 
 class _Axes(ProbeDirections):
-    """The axes at ``places``, pairs of a parameter's position and a flat index in it."""
+    """The axes at ``places``, which are pairs of a parameter's position and a flat index in the parameter."""
 
     def __init__(self, places: Sequence[tuple[int, int]], dimension: int, parameters: Sequence[Tensor]) -> None:
         self.count = len(places)
@@ -94,7 +94,7 @@ class _Axes(ProbeDirections):
         first = [first_number(parameter) for parameter in parameters]
         held = [local(parameter).numel() for parameter in parameters]
         shifted = enumerate((tensor, place - first[tensor]) for tensor, place in places)
-        # By direction, those of the axes that lie in this process's part of the parameters, counted from its beginning.
+        # By direction, the places within this process's part of the parameters, counted from the part's beginning.
         self._places = {index: place for index, place in shifted if 0 <= place[1] < held[place[0]]}
         like = local(parameters[0])
         self._zeros = torch.zeros(self.count, dtype=at_least_float32(like.dtype), device=like.device)
@@ -151,7 +151,7 @@ class _Axes(ProbeDirections):
 
     @staticmethod
     def _at(tensor: Tensor, place: int) -> Tensor:
-        """The one number at flat index ``place``, as a view whatever the layout."""
+        """The number at flat index ``place``, as a view for every memory layout."""
         view = local(tensor)
         for size, stride in zip(view.shape, _strides(view.shape), strict=True):
             view = view.select(0, (place // stride) % size)

@@ -13,19 +13,19 @@ from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 
 
 class Directions(ABC):
-    """A family of probe directions: how to draw ``q`` of them for a given list of parameters.
+    """A family of probe directions: draws ``q`` directions for a given list of parameters.
 
-    A family holds no tensors and no random state, so one object serves any number of models and snapshots.
+    A family holds no tensors and no random state, so one object can serve any number of models and snapshots.
     """
 
     orthonormal: ClassVar[bool] = False
-    """Whether the directions of one draw are orthonormal, which allows at most ``d`` of them."""
+    """Whether the directions of one draw are orthonormal, which allows at most ``d`` directions."""
 
     learns: ClassVar[bool] = False
     """Whether the family learns from gradients, through a :meth:`learner`."""
 
     warmup_batches: int = 0
-    """Of how many batches a learner sees the gradients before the first snapshot, without a step."""
+    """Number of batches whose gradients a learner sees before the first snapshot, without a step."""
 
     def draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
         """Draw ``count`` directions for ``parameters``.
@@ -33,15 +33,15 @@ class Directions(ABC):
         Args:
             parameters: The tensors that span the space; only shapes, types, devices and placements are read.
             count: ``q``, at least 1, and at most ``d`` for orthonormal families.
-            generator: CPU generator that every random number derives from; the global one is never touched.
+            generator: CPU generator that every random number derives from; the global generator is never touched.
 
         Returns:
-            The directions, in the parameters' types and on their devices. Of sharded parameters each process gets its part
-            of what it would get unsharded.
+            The directions, in the parameters' types and on their devices. For sharded parameters, each process gets its part of
+            the same directions.
 
         Raises:
             InvalidArgumentError: If there are no parameters, or ``count`` is out of range.
-            UnsupportedError: If the parameters are sharded otherwise than by rows over one group of processes.
+            UnsupportedError: If the parameters are sharded, but not by rows over one group of processes.
         """
         dimension = sum(parameter.numel() for parameter in parameters)
         if dimension == 0:
@@ -49,8 +49,8 @@ class Directions(ABC):
         for parameter in parameters:
             if not parameter.is_floating_point():
                 raise InvalidArgumentError(
-                    f"`parameters` must be real floating-point tensors, got one of type {parameter.dtype}: leave it out, or"
-                    " hold its real and imaginary parts as two parameters."
+                    f"`parameters` must be real floating-point tensors, got a tensor of type {parameter.dtype}: leave this"
+                    " parameter out, or hold its real and imaginary parts as two parameters."
                 )
         self.check_count(count, dimension)
         return self._draw([parameter.detach() for parameter in parameters], count, generator)
@@ -59,14 +59,14 @@ class Directions(ABC):
         """Refuse a number of directions that the family cannot draw.
 
         Args:
-            count: ``q``, the number of directions asked for.
+            count: ``q``, the number of directions to draw.
             dimension: ``d``, the number of trainable parameters.
 
         Raises:
             InvalidArgumentError: If ``count`` is below 1, or above ``dimension`` for an orthonormal family.
         """
         if count < 1:
-            raise InvalidArgumentError(f"`count` must be at least 1, got {count}.")
+            raise InvalidArgumentError(f"`count`, the number of directions, must be at least 1, got {count}.")
         if self.orthonormal and count > dimension:
             raise InvalidArgumentError(
                 f"{type(self).__name__} cannot draw {count} orthonormal directions in a space of {dimension} trainable"
@@ -74,7 +74,7 @@ class Directions(ABC):
             )
 
     def seeded(self) -> "Directions":
-        """The same family for directions that are used once or twice: without memory for directions, if the family can."""
+        """The same family, drawing directions that take no memory, if the family can; for directions used once or twice."""
         return self
 
     def at(self, parameters: Sequence[Tensor], state: Any = None) -> "Directions":
@@ -82,15 +82,15 @@ class Directions(ABC):
 
         Args:
             parameters: The point.
-            state: What :meth:`state` gave, if it was at another point that the family was to draw.
+            state: The state of an earlier point, from :meth:`state`; None for the point of ``parameters``.
 
         Returns:
-            The family; itself, where it draws the same directions everywhere.
+            The family at the point; the family itself if its directions do not depend on the weights.
         """
         return self
 
     def state(self) -> Any:
-        """The state that the family keeps of its point, as plain types and tensors; None if it keeps nothing."""
+        """The state that the family keeps of its point, as plain types and tensors; None if there is nothing to keep."""
         return None
 
     def learner(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> Learner:
@@ -98,13 +98,13 @@ class Directions(ABC):
 
         Args:
             parameters: See :meth:`draw`.
-            count: ``q``, how many directions to follow until the learner is asked for another number of them.
+            count: ``q``, the number of directions to learn, until :meth:`Learner.directions` asks for another number.
             generator: CPU generator, in the same state in every process.
 
         Raises:
             UnsupportedError: If the family does not learn.
         """
-        raise UnsupportedError(f"{type(self).__name__} does not learn from gradients: use GradientSubspaceDirections.")
+        raise UnsupportedError(f"{type(self).__name__} does not learn from gradients: use GradientSubspaceDirections().")
 
     @abstractmethod
     def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections: ...

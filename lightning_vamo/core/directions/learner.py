@@ -12,18 +12,19 @@ from lightning_vamo.core.directions.slopes import Slopes
 
 
 class Learner(ABC):
-    """Learns the directions of one list of parameters, a *pass* over mini-batch gradients at a time.
+    """Base class of learners, which learn directions in *passes* over mini-batch gradients.
 
-    A pass lies between two calls of :meth:`directions`. Whatever is fed and drawn is to be the same in every process; then so
-    are the directions, to the bit. Of sharded parameters each process feeds and gets its part.
+    A pass begins and ends with a call of :meth:`directions`. If every process feeds the same gradients and draws the same
+    random numbers, every process gets the same directions, to the bit. For sharded parameters, each process feeds and gets its
+    part.
 
     Attributes:
-        current: The directions that :meth:`directions` or :meth:`leading` gave last, to correct gradients with and, after a
-            resume, to do so again; None before.
-        slopes: What the last gradient is along ``current``, as its ``measure`` gives it, for the correction not to read the
-            gradient again; None before the first gradient that was seen with ``current``.
-        shares: Estimate of the share of the gradient noise's variance in the span of the first ``1..q`` of ``current``, shape
-            ``(q,)``, float64, on the CPU, rather too low than too high; None while there is none.
+        current: The directions that :meth:`directions` or :meth:`leading` returned last; None before the first call. The
+            correction uses these directions, also after a resume.
+        slopes: The slopes of the last gradient along ``current``, so that the correction need not read the gradient again; None
+            before the first gradient that was seen with ``current``.
+        shares: Estimate of the share of the gradient noise's variance in the span of the first ``1..q`` directions of
+            ``current``, shape ``(q,)``, float64, on the CPU, rather too low than too high; None while there is no estimate.
     """
 
     current: ProbeDirections | None
@@ -40,28 +41,28 @@ class Learner(ABC):
         """Learn from one mini-batch gradient: uncorrected, averaged over the ranks, not scaled for half precision.
 
         Args:
-            gradients: Of the parameters' shapes, neither kept nor changed; ``None`` stands for zeros.
+            gradients: The gradient of each parameter, neither kept nor changed; ``None`` stands for zeros.
         """
 
     @abstractmethod
     def directions(self, count: int, generator: torch.Generator) -> ProbeDirections:
-        """End the pass: use the directions that it has learned, and begin the next pass from these directions.
+        """End the pass: use the learned directions from now on, and begin the next pass with these directions.
 
         Args:
-            count: ``q``, at least 1. If it is less than before, the leading directions are given; if more, random ones are
-                added, which the next pass learns.
-            generator: CPU generator, in the same state in every process; read only where random directions are needed.
+            count: ``q``, at least 1. If it is less than before, the leading directions are returned. If it is more, random
+                directions are added, from which the next pass learns.
+            generator: CPU generator, in the same state in every process; read only if random directions are needed.
 
         Returns:
-            The directions, leading ones first: :attr:`current`.
+            The directions, the leading directions first: :attr:`current`.
         """
 
     @abstractmethod
     def leading(self, count: int) -> ProbeDirections:
-        """Use only the first directions that :meth:`directions` gave: fewer are probed than are learned.
+        """Use only the first of the learned directions, if fewer directions are probed than are learned.
 
         Args:
-            count: How many, at least 1 and at most as many as were given.
+            count: Number of directions, at least 1 and at most the number that :meth:`directions` returned.
 
         Returns:
             The directions: :attr:`current` from now on.
@@ -69,12 +70,12 @@ class Learner(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """All that was learned, also in mid-pass: plain types and tensors; this process's part of sharded parameters."""
+        """Everything learned so far, even within a pass, as plain types and tensors; for shards, this process's part."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue, bit for bit, from a state of :meth:`state_dict`.
 
         Args:
-            state: What it returned, for the same parameters.
+            state: The state, which must belong to the same parameters.
         """

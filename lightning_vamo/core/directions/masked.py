@@ -19,18 +19,18 @@ from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 class MaskedDirections(Directions):
     r"""Directions of any family, restricted to the smallest weights of each tensor; the other weights do not move.
 
-    Large weights hold what a pretrained model knows, and the loss is curved along them: leaving them alone allows a larger
-    learning rate. The family is that of the space of the masked weights: its directions have (mean) unit norm there, are
-    orthonormal there if the family's are, and ``d`` is the number of these weights.
+    Large weights hold the knowledge of a pretrained model, and the loss is curved along large weights: if they do not move, a
+    larger learning rate is possible. Directions are drawn in the space of the small weights: they have (mean) unit norm there,
+    they are orthonormal if the family's directions are, and ``d`` is the number of small weights.
 
-    A mask belongs to the weights that it was made from. Where directions are drawn for a snapshot, the mask is the snapshot's;
+    A mask marks the small weights of a point. If directions are drawn for a snapshot, the mask is made at the snapshot.
     :class:`~lightning_vamo.MeZOCallback`, which draws directions for each step, makes a mask at the beginning of each epoch. A
     mask takes one bit per weight.
 
     Args:
         family: The family to restrict, which must not learn.
-        keep: Which share of each tensor's weights directions are along, above 0 and at most 1; at least one weight. Weights as
-            small as the last one count as well.
+        keep: Share of each tensor's weights that can move, above 0 and at most 1; at least one weight. Weights that are exactly
+            as small as the largest of these weights move too.
 
     Raises:
         InvalidArgumentError: If an argument is not allowed.
@@ -60,7 +60,7 @@ class MaskedDirections(Directions):
 
     @property
     def orthonormal(self) -> bool:  # type: ignore[override]  # it is the family's
-        """Whether the directions of one draw are orthonormal."""
+        """Whether the directions of one draw are orthonormal, as the family's are."""
         return self.family.orthonormal
 
     def seeded(self) -> "MaskedDirections":
@@ -68,7 +68,7 @@ class MaskedDirections(Directions):
         return self._with(self.family.seeded(), self._masks)
 
     def at(self, parameters: Sequence[Tensor], state: list[Tensor] | None = None) -> "MaskedDirections":
-        """See :meth:`Directions.at`: with the mask of these weights."""
+        """See :meth:`Directions.at`; the family gets the mask of these weights."""
         if state is None:
             state = [_mask(parameter, self.keep) for parameter in parameters]
         return self._with(self.family, [mask.to(p.device) for mask, p in zip(state, parameters, strict=True)])
@@ -83,19 +83,19 @@ class MaskedDirections(Directions):
         return other
 
     def check_count(self, count: int, dimension: int) -> None:
-        """See :meth:`Directions.check_count`: as many as the family can draw for the masked weights."""
+        """See :meth:`Directions.check_count`; the limit is that of the family for the number of small weights."""
         self.family.check_count(count, max(1, math.ceil(self.keep * dimension)))
 
     def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
         masks = self._masks or [_mask(parameter, self.keep) for parameter in parameters]
         sizes = [int(sum(part.sum() for part in _unpacked(mask, p.numel()))) for mask, p in zip(masks, parameters, strict=True)]
-        # Of these only shapes, types and devices are read.
+        # Only the shapes, types and devices of these tensors are read.
         kept = [p.new_zeros(()).expand(size) for p, size in zip(parameters, sizes, strict=True)]
         return _Masked(self.family.draw(kept, count, generator), masks, parameters)
 
 
 class _Masked(ProbeDirections):
-    """Directions of the masked weights, as directions of all weights."""
+    """Directions in the space of the small weights, used as directions of all weights."""
 
     def __init__(self, inner: ProbeDirections, masks: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         self.count = inner.count
@@ -166,11 +166,11 @@ class _Masked(ProbeDirections):
 
 
 def _mask(parameter: Tensor, keep: float) -> Tensor:
-    """The mask of a tensor's smallest weights, a bit for each."""
+    """The mask of a tensor's smallest weights, with a bit for each weight."""
     if is_sharded(parameter):
         raise UnsupportedError(
-            "MaskedDirections need whole tensors, whose smallest weights they are along, and these are sharded: train with DDP,"
-            " or with another family."
+            "MaskedDirections need whole tensors, to find their smallest weights, but the parameters are sharded: train with"
+            " DDP, or with another family of directions."
         )
     sizes = parameter.detach().reshape(-1).abs()
     if not len(sizes):
@@ -186,7 +186,7 @@ def _bits(like: Tensor) -> Tensor:
 
 
 def _unpacked(mask: Tensor, numel: int) -> Iterator[Tensor]:
-    """A mask's flags, a chunk at a time."""
+    """The flags of a mask, a chunk at a time."""
     for start, packed in zip(range(0, numel, CHUNK), torch.split(mask, CHUNK // 8), strict=False):
         yield (packed.unsqueeze(1) >> _bits(packed) & 1).view(-1)[: numel - start].bool()
 

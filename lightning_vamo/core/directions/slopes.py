@@ -1,4 +1,4 @@
-"""The slopes and the norm of a gradient, computed once, so that no later computation reads the gradient again."""
+"""The slopes and the norm of a gradient: computed once, so that later steps need not read the gradient again."""
 
 import math
 
@@ -12,10 +12,10 @@ class Slopes:
     """The slopes of a gradient along directions, and its norm.
 
     Args:
-        coordinates: The inner products with the directions' basis, over all shards, shape ``(q,)``; zeros if they are not
-            finite.
-        finite: Whether they are, shape ``()``. If not, the optimizer is about to skip the step.
-        square: The squared norm, of sharded gradients that of this process's part, shape ``()``; None if it is not known.
+        coordinates: The inner products with the directions' basis, over all shards, shape ``(q,)``; zeros if an inner product
+            is not finite.
+        finite: Whether the inner products are finite, shape ``()``. If not, the optimizer will skip the step.
+        square: The squared norm, for sharded gradients that of this process's part, shape ``()``; None if it is not known.
     """
 
     __slots__ = ("coordinates", "finite", "square")
@@ -52,7 +52,7 @@ class Slopes:
 
     @property
     def square_or_zero(self) -> Small:
-        """The squared norm, or zero if it or the coordinates are not finite."""
+        """The squared norm, or zero if the norm or the coordinates are not finite."""
         if isinstance(self.square, Tensor):
             return finite_or_zero(self.square, self.finite & self.square.isfinite())
         return self.square if self.finite and math.isfinite(self.square or 0.0) else 0.0
@@ -66,7 +66,7 @@ class Slopes:
         return Slopes(self.coordinates[:count], self.finite, self.square)
 
     def turned(self, turning: Small) -> "Slopes":
-        """The leading coordinates times a matrix that has as many rows as there are leading coordinates."""
+        """Multiply the leading coordinates by a matrix, which has a row for each leading coordinate."""
         return Slopes(product(self.leading(len(turning)).coordinates, turning), self.finite, self.square)
 
     def times(self, unit: Small) -> "Slopes":

@@ -1,1 +1,1 @@
-"""Gradients from function values alone."""
+"""Estimate gradients from function values alone, and move weights along directions in place."""

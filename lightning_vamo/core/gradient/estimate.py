@@ -29,22 +29,23 @@ def estimate_gradient(
 
     .. math:: \hat\nabla f(x) = \frac{d}{q} \sum_{j=1}^{q} \frac{f(x + \mu u_j) - f(x)}{\mu}\, u_j
 
-    With one probe this is the paper's two-point estimator, with more the multi-point estimator. It is unbiased for the
-    gradient of :math:`f` smoothed over a ball of radius :math:`\mu`, as :math:`\mathbb{E}[u u^\top] = I_d/d`.
+    With one probe this is the paper's two-point estimator, with more probes the multi-point estimator. As
+    :math:`\mathbb{E}[u u^\top] = I_d/d`, it is an unbiased estimate of the gradient of :math:`f` smoothed over a ball of radius
+    :math:`\mu`.
 
     Args:
-        loss: The function, a tensor of one element; called without gradients, ``1 + probes`` times (``1 + 2 probes`` for
-            central differences).
-        parameters: The tensors that it depends on, perturbed in place and restored bit for bit.
+        loss: The function, which returns a tensor of one element. It is called without gradients, ``1 + probes`` times
+            (``1 + 2 probes`` for central differences).
+        parameters: The tensors that the function depends on, perturbed in place and restored bit for bit.
         probes: ``q``, the number of directions.
-        directions: The family to draw them from; by default :class:`~lightning_vamo.core.directions.SphereDirections`.
+        directions: The family of directions; by default :class:`~lightning_vamo.core.directions.SphereDirections`.
         mu: Smoothing radius for unit vectors, or ``"auto"``: see :func:`~lightning_vamo.core.probes.radius.auto_mu`.
         difference: ``"forward"`` or ``"central"``.
-        generator: CPU generator for the directions; by default a new one with a random seed. The global one is never
-            touched.
+        generator: CPU generator for the directions; by default a new generator with a random seed. The global generator is
+            never touched.
 
     Returns:
-        The estimate, one tensor per parameter, of its shape and type.
+        The estimate: for each parameter, a tensor of the parameter's shape and type.
 
     Raises:
         InvalidArgumentError: If an argument is not allowed.
@@ -75,7 +76,8 @@ def estimate_gradient(
         losses = probe_losses(lambda: scalar(loss()), point, drawn, radius, difference)
     if not bool(losses.isfinite().all()):
         raise NonFiniteLossError(
-            f"`loss` is not finite around the given point: {losses.tolist()}. Check the point, or set a smaller `mu`."
+            f"`loss` must be finite at the given point and around it, got {losses.tolist()}: check the point, or set a smaller"
+            " `mu`."
         )
     slopes = probe_differences(losses, radius, difference)
     estimate = [torch.zeros_like(parameter) for parameter in parameters]

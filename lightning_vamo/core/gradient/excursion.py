@@ -1,4 +1,4 @@
-"""An excursion: move weights along a direction in place, and bring the weights back bit for bit without a copy."""
+"""An excursion: move weights along a direction in place, and bring the weights back bit for bit, without a copy."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,23 +13,23 @@ from lightning_vamo.core.gradient.moved import Moved, check_movable
 from lightning_vamo.core.sharding import local
 
 BLOCK = 2**17
-"""Numbers that are moved at a time: few enough to stay in a CPU's cache, and for what a move takes on the side to be little."""
+"""How many numbers are moved at a time: few enough to stay in a CPU's cache, and to need little memory for a move."""
 
 _T = TypeVar("_T")
 
 
 class Excursion:
-    """Moves weights along one direction after another, and brings them back.
+    """Moves weights along one direction after another, and brings the weights back.
 
-    What it takes to come back is about a hundredth of the weights' memory: see
-    :mod:`lightning_vamo.core.gradient.remainder`. The directions are regenerated each time that they are gone along.
+    The way back takes about a hundredth of the weights' memory: see :mod:`lightning_vamo.core.gradient.remainder`. The numbers
+    of a direction are drawn again for each move.
 
     Args:
-        parameters: The live parameters, which are moved in place. Of sharded ones, the part of this process is.
+        parameters: The live parameters, which are moved in place; of a sharded parameter, the part of this process.
         directions: The directions, drawn for these parameters.
 
     Raises:
-        InvalidArgumentError: If a parameter's type is not one that can be moved and brought back.
+        InvalidArgumentError: If a parameter has a type that cannot be moved and brought back.
         UnsupportedError: If the directions have no parts.
     """
 
@@ -44,20 +44,20 @@ class Excursion:
 
     @property
     def away(self) -> bool:
-        """Whether the weights are elsewhere than at the beginning."""
+        """Whether the weights are away from their beginning."""
         return self._at is not None
 
     @property
     def bytes(self) -> int:
-        """Bytes that the way back takes."""
+        """The memory that the way back takes, in bytes."""
         return sum(moved.bytes for moved in self._moved if moved is not None)
 
     def go(self, index: int, distance: float | Sequence[float]) -> None:
         r"""Set the weights to :math:`x + s u_j`, where :math:`x` are the weights at the beginning.
 
         Args:
-            index: Which direction.
-            distance: The step :math:`s` along it, in units of parameter norm; or one for each parameter.
+            index: Number of the direction.
+            distance: The step :math:`s` along the direction, in units of parameter norm, for all parameters or for each.
         """
         distances = [distance] * len(self._parameters) if isinstance(distance, (int, float)) else list(distance)
         opposite = [-s for s in distances]
@@ -72,8 +72,8 @@ class Excursion:
         """Bring the weights back to :math:`x`, bit for bit.
 
         Args:
-            then: Called for each piece that is back, in the same pass: with the number of its parameter, the piece, and the
-                direction's part for it.
+            then: Called for each piece that is back, in the same pass, with the number of the piece's parameter, the piece, and
+                the direction's part for the piece.
         """
         if self._at is None:
             return
@@ -89,7 +89,7 @@ class Excursion:
         self._at, self._moved = None, []
 
     def stay(self) -> None:
-        """Let the weights stay at the present point: it is the beginning from now on."""
+        """Let the weights stay at the present point, which is their beginning from now on."""
         self._at, self._moved = None, []
 
     def _walk(self, index: int, visit: Callable[[int, Tensor, Tensor | None, Moved | None], Moved | None]) -> None:
@@ -112,12 +112,13 @@ def along(
     """The blocks of the parameters, with the parts of a direction.
 
     Args:
-        parameters: What this process holds of the parameters.
+        parameters: The part of each parameter that this process holds.
         sizes: Sizes of the direction's parts, parameter by parameter.
-        parts: The parts.
+        parts: The parts of the direction.
 
     Yields:
-        The number of a parameter; some of its numbers, flat, which can be written to; and the direction's for these.
+        The position of a parameter; a flat block of its numbers, which can be written to; and the direction's part for the
+        block.
     """
     drawn = ahead(parts, parameters)
     for number, (parameter, own) in enumerate(zip(parameters, sizes, strict=True)):
@@ -128,18 +129,19 @@ def along(
                 continue
             for block, numbers in zip(torch.split(piece, BLOCK), torch.split(part, BLOCK), strict=True):
                 yield number, block, numbers
-    for _ in drawn:  # lets the iterator end
+    for _ in drawn:  # so that the iterator reaches its end
         pass
 
 
 def ahead(items: Iterator[_T], parameters: Sequence[Tensor]) -> Iterator[_T]:
-    """Draw the next item in a thread while the caller uses the present item, for large parameters on a CPU with idle cores.
+    """Draw the next item in a thread, while the caller uses the present item.
 
-    Torch draws random numbers with one thread, and that takes as long as all the rest.
+    This helps for large parameters on a CPU with idle cores: torch draws random numbers with one thread, which takes as long as
+    the rest of the work. For other parameters, the items are drawn without a thread.
 
     Args:
         items: Draws the items.
-        parameters: The parameters that they are for.
+        parameters: The parameters that the items are for.
 
     Yields:
         The items.

@@ -1,12 +1,11 @@
-r"""A piece of the weights that moves from :math:`x` to :math:`x + s`, to :math:`x - s`, and back to :math:`x`, to the bit.
+r"""Move a piece of the weights from :math:`x` to :math:`x + s`, to :math:`x - s`, and back to :math:`x`, bit for bit.
 
-Weights of 64 or 32 bits have bits to spare. There the step is rounded to a grid that the largest weight of the piece is on
-too, and the piece itself is rounded once, to :math:`\bar x`, so that :math:`\bar x + s` and :math:`\bar x - s` are sums that
-need no rounding. Then the piece may go to and fro by plain additions. What the one rounding takes is a
-:class:`~lightning_vamo.core.gradient.remainder.Remainder`: the piece is moved outward, away from zero, by :math:`|s|`, and
-back.
-Weights of 16 bits are too coarse for that. Their steps are of 32 bits, and each way has a remainder of its own.
-A small piece is copied instead, which takes less time than all this.
+Weights of 64 or 32 bits have bits to spare. Their step is rounded to a grid, on which the largest weight of the piece lies too.
+The piece itself is rounded once, to :math:`\bar x`, so that the sums :math:`\bar x + s` and :math:`\bar x - s` need no
+rounding, and the piece can move by plain additions. A :class:`~lightning_vamo.core.gradient.remainder.Remainder` keeps the bits
+that this rounding loses: the piece is moved outward, away from zero, by :math:`|s|`, and back.
+Weights of 16 bits are too coarse for this. Their steps have 32 bits, and each way has its own remainder.
+A small piece is copied, which takes less time.
 """
 
 import math
@@ -18,10 +17,10 @@ from lightning_vamo.core.gradient.remainder import MANTISSA, Remainder
 from lightning_vamo.errors import InvalidArgumentError
 
 SMALL = 2**12
-"""Pieces of so many numbers, or fewer, are copied: there are few of them in a model that is not small itself."""
+"""Pieces of at most this many numbers are copied; a large model has few such pieces."""
 
 _FEWEST = 64
-"""A grid on which the longest step has fewer places than this is too coarse for the steps."""
+"""A grid is too coarse for the steps if the longest step has fewer binary places on it than this."""
 
 
 def check_movable(dtype: torch.dtype) -> None:
@@ -31,19 +30,19 @@ def check_movable(dtype: torch.dtype) -> None:
         dtype: The weights' type.
 
     Raises:
-        InvalidArgumentError: If it is another than float64, float32, float16 and bfloat16.
+        InvalidArgumentError: If the type is not float64, float32, float16 or bfloat16.
     """
     if dtype not in MANTISSA:
-        raise InvalidArgumentError(f"`parameters` must be of one of the types {', '.join(map(str, MANTISSA))}, got {dtype}.")
+        raise InvalidArgumentError(f"`parameters` must have one of the types {', '.join(map(str, MANTISSA))}, got {dtype}.")
 
 
 class Moved:
     """A piece of the weights that is moved along a direction.
 
     Args:
-        piece: The numbers, a flat tensor; they are moved.
+        piece: The numbers, a flat tensor, which is moved.
         part: The direction's numbers for the piece, of float32 or wider.
-        distance: How far along it.
+        distance: The distance along the direction.
     """
 
     def __init__(self, piece: Tensor, part: Tensor, distance: float) -> None:
@@ -64,7 +63,7 @@ class Moved:
 
     @property
     def bytes(self) -> int:
-        """Bytes that the way back takes."""
+        """The memory that the way back takes, in bytes."""
         return self._remainder.bytes if self._copy is None else self._copy.nbytes
 
     def _place(self, piece: Tensor, part: Tensor, origin: Tensor) -> None:
@@ -74,7 +73,7 @@ class Moved:
         if self._grid is None:
             wide = torch.float32 if piece.element_size() == 2 else torch.float64
             return part.to(wide) * distance
-        # Adding a large number rounds to its last place, and subtracting it leaves the rest as it was.
+        # The sum with a large number is rounded to that number's last place; subtracting it again is exact.
         large = 1.5 * 2.0 ** MANTISSA[piece.dtype] * self._grid
         return (part.to(piece.dtype) * distance).add_(large).sub_(large)
 
@@ -115,14 +114,14 @@ class Moved:
 
 
 def _grid(piece: Tensor, part: Tensor, distance: float) -> float | None:
-    """The last place of the largest number that the piece may reach; None if steps must be finer than the last place."""
+    """The grid: the last place of the largest number that the piece may reach; None if steps must be finer."""
     if piece.element_size() == 2 or not piece.numel():
         return None
     longest = abs(distance) * _largest(part)
     largest = _largest(piece) + longest
     if not 0 < largest < torch.finfo(piece.dtype).max / 4:
         return None
-    # Two places more than the largest number needs: it may be rounded up, and the sum that rounds a step is larger still.
+    # Two places more than the largest number needs: the number may be rounded up, and the sum that rounds a step is larger.
     grid = math.ldexp(1.0, math.frexp(largest)[1] + 1 - MANTISSA[piece.dtype])
     return grid if longest >= _FEWEST * grid else None
 

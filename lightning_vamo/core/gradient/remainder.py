@@ -1,18 +1,18 @@
 r"""The rounding errors of weights that are moved in place, kept so that the way back is exact.
 
-Weights that are moved by a step :math:`s` and then by :math:`-s` do not come back: :math:`x + s` is rounded, and where its
-exponent is larger than that of :math:`x` the last bits of :math:`x` are gone. After a thousand perturbations such weights have
-drifted. A copy of the weights would bring them back, and take as much memory as the model.
+Weights that are moved by a step :math:`s` and then by :math:`-s` do not come back exactly: :math:`x + s` is rounded, and if its
+exponent is larger than that of :math:`x`, the last bits of :math:`x` are lost. After a thousand perturbations the weights have
+drifted. A copy of the weights would bring them back, but takes as much memory as the model.
 
-Far less is enough. Where the exponent did not rise, rounding :math:`y = \operatorname{fl}(x + s)` lost at most half a unit in
-the last place of :math:`x`, so that :math:`\operatorname{fl}(y - s)` is :math:`x` again, but for ties. Whether the exponent of
-:math:`y` is above that of :math:`\operatorname{fl}(y - s)` can be told from :math:`y` and :math:`s`, which are there on the way
-back too. So only these *risky* weights need anything: the difference of the bit patterns of :math:`x` and of
-:math:`\operatorname{fl}(y - s)`, which is 0, 1 or -1 for nearly all of them and takes two bits. The others among them, and the
-ties elsewhere, are listed. Where that would take more than the weights do, they are copied.
+Far less memory is enough. If the exponent did not rise, the rounding of :math:`y = \operatorname{fl}(x + s)` lost at most half
+a unit in the last place of :math:`x`, so :math:`\operatorname{fl}(y - s)` is :math:`x` again, except for ties. A weight is
+*risky* if the exponent of :math:`y` is above that of :math:`\operatorname{fl}(y - s)`, which the way back can tell from
+:math:`y` and :math:`s`. Only risky weights need memory: the difference between the bit patterns of :math:`x` and
+:math:`\operatorname{fl}(y - s)`, which is 0, 1 or -1 for nearly all risky weights and takes two bits. The other differences,
+and ties among the other weights, are listed. If the list would take more memory than the weights, the weights are copied.
 
-No step of this is approximate: each operation is one addition that IEEE arithmetic rounds correctly, so both ways compute the
-same numbers, whatever the bits of the weights are.
+Nothing here is approximate: each operation is one addition that IEEE arithmetic rounds correctly, so both ways compute the same
+numbers for all bit patterns of the weights.
 """
 
 import numpy as np
@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 MANTISSA = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23, torch.float64: 52}
-"""The types that weights may have, and how many bits of a fraction they store."""
+"""The types that weights may have, and the number of stored bits of their fraction."""
 
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-# The bits of the exponent, which are those of infinity.
+# The bits of the exponent; infinity has exactly these bits set.
 _EXPONENT = {
     torch.bfloat16: 0x7F80,
     torch.float16: 0x7C00,
@@ -33,15 +33,15 @@ _EXPONENT = {
 }
 
 _OTHER = 3
-"""The code of a risky weight that the way back misses by more than one; else the code is the miss and one."""
+"""The code of a risky weight whose difference is not -1, 0 or 1 and is listed; otherwise the code is the difference plus 1."""
 
 
 class Remainder:
     """The bits that a moved piece of the weights needs to come back exactly.
 
     Args:
-        piece: The numbers, a flat tensor of a type in ``MANTISSA``; they are moved.
-        step: By how much, of the same shape, in a type at least as wide.
+        piece: The numbers, a flat tensor of a type in ``MANTISSA``, which is moved.
+        step: The step of each number, of the same shape, in a type at least as wide.
     """
 
     def __init__(self, piece: Tensor, step: Tensor) -> None:
@@ -64,7 +64,7 @@ class Remainder:
 
     @property
     def bytes(self) -> int:
-        """Bytes that the remainder takes."""
+        """The memory that the remainder takes, in bytes."""
         copied = getattr(self, "_copy", None)
         kept = (self._codes, self._others, self._places, self._strays)
         return sum(part.nbytes for part in kept) + (0 if copied is None else copied.nbytes)
@@ -73,8 +73,8 @@ class Remainder:
         """Move a piece back, bit for bit.
 
         Args:
-            piece: The numbers as they were left; they become what they were before.
-            step: The step, with the bits that it had then.
+            piece: The moved numbers; afterwards they are as before the move.
+            step: The same step, bit for bit.
         """
         if self._copy is not None:
             piece.copy_(self._copy)
@@ -96,15 +96,15 @@ def _bits(numbers: Tensor) -> Tensor:
 
 
 def _risky(there: Tensor, back: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Where the exponent is larger than on the way back, and the bits that are most likely to have been there before.
+    """The risky weights, and the bits that they most likely had before the move.
 
-    Those are the bits on the way back; or those of zero, where what comes back is next to nothing but rounding.
+    The likely bits are those that come back; or the bits of zero, if a number comes back that is nearly all rounding error.
 
     Returns:
-        The places, and the bits there.
+        The places of the risky weights, and their likely bits.
     """
     mask = _EXPONENT[dtype]
-    if there.device.type == "cpu":  # NumPy is several times as fast there at finding places, at taking and at putting
+    if there.device.type == "cpu":  # on a CPU, NumPy is several times as fast at finding places, at taking and at putting
         risky = torch.from_numpy(np.flatnonzero((there.numpy() & mask) > (back.numpy() & mask)))
     else:
         risky = ((there & mask) > (back & mask)).nonzero().squeeze(1)
@@ -133,13 +133,13 @@ def _put(numbers: Tensor, places: Tensor, values: Tensor) -> None:
 
 
 def _narrow(values: Tensor) -> Tensor:
-    """Whole numbers, in a byte each if they fit."""
+    """Store whole numbers in a byte each if they fit."""
     small = values.to(torch.int8)
     return small if bool((small == values).all()) else values
 
 
 def _packed(codes: Tensor) -> Tensor:
-    """Four numbers of two bits to a byte."""
+    """Pack numbers of two bits, four numbers to a byte."""
     padded = codes.new_zeros(len(codes) + -len(codes) % 4, dtype=torch.uint8)
     padded[: len(codes)] = codes
     fours = padded.view(4, -1)

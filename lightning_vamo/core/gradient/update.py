@@ -1,4 +1,4 @@
-r"""A step of SGD along directions, taken in place, without a gradient in memory."""
+r"""Take a step of SGD along directions, in place, without a gradient in memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,12 +37,12 @@ def descend(
     .. math:: x \leftarrow x - \eta\,(g + \lambda x)
 
     Args:
-        parameters: :math:`x`, changed in place. Of sharded ones, the part of this process is.
+        parameters: :math:`x`, changed in place; of a sharded parameter, the part of this process.
         directions: :math:`u_j`.
         coefficients: :math:`c_j`, ``q`` numbers.
         rates: :math:`\eta` and :math:`\lambda` of each parameter.
-        excursion: From which the parameters are to come back first. Where it is along the only direction, that takes no second
-            pass over the direction.
+        excursion: The excursion from which the parameters have to come back first. With a single direction, coming back and the
+            step share one pass over the direction.
     """
 
     def step(number: int, piece: Tensor, gradient: Tensor | None) -> None:
@@ -82,7 +82,7 @@ def write_gradient(
         parameters: The parameters.
         directions: :math:`u_j`.
         coefficients: :math:`c`, shape ``(q,)``.
-        scale: Scales the coefficients, where a GradScaler is to unscale the gradients.
+        scale: Scales the coefficients if a GradScaler will unscale the gradients; None if no GradScaler is used.
     """
     for parameter in parameters:
         if parameter.grad is None:

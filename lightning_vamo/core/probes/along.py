@@ -10,10 +10,10 @@ from lightning_vamo.core.directions import ProbeDirections
 
 @dataclass(frozen=True)
 class Along:
-    """Directions and their radius: a gradient and its control variate must be estimated along the same directions.
+    """Directions and their radius, which a gradient estimate and its control variate must share.
 
     Attributes:
-        parameters: What they are directions of.
+        parameters: The parameters that the directions belong to.
         directions: The directions.
         mu: Smoothing radius, in units of parameter norm.
     """

@@ -13,7 +13,7 @@ def check_clip(clip: float | None) -> None:
         clip: The bound.
 
     Raises:
-        InvalidArgumentError: If it is not allowed.
+        InvalidArgumentError: If the bound is not allowed.
     """
     if clip is None:
         return
@@ -22,16 +22,16 @@ def check_clip(clip: float | None) -> None:
 
 
 def clipped(deltas: Tensor, bound: float | None) -> Tensor:
-    r"""Bound probe differences, and set those to zero that are not finite.
+    r"""Bound probe differences, and set probe differences to zero that are not finite.
 
     .. math:: \delta_j \leftarrow \max(-c, \min(c, \delta_j))
 
     Args:
         deltas: Probe differences, of any shape.
-        bound: :math:`c`; None bounds nothing but what is not finite.
+        bound: :math:`c`; None only sets numbers to zero that are not finite.
 
     Returns:
-        Of the same shape and type.
+        The bounded differences, of the same shape and type.
 
     References:
         Shang et al., "Fine-tuning Quantized Neural Networks with Zeroth-order Optimization", arXiv:2505.13430, which clips the

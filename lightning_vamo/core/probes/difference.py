@@ -21,10 +21,11 @@ def check_difference(difference: str) -> None:
         difference: The scheme's name.
 
     Raises:
-        InvalidArgumentError: If it is neither ``"forward"`` nor ``"central"``.
+        InvalidArgumentError: If the name is neither ``"forward"`` nor ``"central"``.
     """
     if difference not in get_args(Difference):
-        raise InvalidArgumentError(f"`difference` must be one of {get_args(Difference)}, got {difference!r}.")
+        names = ", ".join(map(repr, get_args(Difference)))
+        raise InvalidArgumentError(f"`difference` must be one of {names}, got {difference!r}.")
 
 
 def probe_losses(
@@ -33,9 +34,9 @@ def probe_losses(
     r"""Evaluate losses at the snapshot and at the perturbed points around it.
 
     Args:
-        loss: One loss or several at the current parameters, a tensor of any shape ``S``; called ``1 + q`` times, for central
-            differences ``1 + 2q`` times. Its randomness must be the same at each call.
-        point: The snapshot, whose parameters ``loss`` reads. They hold the snapshot before and after, also after an error.
+        loss: Returns one loss or several losses at the current parameters, a tensor of any shape ``S``. It is called ``1 + q``
+            times, for central differences ``1 + 2q`` times, and must draw the same random numbers at each call.
+        point: The snapshot. Its parameters, which ``loss`` reads, hold the snapshot before and after, even after an error.
         directions: The ``q`` probe directions.
         mu: Smoothing radius.
         difference: ``"forward"`` or ``"central"``.
@@ -60,14 +61,14 @@ def perturbed_losses(
 
     Args:
         loss: See :func:`probe_losses`.
-        point: The snapshot, which the parameters hold before and after.
+        point: The snapshot, which the parameters hold before and after the call.
         directions: The probe directions.
         mu: Smoothing radius.
         difference: ``"forward"`` or ``"central"``.
-        indices: Which of the directions; by default all of them.
+        indices: Numbers of the directions to use; by default all directions.
 
     Returns:
-        What :func:`probe_losses` returns, without the losses at the snapshot.
+        The result of :func:`probe_losses` without the losses at the snapshot.
     """
     values = []
     try:
@@ -87,8 +88,8 @@ def probe_differences(losses: Tensor, mu: float, difference: Difference) -> Tens
         \quad\text{or}\quad \frac{f(\tilde x + \mu u_j) - f(\tilde x - \mu u_j)}{2\mu}
 
     Args:
-        losses: Shape ``(..., 1 + q)`` for forward, ``(..., 1 + 2q)`` for central differences, as
-            :func:`probe_losses` orders them.
+        losses: Losses in the order of :func:`probe_losses`, shape ``(..., 1 + q)`` for forward differences and
+            ``(..., 1 + 2q)`` for central differences.
         mu: Smoothing radius.
         difference: ``"forward"`` or ``"central"``.
 
@@ -102,7 +103,7 @@ def probe_differences(losses: Tensor, mu: float, difference: Difference) -> Tens
 
 
 def scalar(loss: Tensor) -> Tensor:
-    """The loss of one batch, whatever the shape that it comes in.
+    """The loss of one batch as a tensor without dimensions.
 
     Args:
         loss: A tensor of one element.
@@ -111,7 +112,7 @@ def scalar(loss: Tensor) -> Tensor:
         Shape ``()``, detached, float32 or wider.
 
     Raises:
-        InvalidArgumentError: If it is something else, or complex.
+        InvalidArgumentError: If the loss is something else, or complex.
     """
     if isinstance(loss, Tensor) and loss.is_complex():
         raise InvalidArgumentError(
@@ -119,7 +120,9 @@ def scalar(loss: Tensor) -> Tensor:
         )
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-        raise InvalidArgumentError(f"`loss` must be a tensor of one element, got {given}: take its mean, or wrap the number.")
+        raise InvalidArgumentError(
+            f"`loss` must be a tensor of one element, got {given}: return the mean of a tensor, or a number as a tensor."
+        )
     return detached(loss).reshape(())
 
 

@@ -1,4 +1,4 @@
-"""A copy of the weights: weights are moved away from the copy, and restored bit for bit."""
+"""A point: a copy of the weights, from which the weights are moved and to which they return bit for bit."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from lightning_vamo.core.sharding import local
 class Point:
     r"""A copy of the parameters :math:`x`, from which the parameters are moved, and to which they are restored bit for bit.
 
-    Use it as a context manager around the evaluations: on leaving, also through an error, the parameters hold exactly the
-    bits that they held on entering.
+    Use the point as a context manager around the evaluations: at the end of the context, even after an error, the parameters
+    hold exactly the bits that they held at its beginning.
 
     Args:
-        parameters: The live parameters. They are perturbed in place; the copy shares no storage with them. Of sharded ones,
-            the part of this process is copied and perturbed.
-        origin: The copy of an earlier point, ``point.origin``, to go back to with :meth:`restore`; by default a copy of the
-            parameters as they are is made.
+        parameters: The live parameters, which are perturbed in place; the copy shares no storage with them. Of a sharded
+            parameter, the part of this process is copied and perturbed.
+        origin: The copy of an earlier point, ``point.origin``, to which :meth:`restore` then returns; by default a new copy of
+            the parameters.
     """
 
     def __init__(self, parameters: Sequence[Tensor], origin: Sequence[Tensor] | None = None) -> None:
@@ -26,7 +26,7 @@ class Point:
         self.origin = [parameter.clone() for parameter in self.parameters] if origin is None else origin
         """The copy."""
         self._step: tuple[ProbeDirections, int, float] | None = None
-        # Where the parameters are: at the copy or a step away from it, along which directions, and in which versions.
+        # The place of the parameters: the step away from the copy, the directions of the step, and the parameters' versions.
         self._along: ProbeDirections | None = None
         self._versions = self._seen() if origin is None else None
 
@@ -54,7 +54,7 @@ class Point:
 
         Args:
             directions: The probe directions.
-            index: Which one, ``0 <= index < q``.
+            index: Number of the direction, ``0 <= index < q``.
             distance: The step :math:`s`, in units of parameter norm.
         """
         self._step = directions, index, distance
@@ -65,7 +65,7 @@ class Point:
 
     def renew(self) -> None:
         """Set the parameters to the last point again, after other code has written to them."""
-        self._versions = None  # which may not tell of the write
+        self._versions = None  # the version counters may not show the write
         if self._step is None:
             self.restore()
         else:

@@ -19,7 +19,7 @@ def check_mu(mu: float | Literal["auto"]) -> None:
         mu: The smoothing radius.
 
     Raises:
-        InvalidArgumentError: If it is not allowed.
+        InvalidArgumentError: If the radius is not allowed.
     """
     if mu == "auto":
         return
@@ -28,19 +28,19 @@ def check_mu(mu: float | Literal["auto"]) -> None:
 
 
 Trend = Literal["rounding", "curvature"]
-"""Which error of a finite difference is the larger one at a radius: it says on which side a better radius lies."""
+"""The larger error of a finite difference at a radius; with rounding a better radius is larger, with curvature smaller."""
 
 FACTOR = 4.0
-"""Between two radii that a search tries."""
+"""The factor between two radii that a search tries."""
 
 LADDER = (0, -1, -2, -3, -4, -5, -6, 1, 2)
-"""The radii that a search tries, as powers of ``FACTOR`` from its guess: guesses are more often too large than too small."""
+"""The radii that a search tries: the guess times these powers of ``FACTOR``. Guesses are more often too large than small."""
 
 SMALL = 0.9
-"""An error below this share of the probe differences leaves something of them."""
+"""Probe differences are of use if their error is below this share of their size."""
 
 GOOD_SNR = 20.0
-"""From here on the error, a four-hundredth of the variance, is not worth a change of the radius."""
+"""With this signal-to-noise ratio, the error is a four-hundredth of the variance, and not worth a change of the radius."""
 
 # Balance of rounding against truncation, as powers of the machine epsilon: see `auto_mu`.
 _EXPONENTS = {"forward": 2 / 5, "central": 1 / 3}
@@ -54,27 +54,27 @@ def auto_mu(
     steep: bool = False,
     robust: bool = False,
 ) -> float:
-    r"""Smoothing radius that fits the parameters' scale and the arithmetic.
+    r"""The smoothing radius that fits the scale of the parameters and the precision of the arithmetic.
 
     .. math:: \mu = \epsilon^{p} \, (1 + \lVert x \rVert), \qquad p = 2/5 \text{ (forward)},\ 1/3 \text{ (central)}
 
-    The step is for directions of unit norm, so a weight moves by about :math:`\mu / \sqrt d`: a small, fixed share of its
-    typical size, whatever :math:`d`. A fixed radius would not do: along a random direction the loss changes by about
-    :math:`\mu \lVert \nabla f \rVert / \sqrt d`, which drowns in the rounding of the loss, :math:`\epsilon f`, as :math:`d`
-    grows. The one keeps the step away from zero where the parameters start there.
+    The radius is for directions of unit norm, so a weight moves by about :math:`\mu / \sqrt d`: a small, fixed share of its
+    typical size for every :math:`d`. A constant radius would not do: along a random direction the loss changes by about
+    :math:`\mu \lVert \nabla f \rVert / \sqrt d`, which for large :math:`d` is less than the rounding error of the loss,
+    :math:`\epsilon f`. The summand 1 keeps the radius above zero for parameters that start at zero.
 
-    Central differences have an error of order :math:`\mu^2`, so rounding balances truncation at :math:`p = 1/3`. Forward
-    differences have one of order :math:`\mu`, which would give :math:`p = 1/2`, but the curvature along a random direction,
-    :math:`\operatorname{tr}(H)/d`, is small against the slope: a larger step, :math:`p = 2/5`, measured best over linear models
-    and multilayer perceptrons of 10 to :math:`10^7` parameters. Along directions that lead the gradient noise the loss is
-    steep, and curved, so there it is :math:`p = 1/2`.
+    Central differences have an error of order :math:`\mu^2`, which balances the rounding error at :math:`p = 1/3`. Forward
+    differences have an error of order :math:`\mu`, which would give :math:`p = 1/2`, but the curvature along a random
+    direction, :math:`\operatorname{tr}(H)/d`, is small against the slope: a larger radius, :math:`p = 2/5`, was the best over
+    linear models and multilayer perceptrons of 10 to :math:`10^7` parameters. Along the leading directions of the gradient
+    noise the loss is steep and curved, so there :math:`p = 1/2`.
 
     Args:
         parameters: The point :math:`x`.
         difference: ``"forward"`` or ``"central"``.
-        dtype: Type that sets the machine epsilon; by default the coarsest of the parameters'.
-        steep: Whether the directions are such that the loss changes along them more than along random ones.
-        robust: Whether to leave the largest tensor out of the norm: an embedding may hold nearly all of it.
+        dtype: Type that sets the machine epsilon; by default the coarsest type of the parameters.
+        steep: Whether the loss changes more along these directions than along random directions.
+        robust: Whether to leave the largest tensor out of the norm, since an embedding may hold nearly all of the norm.
 
     Returns:
         The radius, in units of parameter norm.
@@ -100,17 +100,17 @@ def auto_mu(
 def best_radius(errors: Callable[[float], tuple[float, float]], start: float) -> float:
     r"""Find the radius at which probe differences have the least error, on a ladder of radii around a guess.
 
-    Rounding makes an error that falls as :math:`1/\mu`, curvature one that grows with :math:`\mu`. Where either is as large as
-    the differences themselves, they say nothing. Far out a loss may be nearly linear again, with slopes that are not those at
-    the point: there the error is small for the differences' size, but not small. So of the radii whose error is smaller than
-    the differences the one with the least error is taken.
+    The error of rounding falls as :math:`1/\mu`, and the error of curvature grows with :math:`\mu`. If one of these errors is
+    as large as the differences themselves, the differences say nothing. Far from the point a loss may be nearly linear again,
+    with slopes that differ from those at the point: there the relative error is small, but the error is not. So among the radii
+    whose error is smaller than the differences, the search takes the radius with the least error.
 
     Args:
-        errors: The error at a radius, and the error relative to the differences; NaN where they are not known.
-        start: The guess. Radii from 1/4096 of it up to 16 times it are tried, a factor of 4 apart.
+        errors: Gives the error at a radius, and the error relative to the differences; NaN if they are not known.
+        start: The guess. The search tries radii from 1/4096 of the guess up to 16 times the guess, a factor of 4 apart.
 
     Returns:
-        The best radius; where none has an error smaller than the differences, the one whose relative error is least.
+        The best radius; if no radius has an error smaller than the differences, the radius with the least relative error.
 
     Example:
         >>> def errors(mu):
@@ -126,18 +126,18 @@ def best_radius(errors: Callable[[float], tuple[float, float]], start: float) ->
 
 
 def trend_of(up: float, down: float) -> Trend | None:
-    r"""Decide whether rounding or curvature dominates the error, by how a probe difference changes with the radius.
+    r"""Decide whether rounding or curvature dominates the error, from the change of probe differences with the radius.
 
-    Twice the radius halves an error of rounding and doubles one of curvature. So of the changes from :math:`\mu/2` to
-    :math:`\mu` and from :math:`\mu` to :math:`2\mu`, the first is twice the second where losses are rounded, and half of it
-    where the loss is curved.
+    Twice the radius halves an error of rounding and doubles an error of curvature. So the change from :math:`\mu/2` to
+    :math:`\mu` is twice the change from :math:`\mu` to :math:`2\mu` if rounding dominates, and half of it if curvature
+    dominates.
 
     Args:
         up: Root mean square of :math:`\delta(2\mu) - \delta(\mu)`.
         down: Root mean square of :math:`\delta(\mu) - \delta(\mu/2)`.
 
     Returns:
-        The larger error; None if neither stands out.
+        The larger error; None if neither error stands out.
     """
     if not (math.isfinite(up) and math.isfinite(down)) or up == down == 0:
         return None
@@ -145,12 +145,12 @@ def trend_of(up: float, down: float) -> Trend | None:
 
 
 def followed(mu: float, snr: float | None, trend: Trend | None) -> float:
-    """The radius for the next snapshot: doubled or halved where that reduces an error that is not small already.
+    """The radius for the next snapshot: doubled or halved if this reduces an error that is not small already.
 
     Args:
         mu: The last radius.
-        snr: How far probe differences stood out of their error; None if that is not known.
-        trend: Which error is the larger one; None if neither stands out.
+        snr: Size of the probe differences relative to their error; None if it is not known.
+        trend: The larger error; None if neither error stands out.
 
     Returns:
         The next radius.

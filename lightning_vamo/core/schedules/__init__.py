@@ -1,4 +1,4 @@
-"""How many probes to use in which epoch."""
+"""Schedules: how many probes to use in which epoch."""
 
 from lightning_vamo.core.schedules.base import ProbeSchedule, check_probes
 from lightning_vamo.core.schedules.efficient import Decision, EfficientProbes

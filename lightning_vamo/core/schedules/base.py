@@ -1,4 +1,4 @@
-"""The base class of schedules of the number of probes."""
+"""The base class of schedules, which set the number of probes of each epoch."""
 
 from abc import ABC, abstractmethod
 
@@ -6,10 +6,10 @@ from lightning_vamo.errors import InvalidArgumentError
 
 
 class ProbeSchedule(ABC):
-    """A number of probes for each epoch.
+    """Base class of schedules, which give a number of probes for each epoch.
 
-    A class with a method ``probes_at`` counts as a subclass; one that derives from this class has a short name on the command
-    line too.
+    Every class with a method ``probes_at`` counts as a subclass. A class that derives from this class can also be given by its
+    short name on the command line.
     """
 
     @classmethod
@@ -33,15 +33,15 @@ def check_probes(name: str, value: object, least: int = 0) -> int:
     """Refuse a number of probes that is not whole or is too small.
 
     Args:
-        name: What to call the value in the message.
+        name: Name of the argument, for the message.
         value: The value.
-        least: The smallest that is allowed.
+        least: The smallest number that is allowed.
 
     Returns:
         The value.
 
     Raises:
-        InvalidArgumentError: If it is not allowed.
+        InvalidArgumentError: If the value is not allowed.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InvalidArgumentError(f"`{name}` must be a whole number >= {least}, got {value!r}.")

@@ -10,11 +10,11 @@ from lightning_vamo.core.efficiency import batch_factor, efficiency, work_factor
 from lightning_vamo.core.probes.difference import Difference
 from lightning_vamo.core.schedules.base import ProbeSchedule, check_probes
 
-# Before it is measured: a forward pass is about a third of a training step, whose backward pass takes two thirds.
+# The time of a forward pass relative to a training step, before it is measured: the backward pass takes about two thirds.
 _ASSUMED_FORWARD = 1 / 3
-# The same where it is hoped that probes which did not pay have become cheaper.
+# The same time for a retry, which hopes that probes have become cheaper.
 _HOPED_FORWARD = 1 / 10
-# Clocks and spectra are noisy: a number of probes that pays is kept until another one is better by this factor.
+# Clocks and spectra are noisy: a number of probes that pays is kept until another number is better by this factor.
 _BETTER = 1.05
 # No directions remove all of the noise, whatever an estimate says.
 _MOST = 0.99
@@ -26,10 +26,10 @@ class Decision:
 
     Attributes:
         probes: ``q``.
-        removed: Share of the noise's variance that they are expected to remove.
-        work: The work of training with them, relative to training without.
-        afresh: Whether probes are tried again, and what was measured of earlier ones is forgotten.
-        reason: The same in words.
+        removed: Share of the noise's variance that the probes are expected to remove.
+        work: The work of training with the probes, relative to training without probes.
+        afresh: Whether probes are tried again, after all measurements of earlier probes were forgotten.
+        reason: The reason in words, for the log.
     """
 
     probes: int
@@ -42,31 +42,31 @@ class Decision:
 class EfficientProbes(ProbeSchedule):
     r"""The number of probes that removes the most noise for its work, up to a maximum; 0 if no number pays.
 
-    At every snapshot the number is chosen anew that has the highest :func:`~lightning_vamo.core.efficiency.efficiency`. The
+    At every snapshot, the schedule chooses the number with the highest :func:`~lightning_vamo.core.efficiency.efficiency`. The
     share of the noise that the first ``q`` directions are expected to remove is
 
     .. math:: R_q = \sum_{j \le q} \bar\beta_j^2 \lambda_j
 
-    with :math:`\lambda_j` the share of the noise in direction ``j``, which the directions' learning gives (random directions
-    have :math:`1/d`), and :math:`\bar\beta_j` the mean over the last snapshot's steps of the coefficient that
-    ``alpha="adaptive"`` found: 1 where rows are exact and fresh. Directions that were not probed are taken to do as well as the
-    others did on average. The work is that of the sweep's forward passes, whose time relative to a training step is measured.
+    with :math:`\lambda_j` the share of the noise in direction ``j``, which is measured as the directions are learned (for
+    random directions, :math:`1/d`), and :math:`\bar\beta_j` the coefficient that ``alpha="adaptive"`` found, averaged over the
+    steps of the last snapshot: 1 if rows are exact and fresh. Directions that were not probed count like the average of the
+    probed directions. The work is that of the sweep's forward passes, whose time relative to a training step is measured.
 
-    When no number of probes pays, the directions go on being learned, without probes. After a while all that was measured is
-    forgotten, and if good coefficients and cheap forward passes would make probes pay, a single one finds out. If it does so in
-    vain, the next while is twice as long.
+    When no number of probes pays, training goes on without probes, and the directions are still learned. After a number of
+    snapshots all measurements are forgotten. If good coefficients and cheap forward passes would make probes pay, a single
+    probe is tried. If the probe does not pay, the schedule waits twice as long before the next attempt.
 
-    It needs ``alpha="adaptive"``.
+    The schedule needs ``alpha="adaptive"``.
 
     Args:
         maximum: The largest number of probes, at least 1. As many directions are learned, whether or not they are probed.
-        retry_after: Snapshots without probes after which what was measured is forgotten, at least 1.
+        retry_after: Number of snapshots without probes after which the measurements are forgotten, at least 1.
 
     Raises:
         InvalidArgumentError: If an argument is not allowed.
 
     Attributes:
-        chosen: The number that was chosen last; None before the first choice.
+        chosen: The number of probes that was chosen last; None before the first choice.
 
     Example:
         >>> schedule = EfficientProbes(maximum=4)
@@ -94,7 +94,7 @@ class EfficientProbes(ProbeSchedule):
         r"""Count what the probes of a snapshot removed and cost.
 
         Args:
-            factors: :math:`\bar\beta`, mean over the snapshot's steps, shape ``(q,)``; None if there were none.
+            factors: :math:`\bar\beta`, mean over the snapshot's steps, shape ``(q,)``; None if no step was corrected.
             forward: Time of a sweep's forward pass, relative to that of a training step on the same batch; None if unknown.
         """
         if factors is not None:
@@ -103,11 +103,11 @@ class EfficientProbes(ProbeSchedule):
             self._forward = forward if self._forward is None else (self._forward + forward) / 2
 
     def decide(self, shares: Tensor | None, difference: Difference = "forward", sweeps: float = 1.0) -> Decision:
-        r"""Choose the number of probes for the snapshot to come.
+        r"""Choose the number of probes for the coming snapshot.
 
         Args:
             shares: :math:`\sum_{i \le j} \lambda_i`, the share of the noise's variance in the first :math:`j` directions, shape
-                ``(maximum,)``; None while it is not known.
+                ``(maximum,)``; None while the shares are not known.
             difference: ``"forward"`` or ``"central"``.
             sweeps: Sweeps per epoch, on average.
 
@@ -116,7 +116,7 @@ class EfficientProbes(ProbeSchedule):
         """
         if shares is None:
             self.chosen = 0
-            return Decision(0, 0.0, 1.0, False, "probes=0: the gradient noise is not known yet")
+            return Decision(0, 0.0, 1.0, False, "probes=0: the gradient noise has not been measured yet")
         again = self._idle >= self._wait
         if again:
             self._factors = self._forward = None
@@ -166,7 +166,7 @@ class EfficientProbes(ProbeSchedule):
         """Continue from a state of :meth:`state_dict`.
 
         Args:
-            state: What it returned.
+            state: The state.
         """
         chosen = state["chosen"]
         self.chosen = None if chosen is None else min(chosen, self.maximum)
@@ -180,7 +180,7 @@ def _decision(probes: int, best: int, removed: Tensor, work: Tensor, afresh: boo
     share, times = float(removed[looked - 1]), float(work[looked])
     larger = float(batch_factor(removed[looked - 1]))
     expected = f"expected to remove {100 * share:.2g} % of the gradient noise, as a {larger:.2f} times larger batch would, for"
-    expected += f" {times:.2f} times the work"
+    expected += f" {times:.2f} times the work of plain training"
     if probes:
         return Decision(probes, share, times, afresh, f"probes={probes}: {expected}")
-    return Decision(0, 0.0, 1.0, afresh, f"probes=0: the best number, {best}, is {expected}")
+    return Decision(0, 0.0, 1.0, afresh, f"probes=0: the best number above 0, {best}, is {expected}")

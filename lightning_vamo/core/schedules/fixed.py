@@ -29,7 +29,7 @@ class ConstantProbes(ProbeSchedule):
 
 
 class LinearProbes(ProbeSchedule):
-    """From ``start`` to ``end`` in equal steps over ``epochs`` epochs, then ``end``.
+    """A number of probes that goes from ``start`` to ``end`` in equal steps over ``epochs`` epochs, and then stays.
 
     Args:
         start: Probes in epoch 0.
@@ -61,9 +61,9 @@ class ExponentialProbes(ProbeSchedule):
 
     Args:
         start: Probes in epoch 0.
-        factor: Growth factor, above 0; below 1 the number shrinks.
+        factor: Growth factor, above 0; with a factor below 1 the number shrinks.
         every_n_epochs: Epochs between two multiplications, at least 1.
-        maximum: Never more than this many, at least 0.
+        maximum: The largest number of probes, at least 0.
 
     Raises:
         InvalidArgumentError: If an argument is not allowed.
@@ -100,7 +100,7 @@ def as_schedule(probes: object) -> ProbeSchedule:
         The schedule; a number becomes :class:`ConstantProbes`.
 
     Raises:
-        InvalidArgumentError: If it is neither.
+        InvalidArgumentError: If ``probes`` is neither.
     """
     if isinstance(probes, ProbeSchedule) and not isinstance(probes, type):
         return probes

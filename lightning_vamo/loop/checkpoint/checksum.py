@@ -1,4 +1,4 @@
-"""A checksum of a checkpoint's state: damaged or edited states are refused before they change anything."""
+"""A checksum of a checkpoint's state, to refuse damaged or edited states before they change anything."""
 
 import zlib
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ def checksum(value: Any, start: int = 0) -> int:
 
     Args:
         value: Nested dicts, lists and tuples of tensors on the CPU and of plain values.
-        start: The checksum of what came before.
+        start: The checksum of earlier values, to continue from.
 
     Returns:
         The checksum.

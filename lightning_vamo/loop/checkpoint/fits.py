@@ -1,4 +1,4 @@
-"""Checks that a checkpoint fits the run that resumes from it. Each difference is refused before anything changes."""
+"""Check that a checkpoint fits the run that resumes from it: each difference is refused before anything changes."""
 
 from typing import Any
 
@@ -11,21 +11,21 @@ from lightning_vamo.loop.run.run import Run
 
 
 def check_fits(name: str, then: object, now: object) -> None:
-    """Refuse a checkpoint whose value of one setting differs from the present run's.
+    """Refuse a checkpoint if one of its values differs from the value in the present run.
 
     Args:
-        name: What the thing is called.
-        then: What was when the checkpoint was saved.
-        now: What is in the present run.
+        name: Name of the value, for the message.
+        then: The value when the checkpoint was saved.
+        now: The value in the present run.
 
     Raises:
-        InvalidArgumentError: If the two differ.
+        InvalidArgumentError: If the values differ.
     """
     if then != now:
         raise InvalidArgumentError(
             f"The checkpoint does not fit the present run: {name} was {then}, and in the present run it is {now}. Resume with"
-            " the settings, the module and the data that it was saved with, or from a checkpoint at which a new snapshot is"
-            " due: an epoch's end, unless `control` keeps the rows beyond it."
+            " the settings, the module and the data of the run that saved the checkpoint, or from a checkpoint after which a"
+            " new snapshot is due, such as one from the end of an epoch, unless `control` keeps rows for several epochs."
         )
 
 
@@ -35,10 +35,10 @@ def check_snapshot(trainer: Trainer, run: Run, state: RankState) -> None:
     Args:
         trainer: The trainer.
         run: The present run.
-        state: What the checkpoint holds of this rank, with a snapshot.
+        state: The checkpoint's state of this rank, with a snapshot.
 
     Raises:
-        InvalidArgumentError: If they do not fit.
+        InvalidArgumentError: If the rows do not fit.
     """
     snapshot, settings, control = state.snapshot, run.method.settings, run.method.control
     assert snapshot is not None
@@ -57,11 +57,11 @@ def check_snapshot(trainer: Trainer, run: Run, state: RankState) -> None:
 
 
 def check_data(trainer: Trainer, state: RankState) -> None:
-    """Refuse a plan of batches whose data are not the present run's.
+    """Refuse a plan of batches that does not fit the data of the present run.
 
     Args:
         trainer: The trainer.
-        state: What the checkpoint holds of this rank.
+        state: The checkpoint's state of this rank.
 
     Raises:
         InvalidArgumentError: If the number of batches, of samples, or of samples in a batch differs.
@@ -81,7 +81,7 @@ def check_parameters(trainer: Trainer, state: RankState) -> None:
 
     Args:
         trainer: The trainer.
-        state: What the checkpoint holds of this rank.
+        state: The checkpoint's state of this rank.
 
     Raises:
         InvalidArgumentError: If the optimizer's trainable parameters are not those of the checkpoint.

@@ -14,10 +14,10 @@ def packed(batches: Iterable[Any]) -> dict[str, Any]:
     """Convert a sampler's batches for a checkpoint: lists of indices into tensors, other batches into plain types.
 
     Args:
-        batches: As the sampler gave them.
+        batches: The batches that the sampler gave.
 
     Returns:
-        What :func:`unpacked` reads.
+        A state that :func:`unpacked` reads.
 
     Raises:
         UnsupportedError: If a batch holds anything else.
@@ -34,7 +34,7 @@ def packed(batches: Iterable[Any]) -> dict[str, Any]:
 
 
 def unpacked(state: dict[str, Any]) -> list[Any]:
-    """The batches of :func:`packed`."""
+    """The batches from a state of :func:`packed`."""
     if "batches" in state:
         return list(state["batches"])
     return [part.tolist() for part in state["indices"].split(state["lengths"].tolist())]
@@ -58,6 +58,6 @@ def _plain(value: Any) -> Any:
 
 def _refuse(value: Any) -> Any:
     raise UnsupportedError(
-        f"The training sampler yields batches with a {type(value).__name__}, which a checkpoint cannot hold: let it yield"
-        " numbers, strings, and lists, tuples or dicts of them."
+        f"The training sampler yields batches with a {type(value).__name__}, which a checkpoint cannot hold: make the sampler"
+        " yield numbers, strings, and lists, tuples or dicts of numbers and strings."
     )

@@ -11,7 +11,7 @@ from lightning_vamo.loop.compat.random import generators
 
 
 def random_state(module: LightningModule, loaders: Sequence[Any]) -> dict[str, Any]:
-    """The global random states, and those of the loaders' own generators, as plain types and tensors."""
+    """The states of the global generators and of the loaders' own generators, as plain types and tensors."""
     states = compat.rng_states(module.device)
     if "numpy" in states:
         name, keys, *rest = states["numpy"]

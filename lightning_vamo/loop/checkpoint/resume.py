@@ -1,4 +1,4 @@
-"""Resume a run from a checkpoint, bit for bit as if it had not been interrupted."""
+"""Resume a run from a checkpoint, bit for bit as if the run had not been interrupted."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -24,12 +24,12 @@ from lightning_vamo.loop.run.run import Run
 
 
 class Resumption:
-    """The resume of a run from a checkpoint, until the first batch.
+    """Resumes a run from a checkpoint; its work ends with the first batch.
 
     Args:
         trainer: The trainer, with its module.
         run: The run, which has been set up.
-        ranks: What :func:`~lightning_vamo.loop.checkpoint.state.saved` gave.
+        ranks: The states that :func:`~lightning_vamo.loop.checkpoint.state.saved` returned.
         checkpoint: The checkpoint, before Lightning's loops read it.
         name: Name of the callback, for messages.
 
@@ -45,38 +45,38 @@ class Resumption:
         within = first.position is not None
         if within or first.snapshot is not None:
             check_fits("the number of processes", len(states), trainer.world_size)
-        # Between snapshots nothing is missing but the random states, and those of other processes are of no use.
+        # Between snapshots only the random states would be restored, and those of other processes are of no use.
         self._state = states[trainer.global_rank] if len(states) == trainer.world_size else None
         if self._state is not None and self._state.snapshot is not None and first.snapshot is not None:
             own, shared = self._state.snapshot["rows"], first.snapshot["rows"]
-            # What is the same on every rank, and large, is saved once.
+            # Large values that are the same on every rank are saved once.
             own |= {name: shared[name] for name, value in own.items() if value is None}
         self._name = name
         self._within = within
         self._in_validation = within and first.validating
         self._ends_batch = within and (compat.end_batch_on_resume(checkpoint) or self._in_validation)
         self._ended_epoch = not within and compat.ended_epoch(checkpoint)
-        if self._state is not None:  # before the optimizers are made, and before DDP looks which parameters to reduce
+        if self._state is not None:  # before the optimizers are made, and before DDP finds out which parameters to reduce
             _thaw(trainer.lightning_module, run, self._state.frozen)
 
     def replay(self, recorder: RecordingBatchSampler, index: int) -> None:
-        """Let a loader begin with the remaining batches of its epoch.
+        """Make a loader begin with the remaining batches of its epoch.
 
         Args:
-            recorder: Its recorder, from which nothing has been drawn.
-            index: Its place among the loaders.
+            recorder: The loader's recorder, from which nothing has been drawn.
+            index: Position of the loader among the training loaders.
         """
         if self._state is None or self._state.position is None or self._state.plan is None:
             return
         plan, order, position = self._state.plan, self._state.cursor["order"].tolist(), self._state.position
-        # Of an epoch that is over nothing is left to read, and the next one is to draw its own.
+        # After an ended epoch no batches remain, and the next epoch has to draw its own batches.
         if position < plan["length"] and index < len(plan["loaders"]):
             passes = [unpacked(batches) for batches in plan["loaders"][index]]
             recorder.replay(remaining(passes, position, None if plan["keeps_order"] else order))
 
     @contextmanager
     def taken_up(self, trainer: Trainer, run: Run) -> Iterator[None]:
-        """Give a run the state of the interrupted run, and let Lightning's loops continue from there.
+        """Make a context that gives a run the state of the interrupted run, and lets Lightning's loops continue.
 
         Args:
             trainer: The trainer, about to train.
@@ -109,7 +109,7 @@ class Resumption:
 
         cursor = read(Cursor, {**state.cursor, "order": state.cursor["order"].tolist()}, self._name)
         cursor.rows = [moved(row) for row in cursor.rows]
-        # Without a plan the loader begins anew, and a plan that is made then begins with the batch that comes next.
+        # Without a plan the loader begins anew, and a later plan begins with the next batch.
         cursor.first += state.position or 0 if state.plan is None else 0
         sums = read(Sums, state.sums, self._name)
         sums.moments, sums.factors = moved(sums.moments), moved(sums.factors)
@@ -136,7 +136,7 @@ class Resumption:
         same = state.snapshot is not None or state.parameters == parameters_of(trainer)
         if saved["learner"] is not None and settings.directions.learns and same:
             parameters = trainable_parameters(trainer.optimizers)
-            # Between snapshots settings may change; what was learned for others is then learned anew.
+            # Between snapshots settings may change; directions that were learned with other settings are learned anew.
             with suppress(InvalidArgumentError) if state.snapshot is None else nullcontext():
                 learning.take_up_learner(saved["learner"], settings.directions, parameters)
 
@@ -161,7 +161,7 @@ class Resumption:
         set_random_state(self._state.random, loaders_of(trainer))
 
     def validation_starts(self, trainer: Trainer) -> None:
-        """Set the random states of an interrupted validation, which runs again: its loader has just drawn random numbers."""
+        """Set the random states for an interrupted validation, which runs again: its loader has just drawn random numbers."""
         if self._state is not None and self._in_validation:
             set_random_state(self._state.random, loaders_of(trainer))
 

@@ -1,7 +1,7 @@
-"""The state of a run in a checkpoint, beside Lightning's own state.
+"""The state of a run in a checkpoint, in addition to Lightning's own state.
 
-Lightning's checkpoints hold weights, optimizers and counters. Each rank adds its own state: its plan of batches and its
-position in it, the rows that its steps still need, its random states, and what the epoch has logged so far.
+Lightning's checkpoints hold weights, optimizers and counters. Each rank adds its own state: its plan of batches, its position
+in the plan, the rows that its steps still need, its random states, and the values that the epoch has logged so far.
 """
 
 from collections.abc import Mapping, Sized
@@ -29,7 +29,7 @@ from lightning_vamo.loop.run.run import Run
 _State = TypeVar("_State")
 _UNREADABLE = (
     "The checkpoint's state of {name} cannot be read: another version of lightning_vamo saved it, or it is damaged. Resume with"
-    " the version that saved it, or delete that state from the checkpoint's `callbacks`: then the run goes on with a new"
+    " the version that saved the state, or delete the state from the checkpoint's `callbacks`: then the run goes on with a new"
     " snapshot."
 )
 
@@ -39,24 +39,24 @@ class RankState:
     """The state of one rank, as plain types and tensors.
 
     Attributes:
-        position: How many batches of the plan have been trained on; None between two epochs.
-        validating: Whether a validation has begun that has not ended.
+        position: Number of batches of the plan that have been trained on; None between two epochs.
+        validating: Whether a validation has begun but not ended.
         reloaded: The epoch in which the training loaders were made last.
         cursor: The run's :class:`~lightning_vamo.loop.run.parts.Cursor`.
         sums: The run's :class:`~lightning_vamo.loop.run.parts.Sums`.
         clock: The run's :class:`~lightning_vamo.loop.run.parts.SnapshotClock`.
-        learning: What the run has learned.
-        plan: The epoch's batches; None where the data has no plan.
-        snapshot: The snapshot; None if there is none.
+        learning: The run's :class:`~lightning_vamo.loop.control.learning.Learning`.
+        plan: The epoch's batches; None if the data has no plan.
+        snapshot: The state of the snapshot; None if there is no snapshot.
         random: The random states.
-        logs: What the epoch has logged.
-        metrics: What the module's metrics have gathered.
+        logs: The values that the epoch has logged.
+        metrics: The states of the module's metrics.
         gradients: Gradients that are accumulating.
-        gradient: What the gradient of the next step needs of the steps before.
+        gradient: The state of the method's :class:`~lightning_vamo.loop.gradient.base.Gradient`.
         parameters: Name and shape of each trainable parameter, in the optimizer's order.
-        data: The number of samples, and the batch size, of each training loader; None where it has none.
-        frozen: Names of the parameters without a gradient when the fit was set up, and of those without one now.
-        checksum: The checksum of all of the above.
+        data: The number of samples and the batch size of each training loader; None if a loader has no such number.
+        frozen: Names of the parameters that needed no gradient when the fit was set up, and of those that need none now.
+        checksum: The checksum of all other fields.
     """
 
     position: int | None
@@ -80,7 +80,7 @@ class RankState:
 
     @classmethod
     def read(cls, state: Any, name: str) -> "RankState":
-        """The state from its form in a checkpoint.
+        """Make a state from its fields in a checkpoint.
 
         Args:
             state: The fields' values, by name.
@@ -90,7 +90,7 @@ class RankState:
             The state.
 
         Raises:
-            InvalidArgumentError: If it cannot be read, or is not what was saved.
+            InvalidArgumentError: If the state cannot be read, or differs from what was saved.
         """
         own = read(cls, state, name)
         if own.checksum != own.content():
@@ -98,25 +98,25 @@ class RankState:
         return own
 
     def content(self) -> int:
-        """The checksum of all fields but the checksum field."""
+        """The checksum of all fields except ``checksum``."""
         return checksum({field: value for field, value in vars(self).items() if field != "checksum"})
 
 
 def saved(trainer: Trainer, run: Run) -> list[dict[str, Any]]:
-    """The states of all ranks for a checkpoint; called on all ranks together, as checkpoints are saved.
+    """The states of all ranks for a checkpoint; all ranks must call this function together.
 
     Args:
         trainer: The trainer, which is training.
         run: The run.
 
     Returns:
-        One state per rank on rank 0, which writes the checkpoint, and this rank's own elsewhere, as plain types and tensors.
-        Empty if there is none that a checkpoint can hold; a warning says why.
+        On rank 0, which writes the checkpoint, a state for each rank; on other ranks, only their own state. Empty if a
+        checkpoint cannot hold the state; a warning says why.
     """
     try:
         own: dict[str, Any] | None = vars(_state(trainer, run))
     except UnsupportedError as error:
-        rank_zero_warn(f"{error} Until then, a run that resumes from this checkpoint takes a new snapshot.")
+        rank_zero_warn(f"{error} A run that resumes from this checkpoint will take a new snapshot.")
         own = None
     states = [own]
     if trainer.world_size > 1:
@@ -139,7 +139,7 @@ def _state(trainer: Trainer, run: Run) -> RankState:
     module, position = trainer.lightning_module, compat.position(trainer)
     within, plan = position is not None, plan_within(trainer, run)
     order = run.cursor.order if run.snapshot is not None and run.snapshot.plan is not None else _in_order(plan)
-    # Of an epoch that has ended nothing is logged again but the rows that were not used.
+    # After the end of an epoch, only its number of unused rows is needed again.
     sums = run.sums if within else Sums(unused=run.sums.unused)
     parameters = trainable_parameters(trainer.optimizers) if _accumulating(trainer, position) else []
     state = RankState(
@@ -161,7 +161,7 @@ def _state(trainer: Trainer, run: Run) -> RankState:
         data=data_of(trainer),
         frozen={"before": run.frozen, "now": frozen(module)},
     )
-    # Copies in host memory: the live tensors go on changing.
+    # Copies in host memory, since the live tensors go on changing.
     copied = apply_to_collection(dict(vars(state)), Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
     state = RankState(**copied)
     state.checksum = state.content()
@@ -179,18 +179,18 @@ def _accumulating(trainer: Trainer, position: int | None) -> bool:
 
 
 def read(cls: type[_State], state: Any, name: str = "VAMOCallback") -> _State:
-    """Make a dataclass from its fields' values in a checkpoint.
+    """Make an object of a dataclass from its fields in a checkpoint.
 
     Args:
         cls: The dataclass.
         state: The values, by name.
-        name: Whose state it is, for the message.
+        name: Name of the callback, for the message.
 
     Returns:
         The object.
 
     Raises:
-        InvalidArgumentError: If fields are missing, or unknown.
+        InvalidArgumentError: If fields are missing or unknown.
     """
     names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     if not isinstance(state, Mapping) or state.keys() != names:

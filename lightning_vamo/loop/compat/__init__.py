@@ -1,6 +1,6 @@
 """Every access to Lightning's private parts, in one place.
 
-Checked against Lightning 2.6.0 and 2.6.6. Each function names the private part that it uses, and says why no public part does.
+Checked with Lightning 2.6.0 and 2.6.6. Each function names the private part that it uses, or says why no public part is enough.
 """
 
 from lightning_vamo.loop.compat.attributes import replaced

@@ -18,22 +18,22 @@ _T = TypeVar("_T")
 
 
 class FitEnded(Exception):
-    """Ends a fit from within one of its hooks: see :func:`fit_until_ended`."""
+    """Raised in a hook to end a fit: see :func:`fit_until_ended`."""
 
 
 def launched(trainer: Trainer, module: LightningModule, function: Callable[..., _T], *arguments: Any) -> _T:
     """Call a function as ``Trainer.fit`` does: in the processes that the strategy launches.
 
-    Unlike ``fit`` it returns what the function does, in the main process too where the others are forked or spawned.
+    Unlike ``fit``, this returns the function's result, also in a main process that forks or spawns the other processes.
 
     Args:
         trainer: The trainer.
         module: The module to fit.
         function: Called with the trainer, the module, and the arguments.
-        arguments: More arguments.
+        arguments: Further arguments of the function.
 
     Returns:
-        What the function returned, in the process of rank 0 if it was another one.
+        The function's result in this process, or in the process of rank 0 if this process did not call the function.
     """
     trainer.strategy._lightning_module = module
     trainer.state.fn, trainer.state.status = TrainerFn.FITTING, TrainerStatus.RUNNING
@@ -47,7 +47,7 @@ def fit_until_ended(trainer: Trainer, module: LightningModule, **data: Any) -> N
     """Fit, within :func:`launched`, until a hook raises :class:`FitEnded`; then clean up as Lightning's tuner does.
 
     Args:
-        trainer: The trainer. Callbacks that the module would add to its own are left out, and none of its own can log.
+        trainer: The trainer. The module's own callbacks are not added, and the trainer's callbacks cannot log.
         module: The module.
         data: Further arguments of ``Trainer.fit``.
     """
@@ -68,7 +68,7 @@ def fit_until_ended(trainer: Trainer, module: LightningModule, **data: Any) -> N
 def parts(trainer: Trainer) -> list[Any]:
     """The trainer and Lightning's objects in it: loops, their progress, connectors, strategy, plugins.
 
-    Not among them are the user's module, data, callbacks and loggers, and the environment, which knows the launched processes.
+    The user's module, data, callbacks and loggers are left out, and so is the environment, which knows the launched processes.
 
     Args:
         trainer: The trainer.
@@ -89,5 +89,5 @@ def parts(trainer: Trainer) -> list[Any]:
 
 
 def fits_in_other_processes(trainer: Trainer) -> bool:
-    """Whether a fit runs in processes forked or spawned from this one, which then must not touch the GPUs."""
+    """Whether a fit runs in processes that are forked or spawned from this process, which then must not touch the GPUs."""
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)

@@ -13,12 +13,12 @@ def train_loader(trainer: Trainer) -> CombinedLoader | None:
 
 
 def loader_mode(loader: CombinedLoader) -> Any:
-    """How a combined loader combines; it takes the mode as an argument but does not give it back."""
+    """The mode of a combined loader, which the loader takes as an argument but has no public attribute for."""
     return loader._mode
 
 
 def before_transfer(trainer: Trainer, batch: Any) -> Any:
-    """Prepare a batch as the training epoch loop does before it transfers it: the precision, and the user's hook."""
+    """Prepare a batch as the training epoch loop does before the transfer: convert its precision, and call the user's hook."""
     batch = trainer.precision_plugin.convert_input(batch)
     return trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
 

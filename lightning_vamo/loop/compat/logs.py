@@ -20,7 +20,7 @@ def log_state(trainer: Trainer, within: bool) -> dict[str, Any]:
 
     Args:
         trainer: The trainer.
-        within: Whether an epoch has begun whose means are still being taken.
+        within: Whether an epoch has begun but not ended.
 
     Returns:
         The epoch's logs so far, and the metrics that callbacks and schedulers can monitor.

@@ -8,7 +8,7 @@ from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 
 
 def rng_states(device: torch.device) -> dict[str, Any]:
-    """State of the global generators of torch, numpy and Python, and of CUDA where the model lives there."""
+    """The states of the global generators of torch, numpy and Python, and of CUDA if the model is on a CUDA device."""
     return _collect_rng_states(include_cuda=device.type == "cuda")
 
 

@@ -1,4 +1,4 @@
-"""Lightning's private parts around a resume in mid-epoch."""
+"""Lightning's private parts around a resume within an epoch."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,19 +14,19 @@ from lightning_vamo.loop.compat.attributes import replaced
 def continued(
     trainer: Trainer, restore: Callable[[], None], *, within: bool, end_batch: bool, resumable: bool = True
 ) -> Iterator[None]:
-    """Let the resumed epoch loop continue exactly where the interrupted run stopped.
+    """Make a context in which the resumed epoch loop continues exactly where the interrupted run stopped.
 
-    Lightning makes the loader's iterator before the first epoch of a run, whatever epoch that is, and takes a checkpoint that
-    was saved at a batch's end for one whose validation and whose plateau schedulers are done. No hook comes between.
+    Lightning makes the loader's iterator before the first epoch of a run, even after a resume. If a checkpoint was saved at the
+    end of a batch, Lightning assumes that validation and plateau schedulers after the batch are done. No hook comes in between.
 
     Args:
         trainer: The trainer, which has read the checkpoint and not yet begun to train.
-        restore: Called once. Within an epoch, when the loaders' iterators are made and nothing has been drawn from them; else
-            before the next epoch, which may reload the loaders, and makes their iterators at its usual point of the random
-            stream.
+        restore: Called once. Within an epoch, when the loaders' iterators have been made and nothing has been drawn from them;
+            otherwise before the next epoch, which may reload the loaders, and makes their iterators at the usual point of the
+            random stream.
         within: Whether the run goes on within an epoch.
-        end_batch: Whether what follows a batch is still to be done: validation, if due, and the schedulers that wait for it.
-        resumable: Whether the loaders go on with the batches that are left, so that Lightning need not warn.
+        end_batch: Whether the work after a batch is still to be done: validation, if due, and the schedulers that wait for it.
+        resumable: Whether the loaders go on with the remaining batches, so that Lightning need not warn.
     """
     fit_loop, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
     on_advance_start, on_run_start, advance = fit_loop.on_advance_start, loop.on_run_start, loop.advance
@@ -47,7 +47,7 @@ def continued(
         on_run_start(fetcher)
         if first and within:
             if not loop.restarted_on_last or loop.batch_progress.current.ready == 0:
-                # Saved in or before a batch, whose step Lightning would count twice, and before which it would validate.
+                # Saved within or before a batch: Lightning would count the batch's step twice, and validate before the batch.
                 loop.restarting, loop._batches_that_stepped, loop.batch_progress.is_last_batch = False, stepped, False
             restore()
 
@@ -81,27 +81,28 @@ def position(trainer: Trainer) -> int | None:
 
 
 def end_batch_on_resume(checkpoint: dict[str, Any]) -> bool:
-    """Mark the last batch of a checkpoint that was saved at its end as complete, so that Lightning does not complete it.
+    """Mark the last batch as complete in a checkpoint that was saved at the batch's end, so that Lightning skips nothing.
 
     Args:
-        checkpoint: The checkpoint, before the loops read it; it is changed.
+        checkpoint: The checkpoint, before the loops read it; this function changes it.
 
     Returns:
-        Whether it was saved at a batch's end, so that what follows is to be done: see :func:`continued`.
+        Whether the checkpoint was saved at a batch's end, so that the work after the batch is still to be done: see
+        :func:`continued`.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     current = progress["current"]
     if current["ready"] != current["processed"]:
         return False
     ends_batch: bool = current["completed"] < current["processed"]
-    # All of them: what an epoch left out, by a batch of None or by -1 from `on_train_batch_start`, is missing for good.
+    # Both counts: batches that an epoch skipped, for None or for -1 from `on_train_batch_start`, are missing in both.
     for counts in (current, progress["total"]):
         counts["started"] = counts["processed"] = counts["completed"] = counts["ready"]
     return ends_batch
 
 
 def in_validation(trainer: Trainer) -> bool:
-    """Whether a validation has begun that has not ended."""
+    """Whether a validation has begun but not ended."""
     progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
     ended = progress.is_last_batch and progress.current.completed == progress.current.ready
     return trainer.validating and not ended
@@ -113,12 +114,12 @@ def last_reload(trainer: Trainer) -> float:
 
 
 def set_last_reload(trainer: Trainer, epoch: float) -> None:
-    """Count the epochs to the next reloading of the training loaders from that epoch."""
+    """Set the epoch in which the training loaders were last made, from which Lightning counts to the next reload."""
     trainer.fit_loop._last_train_dl_reload_epoch = epoch
 
 
 def resume_schedulers(trainer: Trainer) -> None:
-    """Let plateau schedulers step at the end of a resumed epoch: Lightning skips them, as it has lost their metrics."""
+    """Make plateau schedulers step at the end of a resumed epoch: Lightning skips them, since it has lost their metrics."""
     trainer.fit_loop._restarting = False
 
 

@@ -25,14 +25,14 @@ def trainer_of(module: LightningModule) -> Trainer | None:
 
 
 def is_compiled(module: LightningModule) -> bool:
-    """Whether the module as a whole went through ``torch.compile``, its ``training_step`` included."""
+    """Whether the module as a whole was compiled by ``torch.compile``, including its ``training_step``."""
     return module._compiler_ctx is not None
 
 
 @contextmanager
 def manual(module: LightningModule, is_manual: bool = True) -> Iterator[None]:
-    """Let the module count as optimized manually, or automatically, for the length of the context."""
-    # What the property sets. Through the property all of `nn.Module.__setattr__` would run, four times a step.
+    """Make a context in which the module counts as optimized manually, or automatically."""
+    # This attribute is what the property sets. The property would run all of `nn.Module.__setattr__`, four times a step.
     with replaced(module, "_automatic_optimization", not is_manual):
         yield
 
@@ -41,13 +41,12 @@ def manual(module: LightningModule, is_manual: bool = True) -> Iterator[None]:
 def manual_steps(
     trainer: Trainer, callback: Callback, module: LightningModule, started: Callable[[Any], AbstractContextManager[None]]
 ) -> Iterator[None]:
-    """Run each training step in Lightning's manual-optimization loop, and everything else as under automatic optimization.
+    """Make a context that runs each training step in Lightning's manual loop, and everything else as automatic optimization.
 
-    Lightning ties gradient clipping, accumulation, scheduler stepping, logging and checkpoint timing to the flag
-    ``automatic_optimization``, refusing or dropping them where it is False. So the flag is False only while the manual loop
-    runs: the automatic loop's ``run``, which has no public hook, is replaced on the instance and hands over. ``started`` gets
-    the batch: all hooks of its start have run by then. A tuner that trains within the training takes the callbacks away for
-    that time; its steps are then automatic ones.
+    If the flag ``automatic_optimization`` is False, Lightning refuses or drops gradient clipping, accumulation, scheduler
+    steps, logging and checkpoint timing. So the flag is False only while the manual loop runs: the automatic loop's ``run``,
+    which has no public hook, is replaced on the instance and calls the manual loop. ``started`` gets the batch, after all hooks
+    of its start have run. A tuner that trains within the training removes the callbacks for that time; its steps are automatic.
     """
     epoch_loop = trainer.fit_loop.epoch_loop
     automatic_loop, manual_loop = epoch_loop.automatic_optimization, epoch_loop.manual_optimization
@@ -61,8 +60,8 @@ def manual_steps(
         with started(next(iter(kwargs.values()))), manual(module):
             outputs = manual_loop.run(kwargs)
         if isinstance(trainer.strategy.model, DistributedDataParallel):
-            # In manual optimization DDP never sees a forward pass that it is to synchronize after, so it would stop
-            # broadcasting BatchNorm's buffers before the next one.
+            # In manual optimization DDP sees no forward pass after which it has to synchronize, so it would stop broadcasting
+            # BatchNorm's buffers before the next forward pass.
             trainer.strategy.model.require_forward_param_sync = not accumulating
         return outputs
 
@@ -72,7 +71,7 @@ def manual_steps(
 
 @contextmanager
 def counted_step(trainer: Trainer) -> Iterator[None]:
-    """Count an optimizer step as the automatic loop does, so that ``trainer.global_step`` and checkpoints are the same."""
+    """Make a context that counts an optimizer step as the automatic loop does, for ``trainer.global_step`` and checkpoints."""
     step = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
     step.increment_ready()
     yield
@@ -99,7 +98,7 @@ def accumulates(trainer: Trainer) -> bool:
 
 
 def skips_backward(trainer: Trainer) -> bool:
-    """Whether this epoch runs forward only, as StochasticWeightAveraging's last one does to update BatchNorm."""
+    """Whether this epoch runs forward passes only, as StochasticWeightAveraging's last epoch does to update BatchNorm."""
     return trainer.fit_loop._skip_backward
 
 
@@ -122,14 +121,14 @@ def step_arguments(step: Callable[..., Any], batch: Any, batch_idx: int) -> tupl
 
 @functools.cache
 def _takes_batch_idx(step: Callable[..., Any]) -> bool:
-    # Cached: reading a signature takes as long as the forward pass of a small model.
+    # Cached, since reading a signature takes as long as the forward pass of a small model.
     return bool(is_param_in_hook_signature(step, "batch_idx", min_args=2))
 
 
 def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
-    """Free the last step's gradients if the coming step would free them: the sweep's copy of the weights takes their memory.
+    """Free the last step's gradients before a sweep, if the coming step would free them anyway, to save memory.
 
-    A module or callback that overrides a hook around zeroing them may mean to keep them, or to look at them.
+    They stay if a module or callback overrides a hook around zeroing the gradients, which may keep or read the gradients.
     """
     watched = is_overridden("optimizer_zero_grad", module) or is_overridden("on_before_zero_grad", module)
     watched |= any(is_overridden("on_before_zero_grad", callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
@@ -139,10 +138,10 @@ def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) ->
 
 
 def backward_is_watched(trainer: Trainer) -> bool:
-    """Whether a callback overrides `on_after_backward`, where it may change gradients; a warm-up calls no such hook.
+    """Whether a callback overrides ``on_after_backward``, which may change gradients and which a warm-up would not call.
 
     Returns:
-        Whether one does. ``on_before_optimizer_step`` does not count: it sees gradients that have been corrected.
+        True or False. ``on_before_optimizer_step`` does not count, since it sees gradients that have been corrected.
     """
     return any(is_overridden("on_after_backward", callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 

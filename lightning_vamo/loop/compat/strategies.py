@@ -1,4 +1,4 @@
-"""Private parts of strategies, of DDP and of FSDP2."""
+"""Private parts of Lightning's strategies, of DDP and of FSDP2."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ if torch.distributed.is_available():
 
 @contextmanager
 def without_buffer_sync(trainer: Trainer) -> Iterator[None]:
-    """Keep DDP from broadcasting buffers before forward passes whose buffers are restored, and from omitting a later one."""
+    """Make a context in which DDP does not broadcast buffers before forward passes; afterwards DDP broadcasts as before."""
     model = trainer.strategy.model
     if not isinstance(model, DistributedDataParallel):
         yield
@@ -29,14 +29,14 @@ def without_buffer_sync(trainer: Trainer) -> Iterator[None]:
 
 
 def resharding(module: nn.Module) -> Callable[[], None]:
-    """A function that frees the unsharded parameters that FSDP2 keeps of a root module after a forward pass.
+    """A function that frees the whole parameters that FSDP2 keeps for a root module after a forward pass.
 
-    While they are kept, changes of the shards have no effect, and ``module.parameters()`` are not what the optimizer steps.
-    FSDP2 also notes the order of forward passes, until a backward pass, to prefetch by: after forward passes without one, as
-    in a sweep, the next step would gather once more. Nothing public takes that back (torch 2.13).
+    While FSDP2 keeps whole parameters, changes of the shards have no effect, and ``module.parameters()`` are not the tensors
+    that the optimizer steps. FSDP2 also records the order of forward passes until a backward pass, to prefetch by: after the
+    forward passes of a sweep, the next step would gather once more. Nothing public undoes this (torch 2.13).
 
     Args:
-        module: A module; what FSDP2 did not shard is left alone.
+        module: A module; modules that FSDP2 did not shard are left alone.
 
     Returns:
         A function to call after each forward pass.
@@ -77,10 +77,10 @@ def averages_gradients(trainer: Trainer) -> bool:
 
 
 def flushed_static_graph(trainer: Trainer) -> None:
-    """Tell DDP's strategy that the first backward pass over a static graph is done, though outside of a training step.
+    """Tell DDP's strategy that the first backward pass over a static graph is done, although outside of a training step.
 
-    After the first one under manual optimization, Lightning starts the delayed all-reduce itself. Of a loss that came out of
-    DDP's forward pass DDP has done so, and a second time is an error in torch.
+    After the first backward pass under manual optimization, Lightning starts the delayed all-reduce itself. If the loss came
+    out of DDP's forward pass, DDP has started it already, and a second start is an error in torch.
     """
     if hasattr(trainer.strategy, "_pl_static_graph_delay_done"):
         trainer.strategy._pl_static_graph_delay_done = True

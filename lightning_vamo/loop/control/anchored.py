@@ -1,4 +1,4 @@
-"""First-order control variates, as in SVRG: a batch's gradient at a snapshot, minus the full gradient there."""
+"""SVRG's control variates: a batch's gradient at a snapshot, minus the full gradient at the snapshot."""
 
 import math
 from abc import abstractmethod
@@ -33,12 +33,12 @@ class Anchored(Snapshot):
         epoch: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
         correction: Corrects the gradients of the steps.
         logs: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
-        period: Optimizer steps that the snapshot is to last; 0 if it has no end.
+        period: Number of optimizer steps until the next snapshot; 0 if there is no next snapshot.
 
     Attributes:
-        correction: As given.
-        period: As given.
-        steps: Optimizer steps since the snapshot.
+        correction: Corrects the gradients of the steps.
+        period: Number of optimizer steps until the next snapshot; 0 if there is no next snapshot.
+        steps: Number of optimizer steps since the snapshot.
     """
 
     def __init__(self, epoch: int, correction: GradientCorrection, logs: dict[str, float], period: int) -> None:
@@ -51,7 +51,7 @@ class Anchored(Snapshot):
 
     @property
     def count(self) -> int:
-        """See :attr:`Snapshot.count`: there are no probes."""
+        """See :attr:`Snapshot.count`; 0, since there are no probes."""
         return 0
 
     @property
@@ -69,12 +69,12 @@ class Anchored(Snapshot):
         """The control variate of an optimizer step.
 
         Args:
-            keys: What the snapshot knows the step's batches by.
-            accumulated: The number that each of their losses was divided by.
-            scale: What the gradients in ``.grad`` are scaled by.
+            keys: The keys by which the snapshot knows the rows of the step's batches.
+            accumulated: The number that the loss of each batch was divided by.
+            scale: Scales numbers as the gradients in ``.grad`` are scaled.
 
         Returns:
-            By parameter, this process's part; None if there is nothing to correct with yet.
+            For each parameter, this process's part; None if there are no rows yet.
         """
 
     def correct(
@@ -90,7 +90,7 @@ class Anchored(Snapshot):
         return None if row is None else self.correction.apply(row, scale, progress)
 
     def total(self, moments: Tensor) -> Tensor:
-        """See :meth:`Snapshot.total`: the correction has added them up."""
+        """See :meth:`Snapshot.total`; the correction has added the numbers up already."""
         return moments
 
     def rows(self, trainer: Trainer, keys: Sequence[Any]) -> Sequence[Any]:
@@ -99,12 +99,12 @@ class Anchored(Snapshot):
         return keys
 
     def progress(self, share: float) -> float:
-        """See :meth:`Snapshot.progress`: a share of the snapshot's steps."""
+        """See :meth:`Snapshot.progress`; the share of the snapshot's steps so far."""
         return min(1.0, max(0, self.steps - 1) / self.period) if self.period else share
 
     def state_dict(self, trainer: Trainer) -> dict[str, Any]:
         """See :meth:`Snapshot.state_dict`."""
-        # What is the same on every rank is saved once; of shards each rank saves its own.
+        # State that is the same on every rank is saved once; each rank saves its own shards.
         holds = trainer.is_global_zero or any(map(is_sharded, self.parameters))
         return {
             "kind": self.kind,
@@ -128,7 +128,7 @@ class AnchoredControl(Control):
     Args:
         alpha: The mixing coefficient :math:`\alpha`: a number, ``"linear-decay"``, or ``"adaptive"``.
         every_n_epochs: Epochs from one snapshot to the next, at least 1.
-        title: Name of the method, for what is shown.
+        title: Name of the method, for messages and progress bars.
 
     Raises:
         InvalidArgumentError: If a value is not allowed.
@@ -147,7 +147,8 @@ class AnchoredControl(Control):
         if isinstance(alpha, str) and alpha in get_args(NamedAlpha):
             return
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha < 0:
-            raise InvalidArgumentError(f"`alpha` must be one of {get_args(NamedAlpha)} or a finite number >= 0, got {alpha!r}.")
+            names = ", ".join(map(repr, get_args(NamedAlpha)))
+            raise InvalidArgumentError(f"`alpha` must be one of {names}, or a finite number >= 0, got {alpha!r}.")
 
     def begins(self, epoch: int) -> bool:
         """See :meth:`Control.begins`."""
@@ -165,7 +166,7 @@ class AnchoredControl(Control):
         """The correction of gradients; an adaptive coefficient continues from the last snapshot's coefficient.
 
         Args:
-            here: Where the run stands.
+            here: The present state of the run.
 
         Returns:
             The correction.
@@ -189,21 +190,21 @@ class AnchoredControl(Control):
         if math.isfinite(steps):
             return math.ceil(steps) * self.every_n_epochs
         raise UnsupportedError(
-            f"{self.title} takes the gradient of all the data at its snapshots, and the training data has no length that tells"
-            " how much that is: set Trainer(limit_train_batches=...) to a whole number, or use VAMOCallback(control="
-            "'recompute'), which needs no pass over the data."
+            f"{self.title} takes the gradient of all the data at its snapshots, but the training data has no length: set"
+            " Trainer(limit_train_batches=...) to a whole number, or use VAMOCallback(control='recompute'), which needs no pass"
+            " over the data."
         )
 
     def sweep(self, here: Here, plan: Swept, see: Callable[[int, list[Tensor | None]], None]) -> GradientSweep:
         """Differentiate all batches at the snapshot, and count the time and the evaluations.
 
         Args:
-            here: Where the run stands.
+            here: The present state of the run.
             plan: The batches.
-            see: Called with the position and the gradient of each.
+            see: Called with the position and the gradient of each batch.
 
         Returns:
-            What the sweep took.
+            The costs of the sweep.
         """
         trainer, module = here.trainer, here.module
         compat.drop_gradients(trainer, module, trainer.fit_loop.batch_idx)
@@ -226,8 +227,8 @@ def is_finite(correction: GradientCorrection, gradients: Sequence[Tensor | None]
     """Whether a gradient is finite on all shards.
 
     Args:
-        correction: Knows the shards.
-        gradients: The gradient, by parameter.
+        correction: The correction, which knows the shards.
+        gradients: The gradient of each parameter.
 
     Returns:
         Shape ``()``, bool, the same on every rank.

@@ -32,21 +32,21 @@ from lightning_vamo.report import MadeOf
 
 @dataclass
 class Here:
-    """The present state of the run on one rank: all that is needed to take a snapshot.
+    """The present state of the run on one rank, with all that is needed to take a snapshot.
 
     Attributes:
         trainer: The trainer.
         module: Its module.
         oracle: Evaluates the module's loss.
-        settings: How to probe; None for methods that do not.
-        learning: What learns from the gradients of training.
-        choice: What chooses the number of probes by measurement; None if the number is fixed beforehand.
+        settings: The settings of probes; None for methods that do not probe.
+        learning: The state that is learned from gradients.
+        choice: Chooses the number of probes by measurement; None if the number is fixed before training.
         seeds: The seeds of the run.
         totals: The counts of the run.
         advice: The warnings of the run.
-        watch: Tells batches apart.
-        catch_up: Tells ``choice`` of the steps since it was last told of some.
-        plan: The batches of the epoch, where loaders can tell them; else None.
+        watch: Finds batches that differ from the batches of the sweep.
+        catch_up: Reports the steps since the last report to ``choice``.
+        plan: The batches of the epoch; None if they are not known in advance.
     """
 
     trainer: Trainer
@@ -72,14 +72,14 @@ class Snapshot(ABC):
     """A snapshot of the weights, with all that the steps need to correct their gradients until the next snapshot.
 
     Attributes:
-        epoch: The epoch that it was taken in.
+        epoch: The epoch of the snapshot.
         logs: Figures to log.
-        plan: The batches that the rows belong to; None if rows come with their steps.
+        plan: The batches that the rows belong to; None if each step computes its own row.
         factors: Factors of the row that the last step used.
     """
 
     kind: ClassVar[str]
-    """What becomes of the rows from step to step: the kind's name in a checkpoint."""
+    """The kind of rows, by its name in a checkpoint."""
 
     epoch: int
     logs: dict[str, float]
@@ -87,11 +87,11 @@ class Snapshot(ABC):
     factors: Tensor | float
 
     withholds: ClassVar[bool] = False
-    """Whether :meth:`withheld` can keep a rank's part of a row out without the other ranks having to know."""
+    """Whether :meth:`withheld` can keep a rank's part of a row out of the correction while other ranks correct as usual."""
 
     @property
     def shared(self) -> Along | None:
-        """The directions and radius, for gradients along the same directions; None without directions."""
+        """The directions and radius, for gradient estimates along the same directions; None if there are none."""
         return None
 
     @property
@@ -113,7 +113,7 @@ class Snapshot(ABC):
     def withheld(
         self, row: Any, accumulated: int, scale: Callable[[Tensor], Tensor] | None, progress: float
     ) -> AbstractContextManager[None]:
-        """Leave this rank's part of a row out: see :meth:`~lightning_vamo.core.control.correction.Correction.withheld`."""
+        """Keep this rank's part of a row out: see :meth:`~lightning_vamo.core.control.correction.Correction.withheld`."""
         return nullcontext()
 
     def known_slopes(self, learner: Learner | None) -> Slopes | None:
@@ -122,7 +122,7 @@ class Snapshot(ABC):
 
     @abstractmethod
     def total(self, moments: Tensor) -> Tensor:
-        """Add up over all shards what :meth:`correct` returned; every process must call it."""
+        """Add up the results of :meth:`correct` over all shards; every process must call this method."""
 
     @abstractmethod
     def state_dict(self, trainer: Trainer) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class Snapshot(ABC):
             generator: Source of a new order of the batches.
 
         Returns:
-            The row that each step of the epoch takes, shape ``(K,)``; None if rows come with their steps.
+            The row that each step of the epoch takes, shape ``(K,)``; None if each step computes its own row.
         """
         return None if self.plan is None else self.plan.again(generator)
 
@@ -143,11 +143,11 @@ class Snapshot(ABC):
         """Prepare the row of the batch that is trained on next.
 
         Args:
-            here: Where the run stands.
-            batch: The batch, transferred and transformed.
+            here: The present state of the run.
+            batch: The batch, after the transfer and its hooks.
 
         Returns:
-            How many forward passes it took.
+            The number of forward passes that the row took.
         """
         return 0
 
@@ -155,10 +155,10 @@ class Snapshot(ABC):
         """The key by which the correction finds a batch's row.
 
         Args:
-            row: The batch's place in the plan; None if there is no plan.
+            row: The batch's position in the plan; None if there is no plan.
 
         Returns:
-            The place itself, unless rows come with their steps.
+            The position itself, unless each step computes its own row.
         """
         return row
 
@@ -167,7 +167,7 @@ class Snapshot(ABC):
 
         Args:
             trainer: The trainer.
-            keys: Those of the batches whose gradients were accumulated, on this rank.
+            keys: The keys of the batches whose gradients were accumulated on this rank.
 
         Returns:
             The rows, the same on every rank.
@@ -181,12 +181,12 @@ class Snapshot(ABC):
             share: Share of the epoch's batches before the step.
 
         Returns:
-            That share, unless the snapshot's use is counted otherwise.
+            The same share, unless the snapshot counts its own steps.
         """
         return share
 
     def belongs_to(self, loader: CombinedLoader | None) -> bool:
-        """Whether the snapshot belongs to this loader's data: a reloaded loader may hold other data."""
+        """Whether the snapshot belongs to this loader's data; a reloaded loader may hold other data."""
         return self.plan is not None and self.plan.belongs_to(loader)
 
     def fits(self, accumulated: int) -> bool:
@@ -199,7 +199,7 @@ class Snapshot(ABC):
 
     @property
     def unused(self) -> float | None:
-        """The number of unusable rows since the snapshot; None if the rows are counted step by step."""
+        """The number of unusable rows since the snapshot; None if the run counts unused rows itself."""
         return None
 
 
@@ -207,13 +207,13 @@ class Control(ABC):
     """Base class of the ``control`` settings: how each step's control variate is made, and when a snapshot is taken."""
 
     kinds: ClassVar[tuple[str, ...]]
-    """The kinds of snapshots that the control takes, and goes on from after a resume."""
+    """The kinds of snapshots that the control takes, and can resume from."""
 
     records: ClassVar[Literal["always", "where possible", "never"]]
-    """Whether training loaders have to tell their batches before an epoch trains on them."""
+    """Whether training loaders have to record their batches, so that these are known before an epoch trains on them."""
 
     instead: ClassVar[str] = INSTEAD
-    """What to do where batches cannot be told, for messages."""
+    """The remedy if an epoch's batches cannot be known in advance, for messages."""
 
     made_of: ClassVar[MadeOf | None] = "probes"
     """What the control variate is made of; None if there is none."""
@@ -222,7 +222,7 @@ class Control(ABC):
     """Whether a row holds only for the very batch that it was measured on."""
 
     every_n_train_steps: int | None = None
-    """Optimizer steps from one snapshot to the next; None if they are counted in epochs."""
+    """Optimizer steps from one snapshot to the next; None if snapshots are timed by epochs."""
 
     @abstractmethod
     def begins(self, epoch: int) -> bool:
@@ -234,7 +234,7 @@ class Control(ABC):
 
     @abstractmethod
     def replaces(self, epoch: int) -> bool:
-        """Whether the snapshot that is due in an epoch needs nothing of the last snapshot."""
+        """Whether the snapshot that is due in an epoch needs no state of the last snapshot."""
 
     def sweeps(self, steps: float, *, twice: bool = True) -> float:
         """How often a batch is probed per epoch, on average: in sweeps, and in its step if rows are recomputed.
@@ -244,12 +244,12 @@ class Control(ABC):
             twice: Whether the data can be read twice, for a sweep.
 
         Returns:
-            The number; 0 where nothing is ever probed.
+            The number; 0 if nothing is ever probed.
         """
         return 0.0
 
     def warn_of_reload(self, advice: Advice) -> None:
-        """Warn if a newly made training loader makes the rows of the last loader useless."""
+        """Warn that carried rows are lost with the former training loader; by default, there are no carried rows."""
         return
 
     def warn_of_changing_data(self, advice: Advice) -> None:
@@ -261,11 +261,11 @@ class Control(ABC):
         """Take a snapshot of the present weights.
 
         Args:
-            here: Where the run stands: an epoch has drawn a batch, and not yet trained on it.
+            here: The present state of the run: the epoch has drawn its first batch, and not yet trained on the batch.
             before: The last snapshot; None if there is none.
 
         Returns:
-            The snapshot; None if the steps to come are plain, since there are to be no probes or no directions yet.
+            The snapshot; None if the number of probes is 0 or no directions have been learned yet: the steps are then plain.
         """
 
     def coefficient_again(
@@ -274,12 +274,12 @@ class Control(ABC):
         """Restore the coefficient from a checkpoint.
 
         Args:
-            settings: How the method probes.
-            state: What the coefficient's ``state_dict`` gave; None if there was none.
+            settings: The settings of probes; None for methods that do not probe.
+            state: The coefficient's ``state_dict``; None if there was no coefficient.
             snapshot: The state of the snapshot; None between snapshots.
 
         Returns:
-            The coefficient; None where there is none to take up.
+            The coefficient; None if there is none to restore.
         """
         if state is not None and settings.alpha == "adaptive":
             return Regression.of(state)
@@ -290,10 +290,10 @@ class Control(ABC):
         """Restore a snapshot from a checkpoint.
 
         Args:
-            here: Where the run stands: what it learned has been taken up.
-            state: What :meth:`Snapshot.state_dict` gave.
+            here: The present state of the run, whose learned state has been restored.
+            state: The state that :meth:`Snapshot.state_dict` returned.
             plan: The batches that the rows belong to.
 
         Returns:
-            The snapshot as it was.
+            The restored snapshot.
         """

@@ -49,7 +49,7 @@ class Carried(Probed):
         return None if self.plan is None else self.plan.again(generator, self.table.group)
 
     def fits(self, accumulated: int) -> bool:
-        """See :meth:`Snapshot.fits`: accumulation may change between two epochs."""
+        """See :meth:`Snapshot.fits`; accumulation may change between two epochs."""
         return self.table.group == accumulated
 
     def row_state(self, trainer: Any) -> dict[str, Any]:
@@ -65,10 +65,10 @@ class Carry(ProbedControl):
     data is read in sequence.
 
     Args:
-        sweep_every_n_epochs: Epochs from one sweep to the next, at least 2. None, the default: there is no sweep, an epoch of
-            training fills the table, and no step or epoch makes an extra pass.
-        turn_every_n_epochs: Epochs after which directions that learn turn to what they have learned, and the rows with them,
-            at least 1.
+        sweep_every_n_epochs: Epochs from one sweep to the next, at least 2. With None, the default, there is no sweep: an epoch
+            of training fills the table, and no step or epoch makes an extra pass.
+        turn_every_n_epochs: Epochs from one change of learned directions to the next, at least 1; the rows are converted to the
+            new directions.
 
     Raises:
         InvalidArgumentError: If a number is not allowed.
@@ -93,8 +93,8 @@ class Carry(ProbedControl):
             check_whole("sweep_every_n_epochs", self.sweep_every_n_epochs, "or None")
             if self.sweep_every_n_epochs == 1:
                 raise InvalidArgumentError(
-                    "`sweep_every_n_epochs` must be 2 or more, or None, got 1: sweeps would replace all rows before any is used"
-                    " again. Set control='replay' for a sweep in every epoch."
+                    "`sweep_every_n_epochs` must be 2 or more, or None, got 1: a sweep in every epoch would replace all rows"
+                    " before a step could use a carried row. Set control='replay' for a sweep in every epoch."
                 )
 
     def begins(self, epoch: int) -> bool:
@@ -159,7 +159,7 @@ def _turned(here: Here, drawn: Drawn, before: Carried | None) -> Carried:
     if before is not None and not same_tensors(drawn.parameters, before.parameters):
         before = None
     if before is not None and before.directions is not drawn.directions and not here.settings.directions.learns:
-        before = None  # random directions hold next to nothing of rows along others
+        before = None  # rows along other directions have next to no part along random directions
     plan = plan_of(here.trainer) if before is None or before.plan is None else before.plan
     if before is None:
         count, group = drawn.directions.count, here.trainer.accumulate_grad_batches
@@ -173,12 +173,12 @@ def _turned(here: Here, drawn: Drawn, before: Carried | None) -> Carried:
 
 
 def _bounds(here: Here) -> bool:
-    """Whether rows are bounded: if the coefficient is measured, and not if it is fixed and assumes unbounded rows."""
+    """Whether rows are bounded: only if the coefficient is measured, since a fixed coefficient assumes unbounded rows."""
     return here.settings.alpha == "adaptive"
 
 
 def _weights(trainer: Trainer, plan: Plan) -> Tensor:
-    """Samples of each batch of the plan over all ranks, shape ``(K,)``; takes a reduction of ``K`` numbers."""
+    """The number of samples of each batch over all ranks, shape ``(K,)``; takes one reduction over the ranks."""
     check_batches(trainer, plan.length)
     sizes = torch.tensor(plan.sizes(), dtype=torch.float64, device=trainer.strategy.root_device)
     total: Tensor = trainer.strategy.reduce(sizes, reduce_op="sum")

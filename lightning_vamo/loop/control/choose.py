@@ -19,18 +19,19 @@ def as_control(control: object) -> Control:
     """Convert a user's ``control`` argument into a control variate.
 
     Args:
-        control: A name, or a value that says more.
+        control: A name, or a control variate.
 
     Returns:
         The control variate.
 
     Raises:
-        InvalidArgumentError: If it is something else.
+        InvalidArgumentError: If ``control`` is something else.
     """
     if isinstance(control, str) and control in _NAMED:
         return _NAMED[control]()
     if isinstance(control, ProbedControl):
         return control
     raise InvalidArgumentError(
-        f"`control` must be one of {get_args(Named)}, or Replay(...), Carry(...) or Recompute(...), got {control!r}."
+        f"`control` must be one of {', '.join(map(repr, get_args(Named)))}, or Replay(...), Carry(...) or Recompute(...),"
+        f" got {control!r}."
     )

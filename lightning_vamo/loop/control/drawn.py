@@ -27,11 +27,11 @@ class Drawn:
 
     Attributes:
         directions: The directions.
-        family: Name of their family.
-        seed: What they were drawn with, if they are random.
-        parameters: The parameters that they are for.
-        beta: The effective coefficient of their rows.
-        kept: What the family keeps of the weights that it drew them for, as plain types and tensors.
+        family: Name of the family of directions.
+        seed: The seed of random directions.
+        parameters: The parameters that the directions belong to.
+        beta: The effective coefficient of the rows along the directions.
+        kept: The state that the family keeps of its point, as plain types and tensors.
     """
 
     directions: ProbeDirections
@@ -65,13 +65,13 @@ def draw(
     """Choose the directions of a new snapshot.
 
     Args:
-        here: Where the run stands.
-        batches: Gives the batches to warm up with; None if they cannot be told beforehand.
+        here: The present state of the run.
+        batches: Gives the batches to warm up with; None if they cannot be known in advance.
         sweeps: Gives how often a batch is probed per epoch, on average.
-        keep: Those of the last snapshot, if random directions are to stay what they are.
+        keep: The directions of the last snapshot, if random directions have to stay the same.
 
     Returns:
-        The directions; None if there are to be no probes, or if no directions have been learned yet.
+        The directions; None if the number of probes is 0, or if no directions have been learned yet.
     """
     trainer, settings = here.trainer, here.settings
     here.learning.learned_at = None
@@ -92,7 +92,7 @@ def draw(
     if learner is not None:
         directions = learner.leading(count)
     elif keep is not None and keep.directions.count == count and same_tensors(keep.parameters, parameters):
-        # Other random ones would hold next to nothing of the rows, and no more of the noise.
+        # New random directions would hold next to nothing of the rows, and no more of the noise.
         directions, kept = keep.directions, keep.kept
     else:
         family = settings.directions.at(parameters)
@@ -116,14 +116,14 @@ def _chosen(here: Here, sweeps: float, parameters: Sequence[Tensor]) -> int:
 def _learned(here: Here, batches: Callable[[], Swept | None], probes: int) -> bool:
     """Whether directions have been learned; before the first snapshot, batches without a step may train the learner."""
     learning, family, parameters = here.learning, here.settings.directions, here.parameters
-    # Other parameters, since some were frozen or thawed, span another space.
+    # If parameters were frozen or thawed, directions have to be learned in another space.
     if learning.learner is None or not same_tensors(parameters, learning.parameters):
         learning.parameters = parameters
         learning.learner = family.learner(parameters, probes, seeded(here.seeds.of("learner")))
         if family.warmup_batches and compat.backward_is_watched(here.trainer):
             _learn_from_steps(
                 here, probes
-            )  # gradients of a warm-up would bypass the callback that looks at them, or masks them
+            )  # gradients of a warm-up would bypass the callback, which may read or mask gradients
         elif family.warmup_batches:
             _warm_up(here, batches(), learning.learner, probes)
     return learning.learner.ready
@@ -131,11 +131,11 @@ def _learned(here: Here, batches: Callable[[], Swept | None], probes: int) -> bo
 
 def _warm_up(here: Here, plan: Swept | None, learner: Learner, probes: int) -> None:
     trainer, family = here.trainer, here.settings.directions
-    if plan is None:  # there are no batches to look at before
+    if plan is None:  # no batches are known before the steps
         _learn_from_steps(here, probes)
         return
     turn = functools.partial(learner.directions, probes, seeded(here.seeds.of("second pass of the warm-up")))
-    # Fewer than one more than the probes cannot tell so many directions apart.
+    # At least one gradient more than probes: fewer gradients cannot tell as many directions apart.
     count = max(min(family.warmup_batches, plan.length), probes + 1)
     start = time.perf_counter()
     with here.watch.looking_away(), probing(trainer, here.module, "warm-up"):

@@ -64,7 +64,7 @@ class CachedGradients(KeptGradients):
     """A snapshot with the gradients of the epoch's batches at the snapshot's weights.
 
     Attributes:
-        fingerprints: Of this rank's batches; empty where batches cannot be told apart.
+        fingerprints: Fingerprints of this rank's batches; empty if batches cannot be told apart.
     """
 
     kind = "cache-gradients"
@@ -85,7 +85,7 @@ class CarriedGradients(KeptGradients):
     kind = "carry-gradients"
 
     def row(self, keys: Sequence[Any], accumulated: int, scale: Callable[[Tensor], Tensor] | None) -> list[Tensor] | None:
-        """See :meth:`Anchored.row`: the step's uncorrected gradient replaces the row."""
+        """See :meth:`Anchored.row`; the step's uncorrected gradient replaces the row."""
         row = super().row(keys, accumulated, scale) if self.table.ready else None
         place = self.table.row_of(keys)
         if place is not None:
@@ -102,7 +102,7 @@ class CarriedGradients(KeptGradients):
         return None if self.plan is None else self.plan.again(generator, self.table.group)
 
     def fits(self, accumulated: int) -> bool:
-        """See :meth:`Snapshot.fits`: accumulation may change between two epochs."""
+        """See :meth:`Snapshot.fits`; accumulation may change between two epochs."""
         return self.table.group == accumulated
 
 
@@ -111,8 +111,8 @@ class KeepGradients(AnchoredControl):
     """Base class of control variates with a table of gradients.
 
     Args:
-        dtype: Type of the table; None for the parameters' own.
-        device: Where the table is kept, such as ``"cpu"``; None for where the parameters are.
+        dtype: Type of the table; None for the type of the parameters.
+        device: Device of the table, such as ``"cpu"``; None for the device of the parameters.
 
     Raises:
         InvalidArgumentError: If the type or the device is not allowed.
@@ -127,8 +127,8 @@ class KeepGradients(AnchoredControl):
         super().__post_init__()
         if self.dtype is not None and self.dtype not in get_args(TableType):
             raise InvalidArgumentError(
-                f"`table_dtype` must be one of {get_args(TableType)} or None, got {self.dtype!r}: the range of other types is"
-                " too narrow for gradients."
+                f"`table_dtype` must be one of {', '.join(map(repr, get_args(TableType)))}, or None, got {self.dtype!r}: other"
+                " types cannot hold all gradients."
             )
         try:
             torch.device(self.device or "cpu")
@@ -149,7 +149,7 @@ class KeepGradients(AnchoredControl):
         """An empty table for the batches of a plan.
 
         Args:
-            here: Where the run stands.
+            here: The present state of the run.
             plan: The batches.
             group: How many batches share a row.
 

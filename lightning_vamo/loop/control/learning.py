@@ -18,14 +18,14 @@ class Learning:
     """The state that a run learns from gradients: directions, coefficients and the smoothing radius.
 
     Attributes:
-        learner: Learns probe directions; None unless the family does.
+        learner: Learns probe directions; None if the family does not learn.
         parameters: The parameters whose gradients the learner sees: those of the last snapshot.
-        learned_at: The optimizer step at which directions have been learned from enough plain steps, where there was nothing
-            to warm up with; None once that is past.
-        mu: The smoothing radius that was measured to be best, for the next snapshot; None before the first one, and where the
-            radius is given.
+        learned_at: The optimizer step at which enough plain steps have been made to learn directions from, if no batches were
+            known for a warm-up; None after that step.
+        mu: The best smoothing radius so far, for the next snapshot; None before the first snapshot, and if the user gives the
+            radius.
         changing_data: Whether the rows of a sweep could not be used, since the data gives other batches when it is read again.
-        coefficient: Changes the effective coefficient from step to step; None where it stays the same.
+        coefficient: Changes the effective coefficient from step to step; None if the coefficient stays the same.
     """
 
     learner: Learner | None = None
@@ -36,7 +36,7 @@ class Learning:
     coefficient: Coefficient | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been learned, as plain types and tensors."""
+        """The learned state, as plain types and tensors."""
         regression = self.coefficient if isinstance(self.coefficient, (Regression, GradientRegression)) else None
         return {
             "learner": None if self.learner is None else self.learner.state_dict(),
@@ -47,15 +47,15 @@ class Learning:
         }
 
     def take_up_learner(self, state: dict[str, Any], family: Directions, parameters: Sequence[Tensor]) -> None:
-        """Go on learning directions where :meth:`state_dict` was called.
+        """Continue to learn directions from a state of :meth:`state_dict`.
 
         Args:
-            state: What it returned for ``learner``.
+            state: The part ``learner`` of the state.
             family: The family of directions, which learns.
-            parameters: The parameters whose gradients the learner is to see.
+            parameters: The parameters whose gradients the learner will see.
 
         Raises:
-            InvalidArgumentError: If the state is of other parameters, or of another kind of directions.
+            InvalidArgumentError: If the state belongs to other parameters, or to another kind of directions.
         """
         learner = family.learner(parameters, 1, seeded(0))
         learner.load_state_dict(state)

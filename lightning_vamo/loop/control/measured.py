@@ -14,18 +14,18 @@ def radius(here: Here, dimension: int) -> tuple[float, bool]:
     """The smoothing radius of a snapshot.
 
     Args:
-        here: Where the run stands.
-        dimension: ``d``, of the space that the directions are in.
+        here: The present state of the run.
+        dimension: ``d``, the dimension of the space of the directions.
 
     Returns:
-        The radius, and whether to search for a better one from there: if the radius is a guess.
+        The radius, and whether it is a guess, from which a search should find a better radius.
     """
     settings = here.settings
     if settings.mu != "auto":
         return settings.mu * (dimension**0.5 if settings.per_weight else 1.0), False
     if here.learning.mu is not None:
         return here.learning.mu, False
-    # Losses change more along learned directions than along random ones.
+    # Losses change more along learned directions than along random directions.
     steep = settings.directions.learns
     guess = auto_mu(here.parameters, settings.difference, here.oracle.arithmetic, steep=steep, robust=True)
     return guess, True
@@ -35,16 +35,15 @@ def measure(here: Here, drawn: Drawn, plan: Swept) -> tuple[Sweep, dict[str, flo
     """Sweep the batches of a plan at the snapshot, count the cost, and warn of problems.
 
     Args:
-        here: Where the run stands.
+        here: The present state of the run.
         drawn: The directions.
         plan: The batches.
 
     Returns:
-        What the sweep measured, and figures to log. None if the loss turned out not to be a function of the parameters, and
-        steps have been corrected before.
+        The sweep, and figures to log. None if a loss changed when it was evaluated again, and steps have been corrected before.
 
     Raises:
-        UnsupportedError: If the loss turned out not to be a function of the parameters at the run's first snapshot.
+        UnsupportedError: If a loss changed when it was evaluated again, at the run's first snapshot.
     """
     trainer, module, settings = here.trainer, here.module, here.settings
     mu, search = radius(here, drawn.directions.dimension)
@@ -78,7 +77,7 @@ def _advise(here: Here, drawn: Drawn, swept: Sweep) -> None:
     mixed = is_mixed(here.trainer, settings.sweep_precision)
     here.advice.on_dropped(swept.directions_dropped, drawn.directions.count, swept.mu)
     here.advice.on_not_finite(swept.not_finite, len(swept.deltas))
-    # Else the next radius is a better one; unless no loss has changed at any radius that was tried.
+    # Otherwise the next snapshot has a better radius, unless no loss has changed at any radius that was tried.
     if settings.mu != "auto" or here.learning.mu == swept.mu or swept.snr == 0:
         central = settings.difference == "central"
         here.advice.on_snr(swept.snr, swept.trend, swept.mu, central=central, mixed=mixed, tf32=tf32)

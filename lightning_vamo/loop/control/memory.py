@@ -13,17 +13,17 @@ from lightning_vamo.loop.sweep.agree import least
 
 
 def available(device: torch.device) -> int | None:
-    """Free memory of a device.
+    """The free memory of a device, in bytes.
 
     Args:
         device: The device.
 
     Returns:
-        Bytes; None if that cannot be told.
+        The number of bytes; None if it is not known.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # The allocator keeps what tensors have let go of, and gives it to the next ones.
+        # The allocator keeps the memory of freed tensors, and gives it to new tensors.
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type != "cpu":
         return None
@@ -41,11 +41,11 @@ def _of_machine() -> int | None:
 
 
 def _of_group() -> int | None:
-    """Memory that a container's limit leaves, by version 2 of Linux control groups."""
+    """The memory that a container's limit leaves, by version 2 of Linux control groups, in bytes."""
     try:
         limit, used = (Path("/sys/fs/cgroup", f"memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
         return int(limit) - int(used)
-    except (OSError, ValueError):  # there is no such limit, or it is "max"
+    except (OSError, ValueError):  # there is no limit, or the limit is "max"
         return None
 
 
@@ -55,14 +55,14 @@ def check_memory(
     """Refuse a table that does not fit in memory; all ranks refuse if one rank does.
 
     Args:
-        trainer: The trainer; every rank has to call this.
+        trainer: The trainer; every rank has to call this function.
         size: Bytes of the table in one process.
         count: How many rows the table has.
-        parameters: The parameters that each row is for.
-        device: Where the table is to be; None for where the parameters are.
+        parameters: The parameters whose gradients a row holds.
+        device: Device of the table; None for the device of the parameters.
 
     Raises:
-        UnsupportedError: If it does not fit.
+        UnsupportedError: If the table does not fit in memory.
     """
     place = device or local(parameters[0]).device
     free = available(place)
@@ -71,9 +71,9 @@ def check_memory(
     if least(trainer, int(free is None or needed <= free)):
         return
     dimension = sum(parameter.numel() for parameter in parameters)
-    have = "another rank has less" if free is None or needed <= free else f"{place} has {_gigabytes(free)} free"
+    have = "another rank has less memory" if free is None or needed <= free else f"{place} has {_gigabytes(free)} free"
     raise UnsupportedError(
-        f"A table of {count:,} gradients of {dimension:,} numbers takes {_gigabytes(needed)}, and {have}: set"
+        f"A table of {count:,} gradients of {dimension:,} numbers takes {_gigabytes(needed)}, but {have}: set"
         " table_device='cpu' or table_dtype='bfloat16', use larger batches, train fewer parameters, or set"
         " gradients='recompute', which keeps no table."
     )

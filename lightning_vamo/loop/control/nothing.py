@@ -1,4 +1,4 @@
-"""No control variate."""
+"""The control of methods without a control variate."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from lightning_vamo.loop.plan.plan import Plan
 
 @dataclass(frozen=True)
 class Nothing(Control):
-    """Subtract nothing from the gradient."""
+    """Subtracts nothing from the gradient."""
 
     kinds = ()
     records = "never"
@@ -31,5 +31,5 @@ class Nothing(Control):
         """See :meth:`Control.take`."""
 
     def restore(self, here: Here, state: dict[str, Any], plan: Plan | None) -> Snapshot:
-        """See :meth:`Control.restore`; not called, as there are no snapshots."""
+        """See :meth:`Control.restore`; never called, since there are no snapshots."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The number of probes chosen by measurement: measure the probes, let a schedule choose, and report the choice."""
+"""Choose the number of probes by measurement: measure the probes, let a schedule choose, and report the choice."""
 
 import copy
 from typing import Any
@@ -18,11 +18,11 @@ class ProbeChoice:
     """Measures the efficiency of each snapshot's probes, and lets the schedule choose.
 
     Args:
-        schedule: Chooses, as a copy, which takes what is measured in one fit: the next one begins anew.
+        schedule: The schedule. A copy of it collects the measurements of one fit, so the next fit begins anew.
 
     Attributes:
         clock: Times the training steps.
-        figures: What the last choice expects, to log.
+        figures: The expectations of the last choice, to be logged.
     """
 
     def __init__(self, schedule: EfficientProbes) -> None:
@@ -49,9 +49,9 @@ class ProbeChoice:
         Args:
             trainer: The trainer.
             factors: Sum over the corrected steps of the factors of their rows, shape ``(q,)``.
-            steps: How many there were.
-            rows: Seconds within the steps that their rows took, where they are recomputed.
-            evaluations: Forward passes that those took.
+            steps: Number of the corrected steps.
+            rows: Seconds within the steps that recomputed rows took.
+            evaluations: Number of forward passes that recomputed rows took.
         """
         self.clock.stop(trainer.strategy.root_device)
         self.clock.seconds -= rows
@@ -68,11 +68,11 @@ class ProbeChoice:
     def decide(
         self, trainer: Trainer, learner: Learner | None, dimension: int, difference: Difference, sweeps: float
     ) -> Decision:
-        """Choose for a snapshot; all ranks choose alike, since they have the same gradients and rows and use one clock.
+        """Choose for a snapshot; all ranks choose alike, since they have the same gradients and rows, and use one clock.
 
         Args:
             trainer: The trainer.
-            learner: What has learned the directions, if they are learned.
+            learner: The learner of the directions; None if directions are not learned.
             dimension: Number of trainable parameters.
             difference: ``"forward"`` or ``"central"``.
             sweeps: Sweeps per epoch, on average.
@@ -95,7 +95,7 @@ class ProbeChoice:
         """The measurements and the choice, as plain types and tensors.
 
         Args:
-            rows: Seconds of rows that :meth:`used` will not be told of: a run that resumes measures its own.
+            rows: Seconds that recomputed rows have taken since the last call of :meth:`used`, which the clock does not count.
 
         Returns:
             The state.
@@ -115,7 +115,7 @@ class ProbeChoice:
         """Continue from a state of :meth:`state_dict`.
 
         Args:
-            state: What it returned.
+            state: The state.
         """
         self.schedule.load_state_dict(state["schedule"])
         self.clock = StepClock(**state["clock"])

@@ -27,9 +27,9 @@ class Probed(Snapshot):
         logs: See :class:`Snapshot`.
 
     Attributes:
-        drawn: As given.
-        correction: As given.
-        sweep: What a sweep measured at the snapshot; None if there was none, or if its rows have been replaced since.
+        drawn: The directions.
+        correction: Corrects the gradients of the steps.
+        sweep: The sweep at the snapshot; None if there was no sweep, or if steps have replaced its rows.
     """
 
     withholds = True
@@ -54,7 +54,7 @@ class Probed(Snapshot):
 
     @property
     def shared(self) -> Along | None:
-        """See :attr:`Snapshot.shared`: None if rows are carried without a sweep, since there is no radius then."""
+        """See :attr:`Snapshot.shared`; None if rows are carried without a sweep, which gives no radius."""
         mu = self.logs.get("mu")
         return None if mu is None else Along(self.parameters, self.directions, mu)
 
@@ -113,4 +113,4 @@ class Probed(Snapshot):
 
 
 class ProbedControl(Control):
-    """Base class of control variates of probe differences: :class:`Replay`, :class:`Carry` or :class:`Recompute`."""
+    """Base class of the control variates that are made of probe differences: replay, carry and recompute."""

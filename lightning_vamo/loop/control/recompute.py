@@ -29,14 +29,14 @@ from lightning_vamo.loop.plan.reread import Swept, second_reading
 class Recompute(ProbedControl):
     """Keep the snapshot's weights, and evaluate the ``1 + q`` losses of each step's own batch at these weights.
 
-    That is for data that does not come twice: streams, and random augmentation.
+    Recomputed rows are for data that does not come twice: streams, and random augmentation.
 
     Args:
         every_n_epochs: Epochs from one snapshot to the next, at least 1; by default 1.
-        every_n_train_steps: Optimizer steps from one snapshot to the next, the paper's ``m``, at least 1, in place of epochs.
+        every_n_train_steps: Optimizer steps from one snapshot to the next, the paper's ``m``, at least 1; in place of epochs.
 
     Raises:
-        InvalidArgumentError: If a number is not allowed, or both are given.
+        InvalidArgumentError: If a number is not allowed, or if both are given.
 
     Example:
         >>> Recompute(every_n_train_steps=100)
@@ -56,7 +56,7 @@ class Recompute(ProbedControl):
         if self.every_n_epochs is not None and self.every_n_train_steps is not None:
             raise InvalidArgumentError(
                 f"`every_n_train_steps={self.every_n_train_steps}` and `every_n_epochs={self.every_n_epochs}` both say when to"
-                " take a snapshot: keep one of them."
+                " take a snapshot: keep one of the two."
             )
 
     @property
@@ -77,7 +77,7 @@ class Recompute(ProbedControl):
         return True
 
     def sweeps(self, steps: float, *, twice: bool = True) -> float:
-        """See :meth:`Control.sweeps`: in its step, and in the sweep for the mean if the data can be read twice."""
+        """See :meth:`Control.sweeps`; a batch is probed in its step, and in the sweep for the mean if there is one."""
         if not twice:
             return 1.0
         return 1 + (1 / self.epochs if self.every_n_train_steps is None else steps / self.every_n_train_steps)
@@ -114,8 +114,8 @@ class Recompute(ProbedControl):
             return math.ceil(steps)
         if here.settings.alpha == "linear-decay":
             raise UnsupportedError(
-                "`alpha='linear-decay'` falls over the steps of a snapshot, and the training data has no length that tells how"
-                " many they are: set control=Recompute(every_n_train_steps=...), or another `alpha`."
+                "`alpha='linear-decay'` falls over the steps of a snapshot, but the training data has no length, so the number"
+                " of steps is not known: set control=Recompute(every_n_train_steps=...), or another `alpha`."
             )
         return None
 
@@ -138,6 +138,6 @@ def _recomputed(
 
 def swept_batches(here: Here) -> Swept | None:
     """The epoch's plan, or another reading of the data; None if the data cannot be read twice."""
-    # Rows are recomputed in any part of an epoch, of which the loaders may have been given a part.
+    # Recomputed rows need no plan for their steps, so a plan of the rest of an epoch is enough for the mean.
     plan = here.plan or (plan_of(here.trainer) if has_plan(here.trainer) else None)
     return plan or second_reading(here.trainer)

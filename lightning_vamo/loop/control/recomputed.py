@@ -33,14 +33,14 @@ class Center:
     """The mean that is subtracted from rows, and the number of steps that use this mean.
 
     Attributes:
-        control: Turns rows into coefficients.
+        control: Centres rows, and turns them into coefficients.
         mu: Smoothing radius.
-        period: Optimizer steps that the snapshot is to last; None if that is not known.
+        period: Number of optimizer steps until the next snapshot; None if it is not known.
         usable: Which directions the sweep for the mean has not dropped, shape ``(q,)``; None if there was no sweep.
-        steps: Optimizer steps since the snapshot.
-        unknown: Whether it is still to be checked that the loss is a function of the parameters, as no sweep has done so.
-        search: Whether a better radius is still to be searched for.
-        spoilt: Whether the loss turned out not to be such a function, so that there are no rows.
+        steps: Number of optimizer steps since the snapshot.
+        unknown: Whether to check, at the first batch, that a second evaluation gives the same loss; no sweep has done so.
+        search: Whether to search for a better radius at the first batch.
+        spoilt: Whether a second evaluation gave another loss, so that there are no rows.
     """
 
     control: RecomputedControlVariate
@@ -59,11 +59,11 @@ class Recomputed(Probed):
     Args:
         epoch: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
         drawn: The directions.
-        center: What rows are centred around.
-        loader: The training loader that batches come from.
+        center: The mean of the rows, and the radius.
+        loader: The training loader of the batches.
         correction: Corrects the gradients of the steps.
         logs: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
-        origin: The numbers of the snapshot :math:`\tilde x` that this process holds; by default the parameters' own.
+        origin: This process's part of the snapshot's weights :math:`\tilde x`; by default the present parameters.
     """
 
     kind = "recompute"
@@ -87,17 +87,17 @@ class Recomputed(Probed):
 
     @torch.no_grad()
     def before_step(self, here: Here, batch: Any) -> int:
-        """Compute the next batch's row: evaluate the batch at the snapshot, leaving no trace.
+        """Compute the next batch's row: evaluate the batch at the snapshot, and leave no trace.
 
-        The random state is the one that the step begins with, so a dropout mask, or an augmentation in ``training_step``, is
+        The evaluation begins with the random state of the step, so a dropout mask, or an augmentation in ``training_step``, is
         the same.
 
         Args:
-            here: Where the run stands.
-            batch: The batch, transferred and transformed.
+            here: The present state of the run.
+            batch: The batch, after the transfer and its hooks.
 
         Returns:
-            How many forward passes it took.
+            The number of forward passes that the row took.
         """
         trainer, module, parameters = here.trainer, here.module, self.parameters
         batch_idx, difference = trainer.fit_loop.batch_idx, here.settings.difference
@@ -107,11 +107,11 @@ class Recomputed(Probed):
         with probing(trainer, module, "row"):
             compat.drop_gradients(trainer, module, batch_idx)
             reshard = compat.resharding(module)
-            reshard()  # what is kept and put back are the shards
+            reshard()  # the shards are copied and put back, not whole parameters
             with (
                 compat.without_buffer_sync(trainer),
                 no_trace(trainer, module, parameters, self._last) as state,
-                Point(parameters),  # the weights that are trained, to which the parameters return
+                Point(parameters),  # the present weights, to which the parameters return
                 here.oracle.asking(),
             ):
                 point = Point(parameters, self._origin)
@@ -149,15 +149,15 @@ class Recomputed(Probed):
         return torch.full((self.count,), math.nan, dtype=at_least_float32(like.dtype), device=like.device)
 
     def begin_epoch(self, generator: torch.Generator) -> list[int] | None:
-        """See :meth:`Snapshot.begin_epoch`: each step computes its own row."""
+        """See :meth:`Snapshot.begin_epoch`; None, since each step computes its own row."""
         return None
 
     def key(self, row: int | None) -> Tensor:
-        """See :meth:`Snapshot.key`: the row itself, this rank's."""
+        """See :meth:`Snapshot.key`; the key is this rank's row itself."""
         return self._row
 
     def rows(self, trainer: Trainer, keys: Sequence[Any]) -> list[Tensor]:
-        """See :meth:`Snapshot.rows`: average the rows over the ranks in one reduction, and add them to the running mean."""
+        """See :meth:`Snapshot.rows`; averages the rows over the ranks in one reduction, and adds them to the running mean."""
         self._center.steps += 1
         rows = list(keys)
         if trainer.world_size > 1:
@@ -168,7 +168,7 @@ class Recomputed(Probed):
         return rows
 
     def progress(self, share: float) -> float:
-        """See :meth:`Snapshot.progress`: a share of the snapshot's steps."""
+        """See :meth:`Snapshot.progress`; the share of the snapshot's steps so far."""
         period = self._center.period
         return min(1.0, max(0, self._center.steps - 1) / period) if period else 0.0
 
@@ -182,7 +182,7 @@ class Recomputed(Probed):
         return self._center.control.unused
 
     def row_state(self, trainer: Trainer) -> dict[str, Any]:
-        """See :meth:`Probed.row_state`: the weights once, or each rank's part of the weights."""
+        """See :meth:`Probed.row_state`; the weights are saved once, or each rank saves its part of the weights."""
         holds = trainer.is_global_zero or any(map(is_sharded, self.parameters))
         control = self._center.control.state_dict()
         return {**vars(self._center), "control": control, "origin": list(self._origin) if holds else None}

@@ -34,9 +34,9 @@ class RecomputedGradients(Anchored):
         correction: See :class:`Anchored`.
         logs: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
         period: See :class:`Anchored`.
-        mean: :math:`\nabla f(\tilde x)`, by parameter, this process's part.
-        loader: The training loader that batches come from.
-        origin: The numbers of :math:`\tilde x` that this process holds; by default the parameters' own.
+        mean: This process's part of :math:`\nabla f(\tilde x)`, for each parameter.
+        loader: The training loader of the batches.
+        origin: This process's part of the snapshot's weights :math:`\tilde x`; by default the present parameters.
     """
 
     kind = "recompute-gradients"
@@ -56,28 +56,28 @@ class RecomputedGradients(Anchored):
         self.loader = loader
         self.origin = Point(correction.parameters).origin if origin is None else origin
         self.sum: list[Tensor] | None = None
-        """Rows of the batches that the coming step accumulates, added up; None between two steps."""
+        """Sum of the rows of the batches that the coming step accumulates; None between two steps."""
         self._last: ModuleState | None = None
         self.lost = torch.zeros((), device=mean[0].device)
-        """How many steps had a row that was not finite."""
+        """Number of steps whose row was not finite."""
 
     def before_step(self, here: Here, batch: Any) -> int:
-        """Compute the next batch's row: differentiate the batch at the snapshot, leaving no trace.
+        """Compute the next batch's row: differentiate the batch at the snapshot, and leave no trace.
 
-        The random state is the one that the step begins with, so a dropout mask, or an augmentation in ``training_step``, is
+        The evaluation begins with the random state of the step, so a dropout mask, or an augmentation in ``training_step``, is
         the same.
 
         Args:
-            here: Where the run stands; the backward pass is counted there.
-            batch: The batch, transferred and transformed.
+            here: The present state of the run, whose totals count the backward pass.
+            batch: The batch, after the transfer and its hooks.
 
         Returns:
-            How many forward passes it took.
+            The number of forward passes that the row took.
         """
         trainer, module, parameters = here.trainer, here.module, list(self.parameters)
         batch_idx, seen = trainer.fit_loop.batch_idx, 0
         compat.drop_gradients(trainer, module, batch_idx)
-        # DDP may write the next gradient to where this one is.
+        # DDP may write the next gradient into the memory of this gradient.
         own = not compat.averages_gradients(trainer)
 
         def see(position: int, gradients: list[Tensor | None], start: float) -> None:
@@ -91,7 +91,7 @@ class RecomputedGradients(Anchored):
                     added.add_(row)
 
         with probing(trainer, module, "row"), compat.without_buffer_sync(trainer):
-            compat.resharding(module)()  # what is kept and put back are the shards
+            compat.resharding(module)()  # the shards are copied and put back, not whole parameters
             with torch.no_grad(), Point(parameters):
                 Point(parameters, self.origin).restore()
                 batches = [(batch_idx, fresh_copy(batch))]
@@ -100,7 +100,7 @@ class RecomputedGradients(Anchored):
         return seen
 
     def key(self, row: int | None) -> int:
-        """See :meth:`Snapshot.key`: rows are summed as they are computed, so they have no key."""
+        """See :meth:`Snapshot.key`; rows are summed as they are computed, so they need no key."""
         return 0
 
     def row(self, keys: Sequence[Any], accumulated: int, scale: Callable[[Tensor], Tensor] | None) -> list[Tensor] | None:
@@ -138,7 +138,7 @@ class RecomputedGradients(Anchored):
 
 
 def _row(gradient: Tensor | None, mean: Tensor, own: bool) -> Tensor:
-    """A gradient minus the mean; if the gradient is our ``own``, the difference replaces it, to save memory."""
+    """A gradient minus the mean; with ``own``, the difference overwrites the gradient, to save memory."""
     if gradient is None:
         return -mean
     given = local(gradient)
@@ -157,7 +157,7 @@ class RecomputeGradients(AnchoredControl):
         period, correction, plan = self.period(here), self.correction(here), swept_batches(here)
         if plan is None:
             raise UnsupportedError(
-                f"{self.title} takes the gradient of all the data at its snapshots, and the training data cannot be read a"
+                f"{self.title} takes the gradient of all the data at its snapshots, but the training data cannot be read a"
                 " second time: give the dataset `__getitem__` and `__len__`, or use VAMOCallback(control='recompute'), which"
                 " needs no pass over the data."
             )
@@ -176,8 +176,8 @@ class RecomputeGradients(AnchoredControl):
         swept = self.sweep(here, plan, see)
         if float(weight) == 0:
             raise NonFiniteLossError(
-                "The gradient of every training batch is not finite at the snapshot, or not there: check the data and the"
-                " learning rate, and that `training_step` returns a loss."
+                "No training batch has a finite gradient at the snapshot: check the data and the learning rate, and that"
+                " `training_step` returns a loss."
             )
         for added in mean:
             added.div_(weight.to(added))

@@ -28,7 +28,7 @@ class Replayed(Probed):
         epoch: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
         drawn: The directions.
         plan: The batches that were swept.
-        sweep: What the sweep measured.
+        sweep: The result of the sweep.
         correction: Corrects the gradients of the steps: see :func:`table_correction`.
         logs: See :class:`~lightning_vamo.loop.control.base.Snapshot`.
     """
@@ -55,17 +55,17 @@ def table_correction(here: Here, drawn: Drawn, sweep: Sweep) -> Correction:
     """The correction of gradients by the table of a sweep.
 
     Args:
-        here: Where the run stands.
+        here: The present state of the run.
         drawn: The directions.
-        sweep: What the sweep measured.
+        sweep: The result of the sweep.
 
     Returns:
-        The correction; without a direction left its coefficient is zero, and it changes nothing.
+        The correction; if the sweep has dropped all directions, the coefficient is zero and nothing is corrected.
     """
     beta = drawn.beta if sweep.directions_dropped < drawn.directions.count else 0.0
     table, own_table = (drawn.directions.whiten(deltas) for deltas in (sweep.deltas, sweep.own))
     if here.settings.alpha == "adaptive":
-        # Where an entry is moved, each rank's part is the bound: the mean remains the table, and no part is an outlier.
+        # If an entry is bounded, each rank's part gets the bound: their mean remains the table, and no part is an outlier.
         within = bounded(table, sweep.weights > 0)
         table, own_table = within, torch.where(within == table, own_table, within)
     control, own = (ControlVariate(deltas, sweep.weights, beta) for deltas in (table, own_table))
@@ -77,7 +77,7 @@ class Replay(ProbedControl):
     """Sweep the coming epoch's batches at the snapshot, then train on the same batches: no step makes an extra pass.
 
     Args:
-        every_n_epochs: Epochs from one snapshot, and its sweep, to the next, at least 1. In between, the batches keep their
+        every_n_epochs: Epochs from one snapshot with its sweep to the next, at least 1. In between, the batches keep their
             composition, and their order is reshuffled unless the data is read in sequence.
 
     Raises:

@@ -16,13 +16,14 @@ from lightning_vamo.loop.sweep.precision import SweepPrecision, check_sweep_prec
 class ProbeSettings:
     """The settings of probes: their number, directions, radius and mixing coefficient.
 
-    :class:`~lightning_vamo.VAMOCallback` explains each of them, but for one.
+    :class:`~lightning_vamo.VAMOCallback` explains the other attributes.
 
     Attributes:
-        per_weight: Whether a number for ``mu`` is how far each weight moves, about, and not the norm of the step.
+        per_weight: Whether ``mu``, if it is a number, is about the distance that each weight moves, and not the norm of the
+            step.
 
     Raises:
-        InvalidArgumentError: If one has a value that is not allowed, or two do not go together.
+        InvalidArgumentError: If a setting has a value that is not allowed, or if two settings do not go together.
     """
 
     schedule: ProbeSchedule
@@ -40,11 +41,12 @@ class ProbeSettings:
         check_sweep_precision(self.sweep_precision)
         if not isinstance(self.directions, Directions):
             raise InvalidArgumentError(
-                f"`directions` must be a family such as GradientSubspaceDirections(), got {self.directions!r}."
+                f"`directions` must be a family of directions such as GradientSubspaceDirections(), got {self.directions!r}."
             )
         if isinstance(self.schedule, EfficientProbes) and self.alpha != "adaptive":
             raise InvalidArgumentError(
-                f'`alpha` must be "adaptive", whose factors EfficientProbes goes by, got {self.alpha!r}.'
+                f"`alpha` must be 'adaptive' with EfficientProbes, which chooses by the factors of 'adaptive', got"
+                f" {self.alpha!r}."
             )
 
     @property
@@ -60,4 +62,4 @@ class ProbeSettings:
 
 
 PLAIN = ProbeSettings(ConstantProbes(0), GradientSubspaceDirections(), "auto", "adaptive", "forward", None)
-"""No probes at all."""
+"""The settings of methods without probes."""

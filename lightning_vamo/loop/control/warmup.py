@@ -23,23 +23,23 @@ def warm_up(
     count: int,
     turn: Callable[[], object],
 ) -> int:
-    """Let a learner see gradients of the plan's first batches, leaving no trace.
+    """Show a learner the gradients of the plan's first batches, and leave no trace.
 
     Args:
         trainer: The trainer, between two training steps.
         module: Its module, whose ``training_step`` is called plainly.
         plan: The epoch's batches.
-        learner: What learns.
-        parameters: The parameters that it learns directions for.
-        count: How many: where the plan has fewer, it is gone through again.
-        turn: Lets the learner turn to what it has learned. Called halfway: on the MNIST perceptron with four probes, 64
-            batches in two passes of power iteration gave directions that hold 0.28 of the noise, and 0.20 in one.
+        learner: Learns directions from the gradients.
+        parameters: The parameters whose gradients the learner sees.
+        count: Number of batches; if the plan has fewer, its batches are used again.
+        turn: Ends a pass of the learner. Called halfway: on the MNIST perceptron with four probes, 64 batches gave directions
+            that hold 0.28 of the noise in two passes of power iteration, and 0.20 in one pass.
 
     Returns:
-        How many were evaluated, forward and backward: those with a loss.
+        The number of batches that were differentiated: the batches with a loss.
 
     Raises:
-        UnsupportedError: If a loss is one that cannot be trained on.
+        UnsupportedError: If a loss cannot be trained on.
     """
     seen, half = 0, count // 2
 
@@ -63,7 +63,7 @@ def _shown(batches: Iterable[tuple[int, Any]], show: Callable[[int], None]) -> I
 
 
 def _repeated(plan: Swept, count: int) -> Generator[tuple[int, Any]]:
-    """Batches, again and again, with their positions in the plan."""
+    """Repeat the plan's batches until ``count`` batches have been given, each with its position in the plan."""
     for left in range(count, 0, -plan.length):
         with plan.loaded() as batches:
             yield from enumerate(itertools.islice(batches, left))

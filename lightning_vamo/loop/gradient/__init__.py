@@ -1,1 +1,1 @@
-"""Gradients of training steps: by backpropagation, from forward passes alone, or by direct search."""
+"""Gradients of training steps: by backpropagation, from forward passes alone, or replaced by direct search."""

@@ -20,13 +20,13 @@ class Step:
     Attributes:
         trainer: The trainer.
         module: Its module.
-        user_step: Calls the user's ``training_step`` with its arguments, and returns what it returns.
-        batch: The batch among these.
-        first: Whether the batch is the first of those that the optimizer step accumulates.
-        last: Whether the optimizer steps next.
-        around_backward: What a backward pass is to run in.
+        user_step: Calls the user's ``training_step`` with its arguments, and returns its return value.
+        batch: The batch among the arguments.
+        first: Whether the batch is the first batch that the optimizer step accumulates.
+        last: Whether the batch is the last, so that the optimizer steps next.
+        around_backward: Makes the context of a backward pass.
         seeds: The seeds of the run.
-        shared: Directions of the control variate; None if there are none.
+        shared: Directions of the control variate, which the gradient must use too; None if there are no such directions.
     """
 
     trainer: Trainer
@@ -45,9 +45,9 @@ class Evaluated:
     """The result of a batch: its outputs and its evaluations.
 
     Attributes:
-        outputs: What callbacks get as the outputs of the step.
-        forwards: How many forward passes of the batch there were.
-        backwards: How many backward passes.
+        outputs: The outputs of the step, for callbacks.
+        forwards: Number of forward passes of the batch.
+        backwards: Number of backward passes of the batch.
         skipped: Whether the batch added nothing, since ``training_step`` returned None.
     """
 
@@ -61,10 +61,10 @@ class Gradient(ABC):
     """Base class of gradients: computes the gradient of a training step."""
 
     uses_backward: ClassVar[bool] = True
-    """Whether losses are differentiated, so that they have to depend on a parameter."""
+    """Whether losses are differentiated, so that a loss has to depend on a parameter."""
 
     keeps_place: ClassVar[bool] = False
-    """Whether a checkpoint holds where the run stands in its epoch, also where nothing is taken out of the gradient."""
+    """Whether a checkpoint holds the run's position in its epoch even without a control variate."""
 
     def begin(self, trainer: Trainer, module: LightningModule, name: str) -> None:
         """Begin a fit: forget the last fit, and refuse a module or optimizer that cannot be trained.
@@ -81,10 +81,10 @@ class Gradient(ABC):
         """Evaluate a batch, and add its share of the gradient to ``.grad``.
 
         Args:
-            step: The batch. Where several are accumulated, each adds its share, and the first zeroes what was there.
+            step: The batch. If several are accumulated, the first batch zeroes ``.grad``, and each batch adds its share.
 
         Returns:
-            What came of the batch.
+            The outputs and the evaluations of the batch.
         """
 
     def release(self) -> None:
@@ -92,7 +92,7 @@ class Gradient(ABC):
         return
 
     def bounded(self, alpha: Alpha) -> Alpha:
-        """The mixing coefficient to check: the theory's, if the gradient is as noisy as its control variate."""
+        """The mixing coefficient to check against bounds; ``"theory"`` if the bounds do not hold for this gradient."""
         return alpha if self.uses_backward else "theory"
 
     def end_epoch(self) -> dict[str, float]:

@@ -24,7 +24,7 @@ from lightning_vamo.loop.ledger.seeds import seeded
 Variant = Literal["s2p", "stp", "vs2p"]
 
 WINDOW = 100
-"""Of how many steps, the last ones, the differences tell ``"vs2p"`` how large they are."""
+"""The number of last steps whose differences ``"vs2p"`` takes the typical size from."""
 
 TAU = 3.0
 r"""Both :math:`\tau_a` and :math:`\tau_b`, as the paper sets them."""
@@ -35,13 +35,13 @@ def check_variant(variant: object, rho: object) -> None:
 
     Args:
         variant: The variant's name.
-        rho: How far to look.
+        rho: The distance at which losses are compared.
 
     Raises:
-        InvalidArgumentError: If one is not allowed.
+        InvalidArgumentError: If an argument is not allowed.
     """
     if variant not in get_args(Variant):
-        raise InvalidArgumentError(f"`variant` must be one of {get_args(Variant)}, got {variant!r}.")
+        raise InvalidArgumentError(f"`variant` must be one of {', '.join(map(repr, get_args(Variant)))}, got {variant!r}.")
     if rho == "auto":
         raise InvalidArgumentError("`rho` must be a positive, finite number, got 'auto'.")
     try:
@@ -55,12 +55,11 @@ class _State:
     """The state that the next batch needs.
 
     Attributes:
-        losses: Sum of the losses at each point, of the batches whose step is to come, shape ``(points,)``; None if there are
-            none.
+        losses: Sum of the losses at each point over the batches of the coming step, shape ``(points,)``; None if there is none.
         differences: The differences of the last ``WINDOW`` steps.
-        steps: Steps of the epoch.
-        moved: How many of them moved the weights.
-        length: Sum of how far they moved, relative to the learning rate.
+        steps: Number of steps in the epoch.
+        moved: Number of steps that moved the weights.
+        length: Sum of the lengths of the moves, relative to the learning rate.
     """
 
     losses: Tensor | None = None
@@ -74,8 +73,8 @@ class DirectSearch(Gradient):
     r"""Moves the weights to the best of :math:`x`, :math:`x + \alpha s` and :math:`x - \alpha s`, by the losses of a batch.
 
     Args:
-        variant: Which points, and what becomes of their losses: see :class:`~lightning_vamo.S2PCallback`.
-        rho: How far from the weights ``"vs2p"`` looks.
+        variant: Which points are compared, and how: see :class:`~lightning_vamo.S2PCallback`.
+        rho: The distance from the weights at which ``"vs2p"`` compares losses.
     """
 
     uses_backward = False
@@ -89,27 +88,29 @@ class DirectSearch(Gradient):
         self._state = _State()
 
     def begin(self, trainer: Trainer, module: LightningModule, name: str) -> None:
-        """See :meth:`Gradient.begin`: the optimizer must be plain SGD, whose learning rate is the step length."""
+        """See :meth:`Gradient.begin`; the optimizer must be plain SGD, whose learning rate is the step length."""
         self._state, self._others = _State(), Others()
         compat.resharding(module)()
         check_parameters(self._moving.parameters(trainer, module), name)
         [optimizer] = trainer.optimizers
         if not is_plain_sgd(optimizer):
             raise UnsupportedError(
-                f"{name} moves the weights itself, and takes of the optimizer no more than the learning rate, as the step"
-                f" length; {type(optimizer).__name__} has a step of its own: use torch.optim.SGD without momentum."
+                f"{name} moves the weights itself, and uses only the optimizer's learning rate, as the step length, but"
+                f" {type(optimizer).__name__} has a step of its own: use torch.optim.SGD without momentum."
             )
         if any(group.get("weight_decay") for group in optimizer.param_groups):
             raise UnsupportedError(
-                f"{name} compares losses, and has no gradient to add `weight_decay` to: set weight_decay=0, and add the penalty"
-                " to the loss."
+                f"{name} compares losses, and has no gradient that `weight_decay` could be added to: set weight_decay=0, and"
+                " add the penalty to the loss."
             )
         if trainer.gradient_clip_val:
-            raise UnsupportedError(f"{name} has no gradient that Trainer(gradient_clip_val=...) could clip: leave it out.")
+            raise UnsupportedError(
+                f"{name} has no gradient that Trainer(gradient_clip_val=...) could clip: leave `gradient_clip_val` out."
+            )
         if compat.grad_scale(trainer) is not None:
             raise UnsupportedError(
-                f"{name} has no gradient that Trainer(precision={trainer.precision!r}) could scale: use 'bf16-mixed', or"
-                " '32-true'."
+                f"{name} has no gradient that Trainer(precision={trainer.precision!r}) could scale: use the precision"
+                " 'bf16-mixed' or '32-true'."
             )
 
     def release(self) -> None:
@@ -118,7 +119,7 @@ class DirectSearch(Gradient):
 
     @torch.no_grad()
     def accumulate(self, step: Step) -> Evaluated:
-        """See :meth:`Gradient.accumulate`: adds up the losses of each point, and moves the weights at the last batch."""
+        """See :meth:`Gradient.accumulate`; adds up the losses of each point, and moves the weights at the last batch."""
         trainer, state = step.trainer, self._state
         if step.first:
             compat.zero_grad(trainer, step.module, trainer.fit_loop.batch_idx)
@@ -181,7 +182,7 @@ class DirectSearch(Gradient):
         self._state.length += moves
 
     def _length(self, totals: Tensor) -> float:
-        r"""How far to go against :math:`s`, relative to the learning rate."""
+        r"""The distance to move against :math:`s`, relative to the learning rate."""
         state, difference = self._state, float(totals[0] - totals[1])
         state.steps += 1
         if not abs(difference) < float("inf"):

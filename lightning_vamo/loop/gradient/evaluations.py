@@ -1,4 +1,4 @@
-"""Evaluate the batch of a step several times, with the side effects of a single evaluation."""
+"""Evaluate the batch of a step several times, with the side effects of one evaluation."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -22,15 +22,15 @@ _BLOCK = 2**20
 
 
 class Others:
-    """Parameters that a method does not move, and which of them ``training_step`` writes to (a teacher's, for example).
+    """Finds the parameters that a method does not move but ``training_step`` writes to, such as a teacher's.
 
-    These have to be put back after all evaluations of a batch but one. Copies of all would take as much memory as a frozen
-    backbone does. So no more are copied than those that an evaluation has been seen to write to.
+    Such parameters have to be put back after all evaluations of a batch but one. Copies of all parameters would take as much
+    memory as a frozen backbone does. So only parameters are copied that an evaluation has been seen to write to.
     """
 
     def __init__(self) -> None:
         self.states: dict[str, ModuleState] = {}
-        """States of the module before and after the last step's first evaluation, whose copies serve again."""
+        """States of the module before and after the last step's first evaluation; their copies are used again."""
         self._written: dict[int, Tensor] = {}
         self._epoch: int | None = None
 
@@ -42,22 +42,22 @@ class Others:
             moving: The parameters that the method moves, and puts back itself.
 
         Returns:
-            All but those that were seen to be written to.
+            All parameters except those that were seen to be written to.
         """
         kept = {id(parameter) for parameter in moving}
         return [p for p in step.module.parameters() if id(p) in kept or self._written.get(id(p)) is not p]
 
     def watch(self, step: Step, moving: Sequence[Tensor]) -> "Watched":
-        """Record the parameters, so as to find which of them the next evaluation writes to.
+        """Record the parameters, to find out later which parameters the next evaluation writes to.
 
-        Version counters do not tell of a write through ``.data``, so once in an epoch checksums are compared too.
+        Version counters do not show a write through ``.data``, so once in an epoch checksums are compared too.
 
         Args:
             step: The step.
             moving: The parameters that the method moves.
 
         Returns:
-            What tells.
+            The record.
         """
         kept = {id(parameter) for parameter in moving} | self._written.keys()
         closely, self._epoch = step.trainer.current_epoch != self._epoch, step.trainer.current_epoch
@@ -69,7 +69,7 @@ class Watched:
 
     Args:
         parameters: The parameters.
-        written: Gets those that turn out to be written to, by their ``id``.
+        written: Gets the parameters that turn out to be written to, by their ``id``.
         closely: Whether to compare checksums as well.
     """
 
@@ -97,18 +97,18 @@ def _checksum(tensor: Tensor) -> tuple[tuple[int, ...], ...]:
 class Evaluations:
     """Evaluates the batch of a step at one point after another, with the same randomness and from the same module state.
 
-    The first evaluation is the step's own: what it logs, counts and leaves on the module stays. The others leave no trace. What
-    is evaluated is the ``probe_loss`` of a module that defines one, and else what its ``training_step`` returns.
+    The first evaluation is the step's own: its logs, its counts and its changes of the module stay. The other evaluations leave
+    no trace. If the module defines ``probe_loss``, it is evaluated instead of ``training_step``.
 
     Args:
         step: The step.
         moving: The parameters that are moved between the evaluations.
-        others: The parameters that are not.
+        others: The parameters that are not moved.
         most: How often the batch will be evaluated.
 
     Attributes:
-        outputs: What callbacks get as the outputs of the step.
-        count: How many forward passes there were.
+        outputs: The outputs of the step, for callbacks.
+        count: Number of forward passes so far.
     """
 
     def __init__(self, step: Step, moving: Sequence[Tensor], others: Others, most: int) -> None:
@@ -143,12 +143,12 @@ class Evaluations:
         """Evaluate the batch at the present parameters.
 
         Returns:
-            The loss, shape ``()``, float32 or wider; None where there is none.
+            The loss, shape ``()``, float32 or wider; None if there is no loss.
 
         Raises:
             UnsupportedError: If ``training_step`` returns None on one of several ranks.
         """
-        torch.clear_autocast_cache()  # it may hold the weights of the last evaluation, in another type
+        torch.clear_autocast_cache()  # the cache may hold the weights of the last evaluation, in another type
         self.count += 1
         value = self._first() if self.count == 1 else self._silent()
         if value is None and not self._own_loss:

@@ -20,7 +20,7 @@ class FirstOrder(Gradient):
         loss, outputs = compat.step_output(output, trainer.accumulate_grad_batches)
         check_loss(trainer, module, loss)
         if loss is None:
-            rank_zero_warn("`training_step` returned None: the batch is skipped. If that is on purpose, ignore this warning.")
+            rank_zero_warn("`training_step` returned None, so the batch is skipped. Ignore this warning if that is intended.")
         if step.first:
             compat.zero_grad(trainer, module, trainer.fit_loop.batch_idx)
         if loss is not None:

@@ -14,7 +14,7 @@ from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop.parameters import same_tensors, trainable_parameters
 
 Chosen = str | Sequence[str] | Callable[[str, Tensor], bool] | None
-"""Which parameters move: those whose name one of some patterns matches, or for which a function of both returns True."""
+"""Which parameters move: a pattern of names, several patterns, or a function of a name and a parameter; None for all."""
 
 
 def check_chosen(chosen: object) -> None:
@@ -24,7 +24,7 @@ def check_chosen(chosen: object) -> None:
         chosen: The choice.
 
     Raises:
-        InvalidArgumentError: If it is not allowed.
+        InvalidArgumentError: If the choice is not allowed.
     """
     patterns = [chosen] if isinstance(chosen, str) else chosen
     named = isinstance(patterns, (list, tuple)) and len(patterns) > 0 and all(isinstance(one, str) for one in patterns)
@@ -40,7 +40,7 @@ class Moving:
 
     Args:
         chosen: Patterns of names as in a shell, such as ``"*.bias"``; or a function that gets a name and the parameter; None
-            for all. A parameter that the module has under several names is chosen if one of them is.
+            for all. A parameter with several names in the module is chosen if one of its names is chosen.
     """
 
     def __init__(self, chosen: Chosen = None) -> None:
@@ -53,14 +53,14 @@ class Moving:
 
         Args:
             trainer: The trainer.
-            module: Its module. What FSDP2 has gathered for a forward pass has to have been let go.
+            module: Its module. FSDP2 must have freed the parameters that it gathered for a forward pass.
 
         Returns:
             The parameters.
 
         Raises:
-            InvalidArgumentError: If none is chosen.
-            UnsupportedError: If the optimizer has none that need a gradient.
+            InvalidArgumentError: If no parameter is chosen.
+            UnsupportedError: If the optimizer has no parameters that need a gradient.
         """
         trainable = trainable_parameters(trainer.optimizers)
         if self._chosen is None:
@@ -77,8 +77,8 @@ class Moving:
         if not found:
             some = [name for p in trainable for name in names.get(id(p), ())][:5]
             raise InvalidArgumentError(
-                f"`parameters={self._chosen!r}` chooses none of the module's trainable parameters, whose names are such as"
-                f" {', '.join(map(repr, some))}: choose some of these, or leave it out."
+                f"`parameters={self._chosen!r}` chooses none of the module's trainable parameters, which have names such as"
+                f" {', '.join(map(repr, some))}: choose some of these names, or leave `parameters` out."
             )
         return found
 
@@ -98,16 +98,16 @@ def check_parameters(parameters: Sequence[Tensor], name: str) -> None:
         name: Name of the callback, for messages.
 
     Raises:
-        InvalidArgumentError: If one has a type that cannot be moved.
-        UnsupportedError: If the numbers of one are somewhere else.
+        InvalidArgumentError: If a parameter has a type that cannot be moved.
+        UnsupportedError: If a parameter is on the meta device, without numbers.
     """
     for parameter in parameters:
         check_movable(parameter.dtype)
         if parameter.device.type == "meta":
             raise UnsupportedError(
                 f"A parameter is on the meta device, without numbers that {name} could move: hooks such as accelerate's"
-                " `cpu_offload` keep them elsewhere. Load the weights, or shard the module with FSDP2, whose CPUOffloadPolicy"
-                " keeps them in host memory."
+                " `cpu_offload` keep the numbers elsewhere. Load the weights, or shard the module with FSDP2, whose"
+                " CPUOffloadPolicy keeps weights in host memory."
             )
 
 
@@ -119,7 +119,7 @@ def groups_of(optimizers: Sequence[Any], parameters: Sequence[Tensor]) -> list[d
         parameters: The parameters.
 
     Returns:
-        One group for each parameter.
+        The group of each parameter.
     """
     groups = {
         id(parameter): group for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]
@@ -134,7 +134,7 @@ def rates(optimizers: Sequence[Any], parameters: Sequence[Tensor]) -> list[Rate]
 
 
 def is_plain_sgd(optimizer: Any) -> bool:
-    """Whether an optimizer is SGD without a state: without momentum, and downhill."""
+    """Whether an optimizer is plain SGD: without momentum, and without maximisation."""
     if type(optimizer) is not torch.optim.SGD:
         return False
     return not any(_extras(group) for group in optimizer.param_groups)

@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def gathered(trainer: Trainer, values: Tensor) -> Tensor:
-    """The numbers of all ranks, the same to the bit on each of them.
+    """The numbers of all ranks, bit for bit the same on each rank.
 
     Args:
-        trainer: The trainer; every rank has to call this.
+        trainer: The trainer; every rank has to call this function.
         values: This rank's numbers, shape ``(n,)``, float64, on the CPU.
 
     Returns:

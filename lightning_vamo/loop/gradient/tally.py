@@ -10,10 +10,10 @@ class Tally:
     """Sums over the derivatives that an epoch's steps have used.
 
     Attributes:
-        derivatives: How many derivatives there were.
-        squares: The sum of their squares.
-        clipped: How many of them were clipped.
-        not_finite: How many were not finite, and left out.
+        derivatives: Number of derivatives.
+        squares: Sum of the squares of the derivatives.
+        clipped: Number of derivatives that were clipped.
+        not_finite: Number of derivatives that were not finite, and were left out.
     """
 
     derivatives: int = 0
@@ -25,8 +25,8 @@ class Tally:
         """Count a step.
 
         Args:
-            found: Its derivatives, of any shape.
-            used: What became of them, of the same shape.
+            found: The measured derivatives of the step, of any shape.
+            used: The derivatives after clipping, of the same shape.
         """
         finite = found.isfinite()
         self.derivatives += found.numel()

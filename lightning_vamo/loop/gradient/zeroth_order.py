@@ -1,4 +1,4 @@
-"""The gradient from forward passes alone: differences of the loss along random directions, at the present weights."""
+"""The gradient from forward passes alone: differences of the loss along random directions at the present weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ class Settings:
     """The settings of the estimate; :class:`~lightning_vamo.MeZOCallback` explains each setting.
 
     Raises:
-        InvalidArgumentError: If one has a value that is not allowed.
+        InvalidArgumentError: If a setting is not allowed.
     """
 
     probes: int
@@ -61,11 +61,12 @@ class Settings:
             )
         for name, allowed in (("update", get_args(Update)), ("share", get_args(Share))):
             if getattr(self, name) not in allowed:
-                raise InvalidArgumentError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
+                names = ", ".join(map(repr, allowed))
+                raise InvalidArgumentError(f"`{name}` must be one of {names}, got {getattr(self, name)!r}.")
 
     @property
     def evaluations(self) -> int:
-        """Forward passes of a batch."""
+        """The number of forward passes of a batch."""
         return 2 * self.probes if self.difference == "central" else 1 + self.probes
 
 
@@ -74,11 +75,11 @@ class _State:
     """The state that the next batch needs.
 
     Attributes:
-        slopes: Sum of the derivatives of the batches whose step is to come, shape ``(q,)``; None if there are none.
-        epoch: The epoch that ``masks`` and ``radius`` were made in; None before the first.
-        masks: What the family keeps of the weights that it was made for.
-        radius: Smoothing radius along a direction, where the arguments do not say it.
-        tally: Figures of the epoch.
+        slopes: Sum of the derivatives over the batches of the coming step, shape ``(q,)``; None if there is none.
+        epoch: The epoch that ``masks`` and ``radius`` were made in; None before the first epoch.
+        masks: The state that the family keeps of its point.
+        radius: Smoothing radius along a direction; None if the arguments give the radius.
+        tally: Statistics of the epoch.
     """
 
     slopes: Tensor | None = None
@@ -89,7 +90,7 @@ class _State:
 
 
 class ZerothOrder(Gradient):
-    r"""Estimates the gradient of a batch from ``2q`` evaluations of it, or ``1 + q``, without a graph.
+    r"""Estimates the gradient of a batch from ``2q`` or ``1 + q`` evaluations of its loss, without a backward pass.
 
     .. math:: g = \frac{1}{q} \sum_j \delta_j z_j,
         \qquad \delta_j = \frac{f_B(x + \mu z_j) - f_B(x - \mu z_j)}{2\mu}, \qquad z_j = \sqrt d\, u_j
@@ -97,7 +98,7 @@ class ZerothOrder(Gradient):
     With plain SGD the weights move by the step in place. For any other optimizer the estimate is put into ``.grad``.
 
     Args:
-        settings: How to estimate.
+        settings: The settings of the estimate.
     """
 
     uses_backward = False
@@ -123,13 +124,13 @@ class ZerothOrder(Gradient):
         settings.directions.check_count(count, sum(parameter.numel() for parameter in parameters))
         if settings.share == "probes" and any(map(is_sharded, parameters)):
             raise UnsupportedError(
-                f"{name}(share='probes') needs whole weights on each rank, since ranks evaluate different points, and these are"
-                " sharded: use share='batches', or train with DDP."
+                f"{name}(share='probes') needs whole weights on each rank, since ranks evaluate different points, but the"
+                " weights are sharded: use share='batches', or train with DDP."
             )
         if settings.update == "in-place" and (reason := _hindrance(trainer)):
             raise UnsupportedError(
-                f"{name}(update='in-place') moves the weights as plain SGD does, and {reason}: use update='auto', or"
-                " torch.optim.SGD without momentum."
+                f"{name}(update='in-place') moves the weights as plain SGD does, but {reason}: use update='auto', or"
+                " torch.optim.SGD without momentum, gradient clipping and '16-mixed' precision."
             )
 
     def release(self) -> None:
@@ -138,7 +139,7 @@ class ZerothOrder(Gradient):
 
     @torch.no_grad()
     def accumulate(self, step: Step) -> Evaluated:
-        """See :meth:`Gradient.accumulate`: adds up derivatives; at the last batch, moves the weights or writes a gradient."""
+        """See :meth:`Gradient.accumulate`; adds up derivatives, and at the last batch moves weights or writes a gradient."""
         trainer, settings, state = step.trainer, self.settings, self._state
         if step.first:
             compat.zero_grad(trainer, step.module, trainer.fit_loop.batch_idx)
@@ -248,12 +249,12 @@ class ZerothOrder(Gradient):
 
 
 def _hindrance(trainer: Trainer) -> str | None:
-    """The reason why the optimizer's step cannot be taken in place; None if it can."""
+    """The reason why the optimizer's step cannot be taken in place; None if it can be."""
     [optimizer] = trainer.optimizers
     if not is_plain_sgd(optimizer):
         return f"the optimizer is {type(optimizer).__name__}, with a step of its own"
     if trainer.gradient_clip_val:
-        return f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) clips a gradient, which there is none of"
+        return f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) needs a gradient to clip"
     if compat.grad_scale(trainer) is not None:
-        return f"Trainer(precision={trainer.precision!r}) scales gradients, of which there are none"
+        return f"Trainer(precision={trainer.precision!r}) needs a gradient to scale"
     return None

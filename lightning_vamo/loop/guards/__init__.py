@@ -1,1 +1,1 @@
-"""Leave no trace: put back what the user's code changes while it is evaluated."""
+"""Leave no trace: after each evaluation of the user's code, put back what the code has changed."""

@@ -1,4 +1,4 @@
-"""What containers hold: told at a glance from what they held before, and put back."""
+"""The contents of containers: find out quickly whether they have changed, and put them back."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -11,16 +11,16 @@ from lightning_vamo.loop.guards.forms import Form, View, form_of
 from lightning_vamo.loop.guards.kinds import KINDS, Kind
 
 LARGE = 1024
-"""Beyond this many items a container's own items are put back, and what these hold is left alone."""
+"""In a container with more items than this, the items are put back, but the insides of the items are left alone."""
 
 
-# Bytes of tensors that are gone and still watched, each of which counts as so many more.
+# Bytes of tensors that are gone and still watched, and the bytes that each of these tensors counts in addition.
 _MOST_GONE, _EACH_GONE = 2**16, 2**10
 _SIMPLE = {Kind.LEFT_ALONE, Kind.TENSOR}
 
 
 class Container(NamedTuple):
-    """A container, and how it is read and put back."""
+    """A container, and the form that reads the container and puts its contents back."""
 
     owner: Any
     form: Form
@@ -29,12 +29,12 @@ class Container(NamedTuple):
 class Contents:
     """The contents of containers, as they are now.
 
-    After most forward passes nothing has changed, and that must be found out fast: every container is shown by a view, and one
-    pass in C over all views compares each item with the object that was there.
+    After most forward passes nothing has changed, and this has to be found out fast: each container has a view of its items,
+    and one pass in C over all views compares each item with the object that was there.
 
     Args:
-        containers: The containers. What they hold in turn is another container's contents.
-        empty: Further ones, of Python's own types, that are empty: most of what a module consists of.
+        containers: The containers. A container within a container is an item of the list too.
+        empty: Further containers, of Python's own types, that are empty, as most containers of a module are.
     """
 
     def __init__(self, containers: Sequence[Container], empty: Sequence[Any]) -> None:
@@ -59,10 +59,10 @@ class Contents:
         self._many = [[*view] for view in self._large]
 
     def unchanged(self, exactly: bool = False) -> bool:
-        """Whether every container holds the very objects that it held.
+        """Whether every container still holds the same objects.
 
         Args:
-            exactly: Whether to tell another object from one that is equal in containers of more than ``LARGE`` items too.
+            exactly: Whether an equal but different object counts as a change in containers of more than ``LARGE`` items too.
 
         Returns:
             True if nothing has changed.
@@ -75,7 +75,7 @@ class Contents:
         )
 
     def put_back(self, exactly: bool = False) -> None:
-        """Put back what changed.
+        """Put back the contents that have changed.
 
         Args:
             exactly: See :meth:`unchanged`.
@@ -90,11 +90,11 @@ class Contents:
         self._remember()
 
     def refresh(self) -> list[Any] | None:
-        """Take what there is now for what there was, if only constants, such as numbers, and tensors have come and gone.
+        """Take the present contents as the contents to put back, if only constants, such as numbers, and tensors have changed.
 
         Returns:
-            The tensors that have come; None if there may be other things to be found, or too many tensors have gone, which one
-            would hold on to for nothing.
+            The new tensors. None if other new objects may have to be walked into, or if too many tensors are gone, whose memory
+            would be kept for nothing.
         """
         if self.unchanged(exactly=True):
             return []
@@ -118,7 +118,7 @@ class Contents:
         return come
 
     def changed(self) -> list[tuple[Container, Any]]:
-        """The containers that hold other objects than they did, and what they hold now."""
+        """The containers that hold other objects than before, and their present contents."""
         if self.unchanged():
             return []
         now = [form.capture(owner) for owner, form in self._containers]
@@ -129,10 +129,10 @@ class Contents:
 
 
 def _are_equal(view: View, items: list[Any]) -> bool:
-    """Whether many items are as they were: by identity, or else by comparison, at a fraction of the time of identity alone."""
+    """Whether many items are the same or equal: one comparison of lists, much faster than to compare each item's identity."""
     try:
         return [*view] == items
-    except Exception:  # what compares in its own way, as tensors do, is another object than it was
+    except Exception:  # an object that compares in its own way, as a tensor does, was replaced by another object
         return False
 
 

@@ -1,7 +1,7 @@
-"""How the contents of a container are read and put back, for each form that containers come in.
+"""Forms of containers: how the contents of lists, dicts, object attributes and the like are read and put back.
 
-A form reads and writes through the built-in type that the container's class derives from, so that what a subclass makes of
-``update`` or of ``[...]`` plays no part.
+A form reads and writes through the built-in type that the container's class derives from, so a subclass that overrides
+``update`` or ``[...]`` makes no difference.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ _MISSING = object()
 
 
 class View(Protocol):
-    """What shows the present items of a container, one by one."""
+    """A view, which iterates over the present items of a container."""
 
     def __iter__(self) -> Iterator[Any]: ...
 
@@ -24,11 +24,11 @@ class View(Protocol):
 
 
 class Form(ABC):
-    """A form of container."""
+    """A form of containers: how their contents are read and put back."""
 
     @abstractmethod
     def views(self, owner: Any) -> tuple[View, ...]:
-        """What shows the present contents: they are as they were while every item is the object that it was.
+        """Views of the present contents: the contents are unchanged while every item is the same object.
 
         Args:
             owner: The container.
@@ -39,7 +39,7 @@ class Form(ABC):
 
     @abstractmethod
     def capture(self, owner: Any) -> Any:
-        """A copy of the present contents, whose items are the container's own.
+        """A copy of the present contents, with the container's own items.
 
         Args:
             owner: The container.
@@ -54,11 +54,11 @@ class Form(ABC):
 
         Args:
             owner: The container.
-            contents: What :meth:`capture` gave.
+            contents: Contents that :meth:`capture` returned.
         """
 
     def items(self, contents: Any) -> Iterable[Any]:
-        """The objects among captured contents that may hold state themselves."""
+        """The objects in captured contents that may hold state themselves."""
         items: Iterable[Any] = contents
         return items
 
@@ -70,7 +70,7 @@ class Sequences(Form):
         self._base = base
 
     def views(self, owner: Any) -> tuple[View, ...]:
-        """The container itself, or what shows its items where its class may hide them."""
+        """The container itself, or a view that shows all items if the container's class may hide some."""
         return (owner if type(owner) is self._base else _BaseView(owner, self._base),)
 
     def capture(self, owner: Any) -> Sequence[Any]:
@@ -101,7 +101,7 @@ class Mappings(Form):
         return dict(self._base.items(owner))
 
     def put(self, owner: Any, contents: dict[Any, Any]) -> None:
-        """Put back what changed; if the keys or their order did, all of it."""
+        """Put back the changed values; if the keys or their order have changed, put back all items."""
         base = self._base
         if list(base.keys(owner)) != list(contents):
             base.clear(owner)
@@ -115,7 +115,7 @@ class Mappings(Form):
 
 
 class Attributes(Form):
-    """An object's ``__dict__``, which nothing may find empty even for a moment: another thread may look for an attribute."""
+    """An object's ``__dict__``, which must not be empty even for a moment: another thread may look for an attribute."""
 
     def views(self, owner: dict[str, Any]) -> tuple[View, ...]:
         """The values."""
@@ -126,7 +126,7 @@ class Attributes(Form):
         return owner.copy()
 
     def put(self, owner: dict[str, Any], contents: dict[str, Any]) -> None:
-        """Set what changed or is missing, and delete what is new."""
+        """Set attributes that changed or are missing, and delete new attributes."""
         for name, value in contents.items():
             if owner.get(name, _MISSING) is not value:
                 owner[name] = value
@@ -139,7 +139,7 @@ class Attributes(Form):
 
 
 class ClassAttributes(Form):
-    """What a class holds, but for what Python itself puts there."""
+    """The attributes of a class, except those that Python itself sets."""
 
     def views(self, owner: type) -> tuple[View, ...]:
         """All values."""
@@ -150,7 +150,7 @@ class ClassAttributes(Form):
         return {name: value for name, value in vars(owner).items() if not name.startswith("__")}
 
     def put(self, owner: type, contents: dict[str, Any]) -> None:
-        """Set what changed or is missing, and delete what is new."""
+        """Set attributes that changed or are missing, and delete new attributes."""
         now = self.capture(owner)
         for name, value in contents.items():
             if now.get(name, _MISSING) is not value:
@@ -159,7 +159,7 @@ class ClassAttributes(Form):
             delattr(owner, name)
 
     def items(self, contents: dict[str, Any]) -> Iterable[Any]:
-        """The values, but not methods: what they refer to is code, as a module's globals are."""
+        """The values, except methods: the names in a method refer to code, not to state."""
         return (value for value in contents.values() if not hasattr(type(value), "__get__"))
 
 
@@ -175,7 +175,7 @@ class Cells(Form):
         return tuple(_CellView(owner))
 
     def put(self, owner: CellType, contents: tuple[Any, ...]) -> None:
-        """Set the variable, or take its value away."""
+        """Set the variable, or delete its value."""
         if contents:
             owner.cell_contents = contents[0]
         elif tuple(_CellView(owner)):
@@ -183,7 +183,7 @@ class Cells(Form):
 
 
 class Slots(Form):
-    """Attributes that an object keeps in slots; its owner is the object together with them."""
+    """Attributes that an object keeps in slots; the owner is a :class:`SlotsOf`."""
 
     def views(self, owner: "SlotsOf") -> tuple[View, ...]:
         """The values."""
@@ -194,7 +194,7 @@ class Slots(Form):
         return tuple(owner)
 
     def put(self, owner: "SlotsOf", contents: tuple[Any, ...]) -> None:
-        """Set each slot, or empty it."""
+        """Set each slot, or empty the slot."""
         for member, now, value in zip(owner.members, owner, contents, strict=True):
             if now is not value:
                 if value is _MISSING:
@@ -204,11 +204,11 @@ class Slots(Form):
 
 
 class SlotsOf:
-    """An object's slots, and what is in them.
+    """An object together with its slots.
 
     Args:
         value: The object.
-        members: What reads and writes each slot.
+        members: The descriptors that read and write the slots.
     """
 
     def __init__(self, value: Any, members: Sequence[MemberDescriptorType]) -> None:
@@ -266,10 +266,10 @@ BUILT_IN: dict[type, Form] = {
 
 @by_type
 def form_of(cls: type) -> Form:
-    """The form of a container of Python's own kinds.
+    """The form of a list, dict, set or deque.
 
     Args:
-        cls: Its type, or one derived from it.
+        cls: The container's type, which may derive from Python's own type.
 
     Returns:
         The form.

@@ -1,4 +1,4 @@
-"""All that a walk found, as it was at one time, and how it is put back."""
+"""All state that a walk found, as a copy of one moment that can be put back."""
 
 from collections.abc import Mapping
 from operator import is_
@@ -15,11 +15,11 @@ from lightning_vamo.loop.guards.watch import Flags, Learned, Watch
 
 
 class Found:
-    """All that a walk found, as it is now.
+    """Remembers all state that a walk found, as it is now.
 
     Args:
         walk: The walk.
-        last: What the walk before has found.
+        last: The state of the previous walk, whose copies of large tensors are used again.
     """
 
     def __init__(self, walk: Walk, last: "Found | None" = None) -> None:
@@ -40,13 +40,13 @@ class Found:
         self._too_large = [(tensor, tensor._version) for tensor in self.walk.too_large]
 
     def put_back(self) -> None:
-        """Put back what changed."""
+        """Put back the state that has changed."""
         self.contents.put_back()
         self.watch.put_back()
         self._put_back_the_rest()
 
     def restore(self) -> None:
-        """Put back everything, and take away what stands in for iterators."""
+        """Put back everything, and put the iterators in the place of their stand-ins."""
         self.contents.put_back(exactly=True)
         self._stand_ins.remove()
         self.watch.restore()
@@ -62,7 +62,7 @@ class Found:
             leaf.put(state)
 
     def refresh(self) -> bool:
-        """Take everything as it is now.
+        """Take the present state as the state to put back.
 
         Returns:
             False if another walk is needed.
@@ -83,7 +83,7 @@ class Found:
 
     @property
     def is_beyond_repair(self) -> bool:
-        """Whether something was written to that was too large to be copied."""
+        """Whether a tensor that was too large to be copied was written to."""
         return any(tensor._version != version for tensor, version in self._too_large)
 
 
@@ -109,14 +109,14 @@ def _copies(walk: Walk, frozen: Mapping[int, TensorCopy]) -> list[TensorCopy]:
 
 
 def _frozen(tensor: Tensor, frozen: Mapping[int, TensorCopy], device: str | None = None, owner: Any = None) -> TensorCopy:
-    """A tensor's copy: the one that there is if it still holds, else a new one."""
+    """A tensor's copy: the copy in ``frozen`` if there is one, brought up to date, or else a new copy."""
     owner = tensor if owner is None else owner
     copy = frozen.get(id(owner))
     return FrozenCopy(tensor, device, owner) if copy is None or copy.owner is not owner else copy.refreshed()
 
 
 class _StandIns:
-    """What stands in for iterators, and the containers that it is in."""
+    """The stand-ins of iterators, and the containers that hold a stand-in."""
 
     def __init__(self, walk: Walk) -> None:
         self._found: list[tuple[Container, Any]] = []
@@ -143,7 +143,7 @@ def _exchanged(contents: Any, stand_ins: dict[int, Any]) -> Any:
 
 
 class LeftBehind:
-    """What a transfer hook left for the step to find: laid out before each evaluation of its batch, and taken away afterwards.
+    """Changes by a transfer hook, which ``training_step`` may need: made before each evaluation of a batch, then undone.
 
     Args:
         found: The state as it was before the hook.
@@ -155,12 +155,12 @@ class LeftBehind:
         pairs = zip(found.leaves, found.states, strict=True)
         self._leaves = [(leaf, leaf.capture()) for leaf, state in pairs if leaf.differs(state)]
         self._inner: Found | None = None
-        if self._contents:  # what is new may be changed by the step as well
+        if self._contents:  # the step may change new objects too
             new = Walk(found.walk.probed, found.walk.seen)
             self._inner = Found(new.into(item for (_, form), held in self._contents for item in form.items(held)))
 
     def lay(self) -> None:
-        """Lay it out."""
+        """Make the hook's changes again."""
         for (owner, form), held in self._contents:
             form.put(owner, held)
         for copy, state in self._tensors:
@@ -169,7 +169,7 @@ class LeftBehind:
             leaf.put(state)
 
     def take_away(self) -> None:
-        """Put back what the step changed of it, before the module's state is put back."""
+        """Put back what the step has changed in the hook's objects, before the module's state is put back."""
         if self._inner is not None:
             self._inner.put_back()
         for copy, _ in self._tensors:

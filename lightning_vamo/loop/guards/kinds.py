@@ -1,4 +1,4 @@
-"""What is to be done with an object, by its type."""
+"""Kinds of objects: the type of an object decides how the walk treats the object."""
 
 import array
 import functools
@@ -27,7 +27,7 @@ class Kind(IntEnum):
     LEFT_ALONE = auto()
     """Is a constant, or belongs to something that runs on its own."""
     ALIVE = auto()
-    """Cannot be copied, and a plain object around it would be torn apart if the rest of it were put back."""
+    """Cannot be copied; an object that has such an attribute is left alone too, since half of an object cannot be put back."""
     TENSOR = auto()
     """Has numbers."""
     MODULE = auto()
@@ -37,9 +37,9 @@ class Kind(IntEnum):
     OBJECT = auto()
     """Has attributes."""
     CONTAINER = auto()
-    """Has items, which come and go."""
+    """Has items, which can be added and removed."""
     FROZEN = auto()
-    """Has items, for good."""
+    """Has items, which stay the same, as a tuple has."""
     ARRAY = auto()
     """Is a numpy array."""
     BYTES = auto()
@@ -58,7 +58,7 @@ class Kind(IntEnum):
     """Is a function with arguments."""
 
 
-# What of a large package may hold a user's state. Everything else in the package is machinery.
+# Parts of large packages whose objects may hold a user's state. Other objects of these packages are left alone.
 _OPEN = {
     "torch": (nn.Module, Optimizer, LRScheduler, Distribution, torch.amp.GradScaler),
     "lightning": (nn.Module,),
@@ -72,7 +72,7 @@ _OPEN = {
 _TRACKERS = {"tensorboard", "tensorboardX", "wandb", "mlflow", "comet_ml", "neptune", "clearml", "aim", "swanlab"}
 # Parts of the standard library whose objects hold nothing but data.
 _DATA = {"abc", "typing", "collections", "types", "argparse", "dataclasses", "contextlib"}
-# Parts whose objects share their state with other threads or processes.
+# Parts of the standard library whose objects share their state with other threads or processes.
 _CONCURRENT = {"multiprocessing", "asyncio", "concurrent", "subprocess", "socket", "_socket"}
 _LIBRARIES = _OPEN.keys() | sys.stdlib_module_names | {"torchmetrics", "torchvision", "torchaudio", "lightning_utilities"}
 
@@ -90,10 +90,10 @@ _ITERATORS = {
 
 
 class Kinds(dict[type, Kind]):
-    """How the walk treats objects of a type, found out once: to ask a dict takes half the time of a call."""
+    """The kind of each type, found out once and then looked up: a look-up takes half the time of a call."""
 
     def __missing__(self, cls: type) -> Kind:
-        if len(self) > 4096:  # the types of a process that makes ever new ones
+        if len(self) > 4096:  # a process may make new types again and again
             self.clear()
         self[cls] = kind = _kind_of(cls)
         return kind
@@ -133,7 +133,7 @@ _BY_BASE: list[tuple[Any, Kind]] = [
 
 
 def _is_open(cls: type, base: type) -> bool:
-    """Whether objects of a type may be looked into, as far as one of its bases goes."""
+    """Whether one of a type's bases allows the walk to look into objects of the type."""
     package = root(base)
     if base is object or package in _DATA:
         return True
@@ -143,7 +143,7 @@ def _is_open(cls: type, base: type) -> bool:
 
 
 def root(value: Any) -> str:
-    """The package that a class or function is from, by its outermost name."""
+    """The outermost package that a class or function comes from."""
     return str(getattr(value, "__module__", "")).partition(".")[0]
 
 
@@ -151,39 +151,39 @@ _Found = TypeVar("_Found")
 
 
 def by_type(function: Callable[[type], _Found]) -> Callable[[type], _Found]:
-    """Keep what a function finds out about types."""
+    """Remember a function's result for each type."""
     return functools.lru_cache(maxsize=4096)(function)
 
 
 @by_type
 def own_classes(cls: type) -> tuple[type, ...]:
-    """The user's own among a type and its bases: their attributes are state, as those of an object are.
+    """The user's own classes among a type and its bases: their class attributes are state too.
 
     Args:
         cls: The type of an object.
 
     Returns:
-        All of them but those of torch, Lightning, numpy and the standard library.
+        All classes except those of torch, Lightning, numpy and the standard library.
     """
     return tuple(base for base in cls.__mro__ if root(base) not in _LIBRARIES)
 
 
 @by_type
 def slots_of(cls: type) -> tuple[types.MemberDescriptorType, ...]:
-    """The attributes that objects of a type keep elsewhere than in their ``__dict__``.
+    """The slots of a type: attributes that its objects keep outside of their ``__dict__``.
 
     Args:
         cls: The type of an object.
 
     Returns:
-        What reads and writes each.
+        The descriptors that read and write the slots.
     """
     members = [vars(base).values() for base in cls.__mro__ if "__slots__" in vars(base)]
     return tuple(item for values in members for item in values if isinstance(item, types.MemberDescriptorType))
 
 
 def attributes_of(value: Any) -> dict[str, Any] | None:
-    """An object's ``__dict__``, whatever its class makes of attributes.
+    """An object's ``__dict__``, even if its class overrides access to attributes.
 
     Args:
         value: The object.
@@ -202,9 +202,9 @@ def is_users(function: types.FunctionType) -> bool:
     """Whether a function is the user's own, so that the variables in its closure are state.
 
     Args:
-        function: A function. Its ``__module__`` does not tell: a decorator of a library may have copied the user's.
+        function: A function. Its ``__module__`` does not decide: a library's decorator may have copied the user's name.
 
     Returns:
-        False for those that torch, Lightning, numpy or the standard library define.
+        False for functions that torch, Lightning, numpy or the standard library define.
     """
     return str(function.__globals__.get("__name__", "")).partition(".")[0] not in _LIBRARIES

@@ -1,4 +1,4 @@
-"""What holds state without holding other objects: random generators, arrays, bytes, and iterators that can be copied."""
+"""Leaves: random generators, arrays, bytes and iterators, which hold state but no other objects."""
 
 import copy
 import itertools
@@ -15,7 +15,7 @@ from lightning_vamo.loop.guards.kinds import KINDS, Kind
 
 
 class Leaf:
-    """Something that is put back after every forward pass, since nothing tells at once whether it has changed.
+    """A state that is put back after every forward pass, since there is no quick way to tell whether it has changed.
 
     Args:
         read: Gives a copy of the state.
@@ -29,10 +29,10 @@ class Leaf:
         """Puts back a state that ``capture`` gave."""
 
     def differs(self, state: Any) -> bool:
-        """Whether the state is another one.
+        """Whether the present state differs from an earlier state.
 
         Args:
-            state: What ``capture`` gave earlier.
+            state: A state that ``capture`` returned.
 
         Returns:
             True if something has changed.
@@ -41,13 +41,13 @@ class Leaf:
 
 
 def generator_leaf(generator: Any) -> Leaf | None:
-    """What puts back a random generator.
+    """The leaf that puts back a random generator.
 
     Args:
-        generator: One of torch's, numpy's or Python's.
+        generator: A generator of torch, numpy or Python.
 
     Returns:
-        The leaf; None for one that has no state of its own, such as one that asks the operating system.
+        The leaf; None for a generator without a state of its own, such as one that asks the operating system.
     """
     if isinstance(generator, torch.Generator):
         return Leaf(generator.get_state, generator.set_state)
@@ -64,10 +64,10 @@ def generator_leaf(generator: Any) -> Leaf | None:
 
 
 def array_leaf(value: np.ndarray[Any, Any]) -> Leaf:
-    """What puts back a numpy array.
+    """The leaf that puts back a numpy array.
 
     Args:
-        value: The array, which can be written to.
+        value: The array, which must be writeable.
 
     Returns:
         The leaf.
@@ -77,7 +77,7 @@ def array_leaf(value: np.ndarray[Any, Any]) -> Leaf:
 
 
 def bytes_leaf(value: "bytearray | array[Any]") -> Leaf:
-    """What puts back a sequence of bytes or plain numbers.
+    """The leaf that puts back a sequence of bytes or plain numbers.
 
     Args:
         value: The sequence.
@@ -90,7 +90,7 @@ def bytes_leaf(value: "bytearray | array[Any]") -> Leaf:
 
 
 def lazy_leaf(tensor: torch.Tensor) -> Leaf:
-    """What makes a lazy parameter or buffer, whose shape the first forward pass finds out, wait for that again.
+    """The leaf that makes a lazy parameter or buffer lazy again, after a forward pass has given it a shape.
 
     Args:
         tensor: The parameter or buffer, before it has a shape.
@@ -120,16 +120,16 @@ def _same(one: Any, other: Any) -> bool:
 
 
 class Replay(Leaf):
-    """Stands in for an iterator, so that it can begin again where it was.
+    """Stands in for an iterator, so that each forward pass gets the same items.
 
-    Nothing puts an iterator back. So while forward passes are run this is in the iterator's place, and goes through copies of
-    the iterator, which itself does not move.
+    An iterator cannot be put back. So during forward passes, this object takes the iterator's place and goes through copies of
+    the iterator; the iterator itself does not move.
 
     Args:
         original: The iterator.
 
     Raises:
-        TypeError: If it cannot be copied.
+        TypeError: If the iterator cannot be copied.
     """
 
     def __init__(self, original: Iterator[Any]) -> None:
@@ -154,7 +154,7 @@ _TEE: Any = type(itertools.tee(())[0])
 
 
 def copied(iterator: Any) -> Any:
-    """A copy of an iterator that moves on its own, over the same items.
+    """A copy of an iterator, which goes over the same items and does not move the original.
 
     Args:
         iterator: One of Python's own iterators.
@@ -163,12 +163,12 @@ def copied(iterator: Any) -> Any:
         The copy.
 
     Raises:
-        TypeError: If it cannot be copied, or goes through something that cannot.
+        TypeError: If the iterator, or an iterator that it reads from, cannot be copied.
     """
     if type(iterator) is _TEE:
         return copy.copy(iterator)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on, of those of itertools, which 3.14 does without
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns for iterators of itertools; 3.14 refuses them
         function, arguments, *state = iterator.__reduce__()
     fresh = function(*map(_apart, arguments))
     if state and state[0] is not None:
@@ -179,7 +179,7 @@ def copied(iterator: Any) -> Any:
 
 
 def _apart(part: Any) -> Any:
-    """What an iterator is made of, such that the copy does not share what moves."""
+    """A part of an iterator; an iterator within is copied, so that the copy does not move the original."""
     if KINDS[type(part)] is Kind.ITERATOR:
         return copied(part)
     if hasattr(part, "__next__"):
@@ -188,7 +188,7 @@ def _apart(part: Any) -> Any:
 
 
 def _apart_state(state: Any) -> Any:
-    """The same of an iterator's state: a cycle, for one, goes on collecting its items in a list."""
+    """A part of an iterator's state; a list is copied, since ``itertools.cycle`` goes on collecting items in its list."""
     if type(state) is tuple:
         return tuple(map(_apart_state, state))
     return list(state) if type(state) is list else _apart(state)

@@ -1,4 +1,4 @@
-"""What a forward pass can change: all that the module and the Trainer's optimizers and schedulers reach."""
+"""All state that a forward pass can change: whatever the module and the Trainer's optimizers and schedulers reach."""
 
 from collections.abc import Sequence
 from operator import is_
@@ -13,20 +13,20 @@ from lightning_vamo.loop.guards.watch import Learned
 
 
 class ModuleState:
-    """What a forward pass can change, apart from the values of the parameters being probed, as it is now.
+    """Remembers all state that a forward pass can change, except the values of the probed parameters.
 
-    A walk finds what there is, see :mod:`~lightning_vamo.loop.guards.walk`: the attributes, parameters, buffers and
-    submodules of the module and of every module in it or hidden from it, of plain objects and of the user's classes; the items
-    of containers; the numbers of tensors and arrays, torchmetrics among them; flags and gradients of parameters; random
-    generators; iterators that can be copied; and the state and settings of optimizers and schedulers.
+    A walk finds the state, see :mod:`~lightning_vamo.loop.guards.walk`: the attributes, parameters, buffers and submodules of
+    the module, of every module within it, of plain objects and of the user's classes; the items of containers; the numbers of
+    tensors and arrays, including torchmetrics; flags and gradients of parameters; random generators; iterators that can be
+    copied; and the state and settings of optimizers and schedulers.
 
     Args:
         module: The module to remember.
-        probed: The parameters that whoever perturbs them restores.
-        last: The state before, which has been put back, and is of no more use then. Its copies serve again where nothing has
-            written to a parameter, and the walk is spared if nothing but numbers and the like has been exchanged since.
-        trainer: The trainer, if its optimizers and schedulers, and what the user's code has set on it, are to be remembered. If
-            not, iterators are left alone too: while something stands in for them, no more than forward passes must run.
+        probed: The parameters that the caller perturbs and restores.
+        last: The previous state, which has been put back and must not be used any more. Its copies of unchanged parameters are
+            used again, and no walk is needed if only numbers and the like were exchanged since.
+        trainer: The trainer, if its optimizers and schedulers, and the user's attributes on it, are to be remembered. Without
+            the trainer, iterators are left alone too: while they have stand-ins, only forward passes may run.
     """
 
     def __init__(
@@ -51,30 +51,30 @@ class ModuleState:
 
     @property
     def learned(self) -> Learned:
-        """What this state and those before have learned of how the step writes to tensors."""
+        """The way in which ``training_step`` writes to tensors, as far as this state and earlier states have found out."""
         return self._found.learned
 
     def put_back(self) -> None:
-        """Put back what a forward pass changed; nearly free if nothing has changed.
+        """Put back the state that a forward pass has changed; this takes next to no time if nothing has changed.
 
         A write through ``.data`` is not always found here: see :class:`~lightning_vamo.loop.guards.watch.Watch`.
         """
         self._found.put_back()
 
     def left_behind(self) -> LeftBehind:
-        """What is no longer as it was: what a transfer hook left for the step to find.
+        """The changes that a transfer hook has made to the state.
 
         Returns:
-            What lays it out again, after :meth:`put_back`.
+            The changes, which can be made again after :meth:`put_back`.
         """
         return LeftBehind(self._found)
 
     def restore(self) -> None:
-        """Put back everything, also what a write through ``.data`` hid from the version counters."""
+        """Put back everything, including tensors that were written to through ``.data``, which version counters do not show."""
         self._found.restore()
         if self._found.is_beyond_repair:
             rank_zero_warn(
-                "`training_step`, or `probe_loss`, writes to the state of the Trainer's optimizer, which is too large for a"
-                " copy to be kept. VAMO evaluates the loss more often than plain training and cannot undo the write: define a"
-                " `probe_loss` without the write."
+                "`training_step` or `probe_loss` writes to the state of the Trainer's optimizer, which is too large to be"
+                " copied. VAMO evaluates the loss more often than plain training does, and cannot undo these writes: define a"
+                " `probe_loss` that does not write to the optimizer's state."
             )

@@ -1,4 +1,4 @@
-"""Leave no trace: put back what a forward pass through the user's code changed."""
+"""Run forward passes of the user's code, and put back everything that they change."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,16 +16,16 @@ from lightning_vamo.loop.guards.silence import silent
 def no_trace(
     trainer: Trainer, module: LightningModule, probed: Sequence[Tensor], last: ModuleState | None = None
 ) -> Iterator[ModuleState]:
-    """Run forward passes of the module's training step so that nothing but their return values remains.
+    """Make a context for forward passes of ``training_step`` after which only their return values remain.
 
     Args:
         trainer: The trainer, whose loggers are set aside.
         module: The module.
-        probed: The parameters that the caller perturbs, and restores itself.
+        probed: The parameters that the caller perturbs and restores.
         last: See :class:`ModuleState`.
 
     Yields:
-        The module's state, to which it can be put back between two forward passes.
+        The module's state, which the caller can put back between two forward passes.
     """
     random = RandomState(module.device)
     try:

@@ -11,10 +11,10 @@ _KEY, _POSITION = 624 * 4, 4
 
 
 class RandomState:
-    """The states of the global generators of torch, numpy and Python, and of CUDA where the model lives there.
+    """The states of the global generators of torch, numpy and Python, and of CUDA if the model is on a CUDA device.
 
-    To set numpy's generator takes longer than the forward pass of a small model, and most models do not draw from it: then
-    :meth:`settle` saves the time.
+    To set numpy's generator takes longer than the forward pass of a small model. Most models do not draw from numpy's
+    generator: for these models :meth:`settle` saves the time.
 
     Args:
         device: The model's device.
@@ -27,7 +27,7 @@ class RandomState:
         self._python = random.getstate()
 
     def set(self) -> None:
-        """Set the generators to these states."""
+        """Set the generators to the remembered states."""
         torch.set_rng_state(self._torch)
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)
@@ -36,16 +36,16 @@ class RandomState:
         random.setstate(self._python)
 
     def settle(self) -> None:
-        """Leave numpy's generator alone from now on if it is still in its state: what ran in between does not draw from it."""
+        """Leave numpy's generator alone from now on if its state has not changed, since the model does not draw from it."""
         if _numpy.state() is self._numpy:
             self._numpy = None
 
 
 class _Numpy:
-    """Numpy's global generator, whose state takes as long to read as a small model's forward pass: none is read twice.
+    """Numpy's global generator; its state is read only if it has changed, since a read takes as long as a small forward pass.
 
-    The Mersenne Twister's state begins with its key and its position, at an address that numpy gives. They tell whether a
-    number was drawn since the state was last read, unless a normal number was left over, which is kept elsewhere.
+    The state of the Mersenne Twister begins with a key and a position, at an address that numpy gives. Key and position show
+    whether a number was drawn since the last read. A left-over normal number, which is stored elsewhere, is checked too.
     """
 
     def __init__(self) -> None:
@@ -65,16 +65,16 @@ class _Numpy:
         return self._state
 
     def set(self, state: Any) -> None:
-        """Set the state to one that :meth:`state` gave."""
+        """Set a state that :meth:`state` returned."""
         np.random.set_state(state)
-        self._state = None  # else a normal number that is left over again would not be noticed
+        self._state = None  # key and position do not show a normal number that is left over again
 
 
 def global_generators() -> list[Any]:
-    """The global random generators, which are set back by whoever draws from them.
+    """The global random generators, which the walk leaves alone: :class:`RandomState` sets them back.
 
     Returns:
-        Those of torch, numpy and Python.
+        The generators of torch, numpy and Python.
     """
     bound: list[Any] = [np.random.get_state, random.getstate]
     cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
@@ -88,7 +88,7 @@ def global_bits() -> Any:
 
 
 def _address(bits: Any) -> int:
-    """Where the state of a Mersenne Twister lies; 0 for other generators, or if it is laid out as in no known version."""
+    """The address of the state of a Mersenne Twister; 0 for other generators, or if its layout is not known."""
     if type(bits) is not np.random.MT19937:
         return 0
     address = int(bits.ctypes.state_address)

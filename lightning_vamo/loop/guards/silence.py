@@ -1,4 +1,4 @@
-"""Drop what a module logs."""
+"""Silence a module: drop everything that the module logs."""
 
 import weakref
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,12 @@ from lightning_vamo.loop import compat
 
 @contextmanager
 def silent(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Drop whatever the module logs, through ``self.log`` or through ``self.logger``."""
+    """Make a context that drops whatever the module logs through ``self.log`` or ``self.logger``."""
     loggers = trainer.loggers
     if loggers:  # Lightning makes a new list of an empty one, and an exchanged list costs the guards another walk
         trainer.loggers = _silenced(trainer, loggers)
     try:
-        # On the instance, so that it holds wherever the mixin stands in the class statement; `log_dict` goes through it.
+        # On the instance, so that the place of the mixin in the class statement does not matter; `log_dict` calls `log`.
         with compat.replaced(module, "log", _drop):
             yield
     finally:
@@ -28,11 +28,11 @@ def silent(trainer: Trainer, module: LightningModule) -> Iterator[None]:
 
 
 def _drop(*args: Any, **kwargs: Any) -> None:
-    """Stand in for ``self.log``: always the same function, by which the guards know that nothing was exchanged."""
+    """Stand in for ``self.log``; always the same function, so that the guards see no change."""
 
 
 def _silenced(trainer: Trainer, loggers: Sequence[Logger]) -> list[Any]:
-    """What stands in for a trainer's loggers: the same list each time, while the loggers are the same."""
+    """The stand-ins for a trainer's loggers: the same list each time, while the loggers are the same."""
     stand_ins = _stand_ins.get(trainer)
     if stand_ins is None or len(stand_ins) != len(loggers) or not all(map(is_, (one.of() for one in stand_ins), loggers)):
         stand_ins = _stand_ins[trainer] = [_SilentLogger(logger) for logger in loggers]
@@ -40,11 +40,11 @@ def _silenced(trainer: Trainer, loggers: Sequence[Logger]) -> list[Any]:
 
 
 class _SilentLogger(DummyLogger):
-    """Stands in for a logger: knows its name and folders, and drops what is logged."""
+    """Stands in for a logger: has the logger's name and folders, and drops everything that is logged."""
 
     def __init__(self, logger: Logger) -> None:
         super().__init__()
-        self.of = weakref.ref(logger)  # a logger may lead back to its trainer, which would then never be let go of
+        self.of = weakref.ref(logger)  # a logger may refer to its trainer, whose memory would then never be freed
 
     @property
     def name(self) -> Any:

@@ -1,4 +1,4 @@
-"""Copies of tensors that know whether their originals were written to."""
+"""Copies of tensors, which can tell whether the original tensor was written to."""
 
 import ctypes
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from torch.nn.parameter import is_lazy
 from lightning_vamo.core.sharding import is_sharded, local
 
 SMALL = 2**16
-"""Bytes up to which a tensor is copied anew for each state, which takes no longer than to see whether an old copy holds."""
+"""Bytes up to which a tensor is copied anew for each state: a new copy is as fast as a comparison with the old copy."""
 
 FEW = 2**24
 """Bytes of parameters up to which they are copied on the GPU that they are on, where a copy takes next to no time."""
 
 
 class Place:
-    """A tensor, and the storage that its numbers are in.
+    """A tensor, and the storage of its numbers.
 
     Args:
         tensor: The tensor.
@@ -26,8 +26,8 @@ class Place:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
-        # Holds on to the storage: a step may give the tensor another one, as in `teacher.data = ...`. What is written to it
-        # leaves the tensor's version counter alone, as it must: a graph that the user keeps may have saved the tensor.
+        # Keeps the storage: a step may give the tensor another storage, as in `teacher.data = ...`. A write to `self.data`
+        # does not move the tensor's version counter. It must not: a graph that the user keeps may have saved the tensor.
         self.data = tensor.data
         self.is_sharded = is_sharded(tensor)
         self.numbers = local(self.data) if self.is_sharded else self.data
@@ -38,48 +38,48 @@ class Place:
             self.tensor.data = self.data
 
     def is_elsewhere(self) -> bool:
-        """Whether the tensor has got another storage, or shows other numbers of the same one."""
+        """Whether the tensor has another storage now, or shows another part of the same storage."""
         held, numbers = local(self.tensor.data) if self.is_sharded else self.tensor, self.numbers
         return held.data_ptr() != numbers.data_ptr() or held.shape != numbers.shape or held.stride() != numbers.stride()
 
 
 class TensorCopy(Place):
-    """A tensor and its numbers.
+    """A tensor, and a copy of its numbers.
 
     Args:
         tensor: The tensor.
-        device: Where the copy is to be; by default where the tensor is.
-        owner: Whose numbers they are, if the tensor only stands for them; by default the tensor itself.
+        device: Device of the copy; by default the tensor's device.
+        owner: The object that the numbers belong to, such as a numpy array; by default the tensor itself.
     """
 
     def __init__(self, tensor: Tensor, device: str | None = None, owner: Any = None) -> None:
         super().__init__(tensor)
         self.owner = tensor if owner is None else owner
-        # Nothing can write to a tensor that was expanded, and nothing can be copied into it.
+        # An expanded tensor cannot be written to, and nothing can be copied into it.
         self.copy = self.numbers.to(device, copy=True) if _is_writable(self.numbers) else None
 
     def restore(self) -> None:
-        """Put the numbers back, and the storage they were in."""
+        """Put back the storage and the numbers."""
         self.rebind()
         if self.copy is not None:
             self.numbers.copy_(self.copy)
 
     def is_written(self) -> bool:
-        """Whether the numbers are others; this reads all of them."""
+        """Whether the numbers have changed; this reads all numbers."""
         return self.copy is not None and not same_bits(self.numbers, self.copy)
 
     def refreshed(self) -> "TensorCopy":
-        """A copy of the tensor as it is now: this one, with other numbers in it."""
+        """A copy of the tensor as it is now: this object, with new numbers."""
         if self.copy is not None:
             self.copy.copy_(self.numbers)
         return self
 
     def capture(self) -> Any:
-        """What is in the tensor now, and the storage that it is in."""
+        """The tensor's present numbers and storage."""
         return self.tensor.data, self.tensor.data.clone()
 
     def put(self, state: Any) -> None:
-        """Give the tensor what :meth:`capture` gave."""
+        """Give the tensor the state that :meth:`capture` returned."""
         data, numbers = state
         if self.is_elsewhere() or data.data_ptr() != self.data.data_ptr():
             self.tensor.data = data
@@ -87,11 +87,11 @@ class TensorCopy(Place):
 
 
 class FrozenCopy(TensorCopy):
-    """A large tensor, or a parameter that is not probed, most often one of a frozen backbone.
+    """A copy of a large tensor, or of a parameter that is not probed, such as a parameter of a frozen backbone.
 
-    The parameters may fill the device, so their copies wait in host memory. To make them anew for every step would take longer
-    than the step: a copy serves for as long as the tensor's bits stay the same. Version counters do not tell of writes through
-    ``.data``, as a teacher's update often is.
+    The parameters may fill the device, so their copies are in host memory. To make new copies for every step would take longer
+    than the step, so a copy is used as long as the tensor's bits stay the same. Version counters do not show writes through
+    ``.data``, as many updates of a teacher network are.
     """
 
     def __init__(self, tensor: Tensor, device: str | None = None, owner: Any = None) -> None:
@@ -101,7 +101,7 @@ class FrozenCopy(TensorCopy):
         self._checksum = checksum(self.numbers) if apart else None
 
     def refreshed(self) -> TensorCopy:
-        """The copy itself, with other numbers in it if it no longer holds, or a new one if the tensor has another storage."""
+        """This copy, with new numbers if the tensor's have changed; a new copy if the tensor has another storage."""
         if self.is_elsewhere():
             return FrozenCopy(self.tensor, self._device, self.owner)
         if self.is_written():
@@ -110,20 +110,20 @@ class FrozenCopy(TensorCopy):
         return self
 
     def restore(self) -> None:
-        """Put the numbers back if they are others."""
+        """Put the numbers back if they have changed."""
         self.rebind()
         if self.is_written():
             super().restore()
 
     def is_written(self) -> bool:
-        """Whether the numbers are others: by the bits, or a sum over them where the copy is on another device."""
+        """Whether the numbers have changed: compares the bits, or sums over the bits if the copy is on another device."""
         if self._checksum is None:
             return super().is_written()
         return checksum(self.numbers) != self._checksum
 
 
 class WholeCopy(TensorCopy):
-    """A tensor without strides, such as a sparse one: it has no storage to hold on to, and gets a new one if written to."""
+    """A copy of a tensor without strides, such as a sparse tensor, which gets new numbers as a whole."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = self.owner = tensor
@@ -135,14 +135,14 @@ class WholeCopy(TensorCopy):
         return WholeCopy(self.tensor)
 
     def restore(self) -> None:
-        """Give the tensor a copy of what was in it."""
+        """Give the tensor a copy of its earlier numbers."""
         self.tensor.data = self.copy.clone()  # type: ignore[union-attr]
 
     def rebind(self) -> None:
         """Do nothing."""
 
     def is_elsewhere(self) -> bool:
-        """False: nothing tells."""
+        """False: such a tensor has no storage to compare."""
         return False
 
     def is_written(self) -> bool:
@@ -150,11 +150,11 @@ class WholeCopy(TensorCopy):
         return False
 
     def capture(self) -> Any:
-        """A copy of what is in the tensor now."""
+        """A copy of the tensor's present numbers."""
         return self.tensor.detach().clone()
 
     def put(self, state: Any) -> None:
-        """Give the tensor what :meth:`capture` gave."""
+        """Give the tensor the state that :meth:`capture` returned."""
         self.tensor.data = state.clone()
 
 
@@ -168,20 +168,20 @@ def written(copies: Sequence[TensorCopy]) -> list[TensorCopy]:
 
 
 def can_be_copied(tensor: Tensor) -> bool:
-    """Whether a tensor has numbers of its own that can be copied, and written back.
+    """Whether a tensor has numbers that can be copied and written back.
 
     Args:
         tensor: Any tensor.
 
     Returns:
-        False for those that have no numbers yet, and for those that validation has made in inference mode, which torch does not
-        let anyone write to.
+        False for a tensor without numbers, and for a tensor of inference mode, such as validation makes, which torch does not
+        allow to be written to.
     """
     return not (is_lazy(tensor) or tensor.is_inference() or tensor.is_meta)
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor's numbers lie in memory as its strides say."""
+    """Whether a tensor's numbers are in memory as its strides say."""
     return tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized
 
 
@@ -196,7 +196,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
         True if all bits are the same.
     """
     if _COMPARE is not None and one.device.type == "cpu" and _lie_alike(one, other):
-        return not _COMPARE(one.data_ptr(), other.data_ptr(), one.nbytes)  # by a tenth of the time that torch takes
+        return not _COMPARE(one.data_ptr(), other.data_ptr(), one.nbytes)  # takes a tenth of torch's time
     return torch.equal(_as_integers(one), _as_integers(other))
 
 
@@ -217,13 +217,13 @@ def all_same_bits(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 
 def _lie_alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors lie in memory number by number, in the same order, without a conjugation still to be done."""
+    """Whether two tensors have their numbers in memory without gaps and in the same order, with no conjugation pending."""
     plain = one.is_contiguous() and other.is_contiguous()
     return plain and not any(tensor.is_conj() or tensor.is_neg() for tensor in (one, other))
 
 
 def _compare() -> Any:
-    """The C library's ``memcmp``; None where it is not found."""
+    """The C library's ``memcmp``; None if it is not found."""
     try:
         compare = ctypes.CDLL(None).memcmp
     except (AttributeError, OSError, TypeError):  # on Windows a library has to be named
@@ -236,13 +236,13 @@ _COMPARE = _compare()
 
 
 def checksum(tensor: Tensor) -> tuple[int, ...]:
-    """Sums over a tensor's bits, which a change of its numbers changes, but for a coincidence.
+    """Sums over a tensor's bits: if the numbers change, the sums change too, but for a rare coincidence.
 
     Args:
         tensor: Any tensor with strides.
 
     Returns:
-        The sum over all, every second and every third integer, so that an exchange of numbers is seen too.
+        The sums over all integers, every second and every third integer, so that an exchange of two numbers is seen too.
     """
     bits = _as_integers(tensor).reshape(-1)
     sums = torch.stack([bits[::step].sum(dtype=torch.int64) for step in (1, 2, 3)])
@@ -250,7 +250,7 @@ def checksum(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _as_integers(tensor: Tensor) -> Tensor:
-    """A tensor's bits, as the widest integers that they can be read as."""
+    """A tensor's bits, read as the widest possible integers."""
     real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor.resolve_neg()
     real = real.detach()
     if real.is_contiguous() and real.nbytes % 8 == 0 and real.storage_offset() * real.element_size() % 8 == 0:
@@ -265,10 +265,10 @@ def _is_writable(tensor: Tensor) -> bool:
 
 
 def where(tensor: Tensor) -> int:
-    """The address of the storage that a tensor's numbers are in; 0 if there is none.
+    """The address of the storage of a tensor's numbers; 0 if there is no storage.
 
     Args:
-        tensor: Any tensor; of a sharded one, the part that this process holds counts.
+        tensor: Any tensor; for a sharded tensor, the part of this process.
 
     Returns:
         The address.
@@ -276,5 +276,5 @@ def where(tensor: Tensor) -> int:
     held = local(tensor) if is_sharded(tensor) else tensor
     try:
         return held.untyped_storage().data_ptr()
-    except (RuntimeError, ValueError):  # it has no storage, or none yet
+    except (RuntimeError, ValueError):  # the tensor has no storage, or none yet
         return 0

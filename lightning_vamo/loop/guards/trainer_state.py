@@ -1,4 +1,4 @@
-"""Leave everything as it was found: after a fit that ends before its first step, as if there had been none."""
+"""Put the Trainer, the module and the data module back after a fit that ends before its first step."""
 
 import signal
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from lightning_vamo.loop.guards.module_state import ModuleState
 
 @contextmanager
 def as_found(trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None) -> Iterator[None]:
-    """Put back what a fit within the context changes, also if it fails.
+    """Make a context that puts back the state that a fit within the context changes, even if the fit fails.
 
-    That is, the attributes of the Trainer and of the parts that it is made of; the module's class, weights, gradients, buffers,
-    attributes and modes; the data module's attributes; the global random states; what an interrupt does. Changes inside of
-    other objects, such as a dataset that counts what is read from it, are not known here.
+    Put back are the attributes of the Trainer and of its parts; the module's class, weights, gradients, buffers, attributes and
+    modes; the data module's attributes; the global random states; and the handler of interrupts. Changes inside other objects,
+    such as a dataset that counts its reads, are not put back.
 
     Args:
         trainer: The trainer.
@@ -44,14 +44,14 @@ def as_found(trainer: Trainer, module: LightningModule, datamodule: LightningDat
         state.restore()
         torch.set_grad_enabled(grad_enabled)
         compat.set_rng_states(random)
-        if signal.getsignal(signal.SIGINT) is not interrupt:  # Lightning ignores further ones once it was interrupted
+        if signal.getsignal(signal.SIGINT) is not interrupt:  # after an interrupt, Lightning ignores further interrupts
             signal.signal(signal.SIGINT, interrupt)
 
 
 class _Weights:
-    """A module's parameters: their numbers, where these are, and their gradients.
+    """A module's parameters: their numbers, storages and gradients.
 
-    A fit may move them to a device or to another type, so the tensors that they were are kept beside a copy.
+    A fit may move parameters to another device or type, so the original tensors are kept, as well as copies.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -69,7 +69,7 @@ class _Weights:
 
 @contextmanager
 def generators_as_found(trainer: Trainer) -> Iterator[None]:
-    """Put back the states of the random generators of the training loaders that the Trainer sets up within the context.
+    """Make a context that puts back the random generators of the training loaders that the Trainer sets up within it.
 
     Args:
         trainer: The trainer.

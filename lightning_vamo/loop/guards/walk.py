@@ -1,10 +1,10 @@
-"""The walk over everything that user code can reach from its module: it finds what holds state, and says how to put it back.
+"""The walk over all objects that user code can reach from its module: the walk finds the objects that hold state.
 
-The walk goes from the module, the Trainer's optimizers and schedulers, and what user code has set on the Trainer, through
-attributes, slots, items, closures of functions and the class attributes of the user's own classes. It does not go into Python
-modules, other types, what functions refer to by name, datasets, loaders, loggers, other callbacks, the parts of the Trainer,
-file handles, locks, threads and processes; nor into the items of a container of more than ``LARGE``; and it ends at ``LIMIT``
-objects, the nearest to the module first. What it does not reach is left alone.
+The walk begins with the module, the Trainer's optimizers and schedulers, and the attributes that user code has set on the
+Trainer. It goes through attributes, slots, items, closures of functions, and the class attributes of the user's own classes.
+It does not go into Python modules, other types, global names in functions, datasets, loaders, loggers, other callbacks, the
+parts of the Trainer, file handles, locks, threads and processes, nor into the items of containers with more than ``LARGE``
+items. The nearest objects to the module come first, and the walk ends after ``LIMIT`` objects. Other objects are left alone.
 """
 
 from collections import deque
@@ -30,31 +30,31 @@ from lightning_vamo.loop.guards.randomness import global_generators
 from lightning_vamo.loop.guards.tensors import SMALL, where
 
 LIMIT = 2**16
-"""Objects after which the walk ends."""
+"""Number of objects after which the walk ends."""
 
 LARGEST_STATE = 2**20
 """Bytes beyond which an optimizer's state of the probed parameters is not copied: it may be twice as large as the model."""
 
 
 class Walk:
-    """What was found on a walk.
+    """Collects the objects that hold state, by kind.
 
     Args:
-        probed: The parameters that whoever perturbs them restores: they, and all that shares their memory, are not written to.
+        probed: The parameters that the caller perturbs and restores. No tensor that shares their memory is put back.
         seen: Objects that another walk has been to, by ``id``.
 
     Attributes:
-        containers: Whatever holds other objects.
-        empty: Containers of Python's own types that hold nothing.
+        containers: Objects that hold other objects.
+        empty: Empty containers of Python's own types.
         owners: Modules and plain objects, whose class may be exchanged.
-        tensors: Tensors that are not probed, and not parameters.
+        tensors: Tensors that are neither probed nor parameters.
         parameters: Parameters that are not probed.
-        probed: Those that are.
-        large: Arrays that take more than ``SMALL`` bytes, as tensors that share their memory.
+        probed: The probed parameters.
+        large: Arrays of more than ``SMALL`` bytes, each with a tensor that shares the array's memory.
         leaves: Small arrays, bytes, and random generators.
-        iterators: Iterators that can be copied, each with what stands in for it meanwhile.
-        unseen: The ``id`` of tensors that are written to behind their version counters: BatchNorm's running statistics.
-        too_large: The state that optimizers keep of the probed parameters, if it is too large to be copied for every row.
+        iterators: Iterators that can be copied, each with its stand-in.
+        unseen: The ``id`` of tensors whose version counters do not show all writes: BatchNorm's running statistics.
+        too_large: The optimizers' states of the probed parameters, if they are too large to be copied for every row.
         seen: Every object that the walk has been to, by ``id``.
     """
 
@@ -77,7 +77,7 @@ class Walk:
         self._leaves: list[bool] | None = None
 
     def go(self, module: nn.Module, trainer: Trainer | None = None) -> "Walk":
-        """Walk from a module, and from what a Trainer holds for it.
+        """Walk from a module and from its Trainer's optimizers, schedulers and user attributes.
 
         Args:
             module: The module.
@@ -116,7 +116,7 @@ class Walk:
         return self
 
     def _expand(self, values: Iterable[Any]) -> None:
-        """Note objects to go to, each once."""
+        """Note objects to visit, each object once."""
         seen, waiting, left_alone, container = self.seen, self._waiting, Kind.LEFT_ALONE, Kind.CONTAINER
         for value in values:
             kind = KINDS[type(value)]
@@ -130,8 +130,8 @@ class Walk:
 
     @property
     def flagged(self) -> list[Tensor]:
-        """The parameters, probed or not, and the other tensors that may be told to want a gradient."""
-        leaves = [*map(attrgetter("is_leaf"), self.tensors)]  # which a graph that reaches a tensor, or is taken off, changes
+        """The parameters, probed or not, and the other tensors whose ``requires_grad`` can be set."""
+        leaves = [*map(attrgetter("is_leaf"), self.tensors)]  # changes if a graph reaches a tensor, or is taken off the tensor
         if leaves != self._leaves:
             others = (tensor for tensor, leaf in zip(self.tensors, leaves, strict=True) if leaf and tensor.is_floating_point())
             self._flagged = [*self.parameters, *(held for held in self.probed if isinstance(held, nn.Parameter)), *others]
@@ -143,7 +143,7 @@ class Walk:
     def _module(self, module: nn.Module) -> None:
         attributes = vars(module)
         self._holder(module, attributes)
-        for registry in ("_parameters", "_buffers", "_modules"):  # of any size
+        for registry in ("_parameters", "_buffers", "_modules"):  # even with more items than `LARGE`
             self._expand(attributes.get(registry, {}).values())
         if isinstance(module, _NormBase):
             self.unseen |= {id(buffer) for buffer in module._buffers.values() if buffer is not None}
@@ -174,7 +174,7 @@ class Walk:
             self._holder(value, attributes_of(value))
 
     def _holder(self, value: Any, attributes: dict[str, Any] | None) -> None:
-        """Note an object's attributes, its slots, and those of its classes."""
+        """Note an object's attributes and slots, and the attributes of its classes."""
         if attributes is not None:
             self.owners.append(value)
             self._attributes(attributes)
@@ -195,7 +195,7 @@ class Walk:
         self._expand(attributes.values())
 
     def _methods(self, owner: type) -> None:
-        """Note what the methods of a class hold themselves; what they refer to by name is code, as a module's globals are."""
+        """Note the attributes and defaults of a class's methods; the global names in methods refer to code, not to state."""
         for method in CLASS.capture(owner).values():
             function = getattr(method, "__func__", method)
             if isinstance(function, FunctionType) and "__wrapped__" not in vars(function):
@@ -289,7 +289,7 @@ _VISITS: dict[Kind, Callable[[Walk, Any], None]] = {
 
 
 def _states(optimizer: Optimizer, probed: Sequence[Tensor]) -> list[dict[Any, Any]]:
-    """What an optimizer keeps of each probed parameter."""
+    """The state that an optimizer keeps for each probed parameter."""
     state = optimizer.state
     return [state[tensor] for tensor in probed if tensor in state and isinstance(state[tensor], dict)]
 

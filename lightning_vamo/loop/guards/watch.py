@@ -1,4 +1,4 @@
-"""All tensors that a state knows: which of them were written to is found out at a glance, and put back."""
+"""Watch the tensors of a module's state: find out quickly which tensors were written to, and put their numbers back."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_vamo.loop.guards.tensors import FrozenCopy, Place, TensorCopy, WholeCopy, written
 
 _version = attrgetter("_version")
-# A storage that was resized may lie where it lay, and other numbers of the same storage begin at the same address.
+# The address alone does not tell: a resized storage may keep its address, and so may another part of the same storage.
 _LAYOUT: tuple[Callable[[Tensor], Any], ...] = (Tensor.data_ptr, attrgetter("shape"), Tensor.stride)
 _requires_grad = attrgetter("requires_grad")
 _gradient = attrgetter("grad")
@@ -19,13 +19,13 @@ _gradient = attrgetter("grad")
 
 @dataclass
 class Learned:
-    """What the states of a module learn of it, one after the other.
+    """What successive states of a module have found out about writes that version counters do not show.
 
     Attributes:
-        written: What was seen to be written to behind the version counters, by ``id``.
-        weights: Whether the probed parameters are written to in that way.
-        batches: Whether batches are.
-        looks: How often forward passes have been cleaned up after.
+        written: The tensors with such writes, by ``id``.
+        weights: Whether the probed parameters have such writes.
+        batches: Whether batches have such writes.
+        looks: Number of forward passes that were cleaned up after.
     """
 
     written: dict[int, Any] = field(default_factory=dict)
@@ -35,23 +35,23 @@ class Learned:
 
     @property
     def looks_again(self) -> bool:
-        """Whether it is time to compare numbers: more and more seldom."""
+        """Whether to compare all numbers now: after the first forward pass, the second, the fourth, and so on."""
         return self.looks & (self.looks - 1) == 0
 
 
 class Watch:
-    """Tensors and their copies.
+    """Watches tensors, and puts their numbers back from copies.
 
-    A write moves a tensor's version counter, but for a write through ``.data`` or from numpy, and what BatchNorm does to its
-    running statistics. So the running statistics are put back each time, without a look; and after the first forward pass, the
-    second, the fourth and so on all numbers are compared, and a tensor that turns out to be written to behind the counter is
-    from then on put back each time too.
+    A write moves a tensor's version counter, except a write through ``.data`` or from numpy, and BatchNorm's writes to its
+    running statistics. So the running statistics are put back each time without a comparison. After the first forward pass, the
+    second, the fourth and so on, all numbers are compared. If a tensor has changed although its counter has not moved, the
+    tensor is put back each time from then on.
 
     Args:
         copies: The tensors whose numbers are put back.
-        unseen: The ``id`` of those that are known to be written to behind the counter.
+        unseen: The ``id`` of the tensors that are known to have writes that the counter does not show.
         places: The tensors whose storage is put back, but whose numbers are not.
-        learned: What earlier states have learned.
+        learned: The findings of earlier states.
     """
 
     def __init__(self, copies: Sequence[TensorCopy], unseen: set[int], places: Sequence[Place], learned: Learned) -> None:
@@ -79,7 +79,7 @@ class Watch:
         self._bound = [place for place in bound if not place.is_sharded]
         self._tensors = [place.tensor for place in self._bound]
         self._layouts = self._layouts_now()
-        self._sharded = [place for place in bound if place.is_sharded]  # of these it takes longer to find out
+        self._sharded = [place for place in bound if place.is_sharded]  # their layout takes longer to read
         self._counted = [copy.tensor for copy in self._watched]
         self._versions = [*map(_version, self._counted)]
         self._pairs = _pairs(self._each_time)
@@ -87,7 +87,7 @@ class Watch:
         self._slow = [copy for copy in copies if isinstance(copy, (FrozenCopy, WholeCopy))]
 
     def put_back(self) -> None:
-        """Put back what was written to."""
+        """Put back the tensors that were written to."""
         self._rebind()
         if [*map(_version, self._counted)] != self._versions:
             for copy, version in zip(self._watched, self._versions, strict=True):
@@ -111,7 +111,7 @@ class Watch:
         return [[*map(part, self._tensors)] for part in _LAYOUT]
 
     def _look(self) -> None:
-        """Compare all numbers, and put back what was written to behind the version counter, now and each time."""
+        """Compare all numbers; put back tensors with writes that the version counter does not show, now and each time."""
         found = written(self._watched)
         if found:
             self._learned.written |= {id(copy.owner): copy.owner for copy in found}
@@ -122,17 +122,17 @@ class Watch:
             self._remember()
 
     def restore(self) -> None:
-        """Put back all numbers, also what was written to behind the version counter."""
+        """Put back all numbers, including writes that the version counter does not show."""
         self._rebind()
         _copy(self._all_pairs)
         for copy in self._slow:
             copy.restore()
 
     def refresh(self) -> bool:
-        """Copy all numbers anew, where the old copies do not hold.
+        """Bring all copies up to date.
 
         Returns:
-            False if a tensor has got another storage: then nothing has been done.
+            False if a tensor has another storage; then nothing has been done.
         """
         if self._are_elsewhere():
             return False
@@ -146,7 +146,7 @@ class Watch:
         return True
 
     def changed(self) -> list[TensorCopy]:
-        """The tensors whose version counter or storage tells of a write."""
+        """The tensors whose version counter or storage has changed."""
         if [*map(_version, self._counted)] == self._versions and not self._are_elsewhere():
             return []
         pairs = zip(self._watched, self._versions, strict=True)
@@ -155,7 +155,7 @@ class Watch:
 
     @property
     def frozen(self) -> dict[int, TensorCopy]:
-        """The copies that may hold for longer, by the ``id`` of what they are copies of."""
+        """The copies that later states can use again, by the ``id`` of the original."""
         return {id(copy.owner): copy for copy in self._slow if isinstance(copy, FrozenCopy)}
 
 
@@ -163,7 +163,7 @@ _Pairs = tuple[list[Tensor], list[Tensor]]
 
 
 def _pairs(copies: Iterable[TensorCopy]) -> _Pairs:
-    """Tensors, and the copies of their numbers."""
+    """Pairs of tensors and copies of their numbers."""
     pairs = [(copy.numbers, copy.copy) for copy in copies if copy.copy is not None]
     return [numbers for numbers, _ in pairs], [copy for _, copy in pairs]
 
@@ -174,7 +174,7 @@ def _copy(pairs: _Pairs) -> None:
 
 
 class Flags:
-    """The flag and the gradient of each parameter, and of tensors that are none.
+    """The ``requires_grad`` flag and the gradient of each parameter, and of other tensors.
 
     Args:
         parameters: The parameters and tensors.
@@ -186,10 +186,10 @@ class Flags:
         self._gradients = [*map(_gradient, parameters)]
 
     def put_back(self) -> None:
-        """Put back ``requires_grad`` and ``grad`` where they are others."""
+        """Put back ``requires_grad`` and ``grad`` where they have changed."""
         if [*map(_requires_grad, self._parameters)] != self._flags:
             for parameter, flag in zip(self._parameters, self._flags, strict=True):
-                # A graph may have reached a tensor since, unless it is a view: then nothing takes it off.
+                # A graph may have reached a tensor since. A view cannot be taken off its graph.
                 (parameter if parameter.is_leaf or parameter._is_view() else parameter.detach_()).requires_grad_(flag)
         if not all(map(is_, map(_gradient, self._parameters), self._gradients)):
             for parameter, gradient in zip(self._parameters, self._gradients, strict=True):

@@ -1,19 +1,19 @@
-"""What a user should know of a sweep that went less than well: each warning once per fit."""
+"""Warnings about sweeps and warm-ups with problems: each warning is given once per fit."""
 
 from typing import Literal
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop.ledger.ways import VAMO_WAYS, Ways
 
 LOWEST_SNR = 2.0
-"""Below it more than a quarter, ``1 / snr ** 2``, of what the table varies by is error, which the corrections would add."""
+"""Below this ratio, more than a quarter (``1 / snr ** 2``) of the table's variance is error, which the corrections add."""
 
 
 def _against_rounding(*, central: bool, mixed: bool, tf32: bool) -> str:
-    """What helps where losses are rounded."""
+    """The remedies for rounded losses, for a message."""
     if mixed:
         return "set `sweep_precision='32-true'`, which leaves the training in mixed precision, or a larger `mu`"
     ways = ["set a larger `mu`", *([] if central else ["`difference='central'`"]), "or Trainer(precision='64-true')"]
@@ -21,11 +21,11 @@ def _against_rounding(*, central: bool, mixed: bool, tf32: bool) -> str:
 
 
 class Advice:
-    """Gives each warning once.
+    """Gives each warning of a fit once.
 
     Args:
-        prefix: What the names of logged figures begin with, before a slash.
-        ways: How the arguments of the callback say what a warning recommends.
+        prefix: The part before the slash in the names of logged figures.
+        ways: The callback's arguments that warnings recommend.
     """
 
     def __init__(self, prefix: str = "vamo", ways: Ways = VAMO_WAYS) -> None:
@@ -42,29 +42,29 @@ class Advice:
         """Warn of directions along which a loss was not finite.
 
         Args:
-            dropped: How many there are.
-            count: How many directions were probed.
+            dropped: Number of such directions.
+            count: Number of directions that were probed.
             mu: The smoothing radius.
         """
         if dropped:
             self._once(
                 "dropped",
                 f"The loss is not finite at points perturbed along {dropped} of {count} probe directions, which are dropped"
-                f" until the next snapshot: set a smaller `mu` than {mu:.3g}.",
+                f" until the next snapshot: set a smaller `mu` than the present {mu:.3g}.",
             )
 
     def on_not_finite(self, count: int, batches: int) -> None:
-        """Warn of batches whose loss is not finite, which have no row.
+        """Warn of batches that have no row, since their loss is not finite.
 
         Args:
-            count: How many there are.
-            batches: How many were swept.
+            count: Number of such batches.
+            batches: Number of batches that were swept.
         """
         if count:
             self._once(
                 "not finite",
-                f"The loss of {count} of {batches} training batches is not finite at the snapshot: their steps are not"
-                " corrected. Check the data, or leave such batches out.",
+                f"The loss of {count} of {batches} training batches is not finite at the snapshot, so the steps of these"
+                " batches are not corrected: check the data, or leave such batches out.",
             )
 
     def on_snr(
@@ -77,13 +77,13 @@ class Advice:
         mixed: bool,
         tf32: bool,
     ) -> None:
-        """Warn of probe differences that are hardly more than their own error.
+        """Warn of probe differences that are hardly larger than their own error.
 
         Args:
-            snr: How far they stand out of it; None if that cannot be told.
-            trend: Which error is the larger one; None if neither stands out.
+            snr: Size of the probe differences relative to their error; None if it is not known.
+            trend: The larger error; None if neither error stands out.
             mu: The smoothing radius.
-            central: Whether the differences are central ones.
+            central: Whether the differences are central differences.
             mixed: Whether the losses were evaluated under autocast.
             tf32: Whether matrix products were rounded to TF32.
         """
@@ -92,9 +92,9 @@ class Advice:
         if snr == 0:
             self._once(
                 "constant",
-                f"No loss changed along any probe direction, with `mu` at {mu:.3g}: check that what `training_step`"
-                " or `probe_loss` returns depends on the trainable weights. If it does, its changes are rounded away:"
-                " set a larger `mu`.",
+                f"No loss changed along any probe direction with the radius `mu` = {mu:.3g}: check that the loss that"
+                " `training_step` or `probe_loss` returns depends on the trainable weights. If it does, its changes are smaller"
+                " than the rounding error: set a larger `mu`.",
             )
             return
         if trend == "curvature":
@@ -104,22 +104,22 @@ class Advice:
             cause, remedy = "rounded", _against_rounding(central=central, mixed=mixed, tf32=tf32)
         self._once(
             "noisy",
-            f"The probe differences hardly stand out of their own error: {self._prefix}/probe_snr = {snr:.2g} with `mu` at"
-            f" {mu:.3g}, where the losses are too {cause} for that radius. Corrections along such rows are scaled down. To"
-            f" improve the rows, {remedy}.",
+            f"The probe differences hardly stand out of their own error: {self._prefix}/probe_snr is {snr:.2g}, since the"
+            f" losses are too {cause} for the radius `mu` = {mu:.3g}. The corrections are scaled down. To improve the probe"
+            f" differences, {remedy}.",
         )
 
     def on_changing_loss(self, error: Exception, *, first: bool) -> None:
-        """Refuse, or warn of, a loss that is not a function of the parameters.
+        """Refuse a loss that changes when it is evaluated again at the same parameters, or warn of it.
 
         Args:
-            error: What was found.
-            first: Whether it is the run's first snapshot, so that no step depends on an earlier one.
+            error: The error that says what was found.
+            first: Whether this is the run's first snapshot, so that no step has been corrected yet.
 
         Raises:
-            UnsupportedError: If it is.
+            UnsupportedError: If this is the first snapshot.
         """
-        carry = self._ways.carry and f", set {self._ways.carry}, which evaluates no loss beside the step's"
+        carry = self._ways.carry and f", set {self._ways.carry}, which evaluates no loss in addition to those of the steps"
         ways = (
             "Define `probe_loss(batch, batch_idx)` on the module as a function of the weights and the batch alone"
             f"{carry or ''}, or train with {self._ways.plain}."
@@ -128,13 +128,23 @@ class Advice:
             raise UnsupportedError(f"{error} {ways}") from error
         self._once("changing loss", f"{error} The steps are not corrected until the next snapshot. {ways}")
 
+    def on_unknown_batches(self, sentence: str) -> None:
+        """Tell the user, without a warning, that batches are not known before an epoch trains on them.
+
+        Args:
+            sentence: The reason and the consequence.
+        """
+        if "unknown batches" not in self._given:
+            self._given.add("unknown batches")
+            rank_zero_info(sentence)
+
     def on_reloaded_rows(self) -> None:
-        """Warn of carried rows that are lost with the loader whose batches they belong to."""
+        """Warn that carried rows are lost, since the training loader was made anew."""
         self._once(
             "reloaded",
             "The training DataLoader was made anew, so the rows that were carried from epoch to epoch are lost, and an epoch of"
-            " plain training fills a new table: set Trainer(reload_dataloaders_every_n_epochs=0), or a large number, or"
-            f" {self._ways.anew}.",
+            " plain training fills a new table: set Trainer(reload_dataloaders_every_n_epochs=...) to 0 or to a large number,"
+            f" or set {self._ways.anew}.",
         )
 
     def on_short_warmup(self, trainer: Trainer, probes: int, seen: int) -> None:
@@ -142,60 +152,60 @@ class Advice:
 
         Args:
             trainer: The trainer.
-            probes: How many directions were to be learned.
-            seen: How many batches the warm-up has differentiated.
+            probes: Number of directions that were to be learned.
+            seen: Number of batches that the warm-up has differentiated.
         """
         self._once(
             "short warm-up",
-            f"Epoch {trainer.current_epoch} trains without probes: {probes} directions are learned from {probes + 1} finite"
-            f" gradients or more, and the warm-up, which saw {seen}, had fewer. Later epochs probe, once their steps have given"
-            " enough. Check that `training_step` returns finite losses; under 16-mixed, gradients overflow until the GradScaler"
-            " has found its scale.",
+            f"Epoch {trainer.current_epoch} trains without probes: to learn {probes} directions takes at least {probes + 1}"
+            f" finite gradients, but the warm-up, which saw {seen} gradients, had fewer. Later epochs will use probes, when"
+            " training steps have given enough gradients. Check that `training_step` returns finite losses; under 16-mixed"
+            " precision, gradients overflow until the GradScaler has found its scale.",
         )
 
     def on_other_batch(self, left_out: bool) -> None:
         """Warn of a dataset that does not give the same batch twice.
 
         Args:
-            left_out: Whether its row is left out. Over shards that would take a message to the other ranks in each step.
+            left_out: Whether the batch's row is left out; ranks with shards cannot leave out a row without communication.
         """
         ways = self._ways
         what = (
             f"so {ways.its_row} not used; the number of such batches is logged as {self._prefix}/rows_unused"
             if left_out
-            else f"but {ways.its_row} used, which adds noise, and no bias: {ways.ranks} cannot leave out one's part"
+            else f"but {ways.its_row} used, which adds noise but no bias: {ways.ranks} cannot leave out the row of one rank"
         )
         self._once(
             "other batch",
-            f"A training batch differs from the one that the sweep saw in its place, {what}. The dataset gives other samples"
-            f" for the same indices: random augmentation, or data that changes. Set {ways.recompute}, let an augmentation"
-            f" depend on the index only, or train with {ways.plain}.",
+            f"A training batch differs from the batch that the sweep saw in its place, {what}. The dataset gives other samples"
+            f" for the same indices, because of random augmentation or of changing data: set {ways.recompute}, make the"
+            f" augmentation depend on the index only, or train with {ways.plain}.",
         )
 
     def on_lost_rows(self, count: int, batches: int) -> None:
-        """Warn of batches whose gradient is not finite, which have no row.
+        """Warn of batches that have no row, since their gradient is not finite.
 
         Args:
-            count: How many there are.
-            batches: How many were swept.
+            count: Number of such batches.
+            batches: Number of batches that were swept.
         """
         if count:
             self._once(
                 "lost rows",
-                f"The gradients of {count} of {batches} training batches are not finite at the snapshot, or not there: their"
-                " steps are not corrected. Check the data; under 16-mixed, gradients overflow until the GradScaler has found"
-                " its scale.",
+                f"The gradients of {count} of {batches} training batches are missing or not finite at the snapshot, so the"
+                " steps of these batches are not corrected: check the data. Under 16-mixed precision, gradients overflow until"
+                " the GradScaler has found its scale.",
             )
 
     def on_changing_data(self, outcome: str | None = None) -> None:
-        """Warn that most rows of a sweep could not be used, for the data gives other batches when it is read again.
+        """Warn that most rows of a sweep could not be used, since the data gives other batches when it is read again.
 
         Args:
-            outcome: What follows from that; by default, that nothing is corrected any more.
+            outcome: A sentence on the consequence; by default, that no gradient is corrected any more.
         """
-        plain = f"No more sweeps are made, and the steps are plain: set {self._ways.recompute}, or {self._ways.plain}."
+        plain = f"No more sweeps are made, and no gradient is corrected: set {self._ways.recompute}, or {self._ways.plain}."
         self._once(
             "changing data",
-            "Most rows of the sweep were of no use: the dataset gives other samples for the same indices, as with random"
+            "Most rows of the sweep could not be used: the dataset gives other samples for the same indices, as with random"
             f" augmentation. {outcome or plain}",
         )

@@ -1,4 +1,4 @@
-"""Clocks: for the time of training steps, and for work that a GPU does asynchronously."""
+"""Clocks for the time of training steps, and for work that a GPU does asynchronously."""
 
 import time
 from collections import deque
@@ -21,11 +21,11 @@ def now(device: torch.device) -> float:
 class StepClock:
     """Adds up the time from a snapshot's first step to its last, without sweeps and validation.
 
-    Loading the batches is part of it, as it is part of a sweep's time.
+    The time includes the loading of batches, as a sweep's time does.
 
     Attributes:
-        seconds: What has been added up.
-        batches: How many batches were trained on in it.
+        seconds: The time so far.
+        batches: Number of batches that were trained on in this time.
     """
 
     seconds: float = 0.0
@@ -42,7 +42,7 @@ class StepClock:
         """Stop the clock until the next batch.
 
         Args:
-            device: Where the steps run; what it has been given to do is waited for.
+            device: The device of the steps; the clock waits for its pending work.
         """
         if self._since is not None:
             self.seconds += now(device) - self._since
@@ -72,7 +72,7 @@ class Stopwatch:
         """Add the time of the work in the context.
 
         Args:
-            device: Where it is done.
+            device: The device that does the work.
 
         Yields:
             Nothing.
@@ -92,7 +92,7 @@ class Stopwatch:
             self._fold()
 
     def read(self) -> float:
-        """Seconds so far; waits for pending work."""
+        """The seconds so far; waits for pending work."""
         while self._pending:
             self._pending[0][1].synchronize()
             self._fold()

@@ -19,14 +19,14 @@ class Ledger:
     """Keeps the totals of a run, and the time of its training epochs and of its recomputed rows.
 
     Attributes:
-        totals: What has been counted so far.
+        totals: The counts so far.
     """
 
     def __init__(self) -> None:
         self.totals = Totals()
         self._row_time = Stopwatch()
         self._row_evaluations = 0
-        # What of them belongs to snapshots that the epoch has used up already.
+        # The part of the rows' seconds and evaluations that `tell_rows` has returned already.
         self._told = (0.0, 0)
         self._epoch_began: float | None = None
 
@@ -42,7 +42,7 @@ class Ledger:
 
     @contextmanager
     def timing_row(self, device: torch.device) -> Iterator[None]:
-        """Count the time and the evaluations in the context as a row that is recomputed on the device."""
+        """Make a context whose time and evaluations count as a row that is recomputed on the device."""
         before = self.totals.forward_evaluations
         with self._row_time.running(device):
             yield
@@ -52,8 +52,8 @@ class Ledger:
         """The report of the totals, and of the epoch so far.
 
         Args:
-            moments: The epoch's squared gradient norms and what was removed of them, shape ``(2,)``; None if no step was
-                corrected. Of sharded gradients they are this rank's: to add those of the others takes the others.
+            moments: The epoch's squared gradient norms and how much of them was removed, shape ``(2,)``; None if no step was
+                corrected. For sharded gradients, this rank's part, since a sum over the ranks would need all ranks.
 
         Returns:
             The report.
@@ -85,7 +85,7 @@ class Ledger:
         return pending
 
     def end_rows(self) -> float:
-        """Close an epoch's rows: adds their time to the totals, and returns it."""
+        """Close an epoch's rows: add their time to the totals, and return the time."""
         seconds, self._row_time = self._row_time.read(), Stopwatch()
         self._row_evaluations, self._told = 0, (0.0, 0)
         self.totals.row_seconds += seconds

@@ -11,7 +11,7 @@ class Seeds:
     """The seeds of a run: the same on every rank, and after a resume.
 
     Attributes:
-        seed: The run's own; None until the run begins.
+        seed: The run's seed; None until the run begins.
     """
 
     seed: int | None = None
@@ -20,10 +20,10 @@ class Seeds:
         """A seed for one purpose.
 
         Args:
-            purpose: What it is for; two purposes have seeds that have nothing to do with each other.
+            purpose: The purpose; different purposes get independent seeds.
 
         Returns:
-            63 bits.
+            A seed of 63 bits.
         """
         return random.Random(f"{self.seed}: {purpose}").getrandbits(63)
 

@@ -9,11 +9,11 @@ from lightning_vamo.report import MethodReport
 
 @dataclass
 class Totals:
-    """What a run has counted so far, on one rank: see :class:`~lightning_vamo.MethodReport`.
+    """The counts of a run so far, on one rank: see :class:`~lightning_vamo.MethodReport`.
 
     Attributes:
         moment_before: Squared gradient norms, summed over the corrected steps.
-        moment_removed: What the corrections took off them.
+        moment_removed: How much of ``moment_before`` the corrections removed.
         epochs: The figures of each epoch that has ended, by name.
     """
 
@@ -45,10 +45,10 @@ class Totals:
         self.sweep_seconds += seconds
 
     def add_warmup(self, batches: int, seconds: float) -> None:
-        """Count gradients that took no step.
+        """Count gradients of a warm-up, which take no step.
 
         Args:
-            batches: How many.
+            batches: Number of gradients.
             seconds: Wall-clock time.
         """
         self.warmup_seconds += seconds
@@ -60,8 +60,8 @@ class Totals:
         """Count squared gradient norms, summed over steps.
 
         Args:
-            before: What they were.
-            removed: What the corrections took off them.
+            before: The sum before the corrections.
+            removed: How much the corrections removed.
         """
         self.moment_before += before
         self.moment_removed += removed

@@ -1,20 +1,20 @@
-"""How the arguments of a callback say what a warning recommends."""
+"""The arguments of a callback that warnings recommend."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Ways:
-    """The arguments of one method's callback, as warnings name them.
+    """The arguments of one method's callback that warnings recommend, and words for its rows.
 
     Attributes:
-        recompute: Makes each step evaluate its own batch at the snapshot.
-        plain: Trains without a control variate.
-        carry: Lets each step refresh the row that it used; None if the method cannot.
-        anew: Makes rows that are lost with a loader anew at a snapshot; None if no rows are carried.
-        its_row: What a batch has in the table, with its verb.
-        ranks: Which ranks have to use the row of a batch that has changed.
-        sweep_precision: Whether there is an argument of that name.
+        recompute: The argument that makes each step evaluate its own batch at the snapshot.
+        plain: The argument that trains without a control variate.
+        carry: The argument that lets each step refresh its row; None if the method cannot do so.
+        anew: The argument that makes new rows at a snapshot after a loader was made anew; None if no rows are carried.
+        its_row: The words for a batch's row, with a verb.
+        ranks: The words for ranks that have to use the row of a batch that has changed.
+        sweep_precision: Whether the callback has an argument ``sweep_precision``.
     """
 
     recompute: str = "control='recompute'"

@@ -1,6 +1,6 @@
-"""Fingerprints of batches: they tell whether a step gets the batch that its row was measured on.
+"""Fingerprints of batches, which tell whether a step gets the same batch that its row was measured on.
 
-A dataset that augments at random, or that changes, gives another batch for the same indices.
+A dataset with random augmentation, or with changing data, gives another batch for the same indices.
 """
 
 import zlib
@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_vamo.loop.compat.attributes import replaced
 from lightning_vamo.loop.plan.tensors import tensors_in
 
-# About how many numbers of a tensor are looked at: little work, and more than an augmentation is likely to leave alone.
+# About how many numbers of a tensor are read: little work, but enough that an augmentation changes some of them.
 _SAMPLE = 1024
 
 
@@ -23,11 +23,11 @@ def fingerprint(batch: Any) -> int | None:
     """A checksum over shapes, types and an evenly spaced sample of the numbers of the tensors in a batch.
 
     Args:
-        batch: The batch as the loader gave it. Tensors that are on a device already are not looked at, since that would
-            wait for the device.
+        batch: The batch from the loader. Tensors that are on a device already are not read, since that would wait for the
+            device.
 
     Returns:
-        The checksum, or None where there is nothing to look at.
+        The checksum; None if the batch has no tensor to read.
     """
     checksum = None
     for tensor in tensors_in(batch):
@@ -50,11 +50,11 @@ class BatchWatch:
         self.seen: int | None = None
         """Fingerprint of the last training batch."""
         self.differs = False
-        """Whether the current batch is another one than its row was measured on."""
+        """Whether the current batch differs from the batch that its row was measured on."""
 
     @contextmanager
     def watching(self, trainer: Trainer) -> Iterator[None]:
-        """Watch for the length of the context.
+        """Make a context in which training batches are watched.
 
         Args:
             trainer: The trainer, whose loop and whose sweep both hand their batches to ``Strategy.batch_to_device``, after
@@ -72,7 +72,7 @@ class BatchWatch:
 
     @contextmanager
     def looking_away(self) -> Iterator[None]:
-        """Ignore the batches that are transferred in the context."""
+        """Make a context in which transferred batches are ignored."""
         self._looking = False
         try:
             yield
@@ -83,10 +83,10 @@ class BatchWatch:
         """Compare the current batch with the sweep's batch.
 
         Args:
-            expected: The fingerprint that the sweep took; None where it could take none.
+            expected: The fingerprint of the sweep's batch; None if the batch had no fingerprint.
 
         Returns:
-            Whether it is another batch.
+            Whether the batches differ.
         """
         self.differs = None not in (expected, self.seen) and expected != self.seen
         return self.differs

@@ -1,4 +1,4 @@
-"""The epoch's plan of batches: loaded for the sweep before the epoch trains on it, and kept for later epochs."""
+"""The plan of an epoch: the list of its batches, which a sweep loads before the epoch trains on them."""
 
 import copy
 import itertools
@@ -17,7 +17,7 @@ from lightning_vamo.loop.plan.recorder import Pass, RecordingBatchSampler
 
 
 class _Reader:
-    """Batch sampler of the sweep's loader: each pass reads a pass of the plan."""
+    """The batch sampler of the sweep's loader: each of its passes reads a pass of the plan."""
 
     def __init__(self, passes: Sequence[Pass]) -> None:
         self._length = len(passes[0].batches)
@@ -31,17 +31,17 @@ class _Reader:
 
 
 class Plan:
-    """The batches of one epoch, in the order in which the training epoch takes them, as each loader's sampler gave them.
+    """The batches of one epoch, in the order of the training epoch, as each loader's sampler gave them.
 
     Args:
-        loader: The training loader, whose loaders record.
-        passes: The passes over each of them that make up the epoch: several where one is shorter than the epoch and cycles.
+        loader: The training loader, which combines loaders that record their batches.
+        passes: For each of these loaders, its passes in the epoch; several if the loader is shorter than the epoch and cycles.
         length: ``K``, the number of training batches of the epoch.
 
     Attributes:
-        exact: Whether the loaders are to give as many batches as ``length`` says.
-        length: As given.
-        keeps_order: Whether later epochs are to take the batches in the same order, which may have a meaning.
+        exact: Whether the loaders must give as many batches as ``length`` says.
+        length: ``K``, the number of training batches of the epoch.
+        keeps_order: Whether later epochs have to take the batches in the same order, which may have a meaning.
     """
 
     exact = True
@@ -59,12 +59,13 @@ class Plan:
         loader = self._loader
         pairs = zip(loader.flattened, self._passes, strict=True)
         clones = [fresh_loader(part, batch_sampler=_Reader(passes)) for part, passes in pairs]
-        # Those of one loader are in the plan's length, which may be another than the epoch's: see `without_replacement`.
+        # A single loader needs no limits: the plan's length holds them, and may differ from the epoch's length, see
+        # `without_replacement`.
         with loaded_beside(loader, clones, self.length, None if len(clones) == 1 else loader.limits) as batches:
             yield batches
 
     def first(self, length: int) -> "Plan":
-        """The plan of the first ``length`` batches: at most as many as this plan has."""
+        """The plan of the first ``length`` batches, at most as many as this plan has."""
         return Plan(self._loader, self._passes, length)
 
     def sizes(self) -> list[int]:
@@ -77,13 +78,13 @@ class Plan:
         return total
 
     def again(self, generator: torch.Generator, group: int = 1) -> list[int]:
-        """Let the next epoch train on the same batches.
+        """Make the next epoch train on the same batches.
 
-        The order is reshuffled where it is known to be random: one loader, with one of torch's random samplers.
+        The order is reshuffled if it is known to be random: with a single loader that has one of torch's random samplers.
 
         Args:
             generator: Source of the new order.
-            group: How many consecutive batches are to stay together; fewer than that, which may be left over, stay last.
+            group: How many consecutive batches have to stay together; an incomplete last group stays last.
 
         Returns:
             The row of the plan that each step of the next epoch takes, shape ``(K,)``.
@@ -98,13 +99,13 @@ class Plan:
         return list(range(self.length)) if order is None else order
 
     def without_replacement(self, generator: torch.Generator) -> "Plan":
-        """A plan that takes every sample once, if this plan draws samples with replacement and so misses some.
+        """A plan that takes every sample once, if this plan draws samples with replacement and so misses some samples.
 
         Args:
             generator: Source of the order.
 
         Returns:
-            The plan, for a sweep of the data; this one, if no sample can be missing, or if the sampler is not torch's own.
+            The plan, for a sweep of the data; this plan if no sample can be missing, or if the sampler is not torch's own.
         """
         batch_sampler: Any = self._recorders[0].wrapped
         sampler: Any = getattr(batch_sampler, "sampler", None)
@@ -116,7 +117,7 @@ class Plan:
         batches = [order[start : start + size] for start in range(0, samples, size)]
         if batch_sampler.drop_last and len(batches) > 1 and len(batches[-1]) < size:
             batches.pop()
-        if self.length < len(batch_sampler):  # the Trainer limits the epoch, and so what a sweep may take
+        if self.length < len(batch_sampler):  # the Trainer limits the epoch, and so the sweep too
             batches = batches[: self.length]
         return Plan(self._loader, [[Pass.of(batches)]], len(batches))
 
@@ -125,7 +126,7 @@ class Plan:
         return [[one_pass.batches for one_pass in passes] for passes in self._passes]
 
     def belongs_to(self, loader: CombinedLoader | None) -> bool:
-        """Whether the plan belongs to this loader: a reloaded loader may hold other data."""
+        """Whether the plan belongs to this loader; a reloaded loader may hold other data."""
         return loader is not None and recorders_of(loader) == self._recorders
 
 
@@ -137,9 +138,9 @@ def loaded_beside(
 
     Args:
         loader: The training loader.
-        parts: What the second one combines in place of its parts.
-        length: How many batches at most.
-        limits: How many of each part.
+        parts: The loaders that the second loader combines.
+        length: The largest number of batches.
+        limits: The largest number of batches of each part; None for no limit.
 
     Yields:
         The batches.
@@ -148,7 +149,7 @@ def loaded_beside(
     second.flattened = list(parts)
     second.limits = limits
     try:
-        # Not `iter(second)` first: a CombinedLoader is its own iterator and would begin a second pass.
+        # Without `iter(second)`: a CombinedLoader is its own iterator and would begin a second pass.
         yield (batch for batch, _, _ in itertools.islice(second, length))
     finally:
         second.reset()
@@ -164,11 +165,11 @@ def remaining(passes: Sequence[list[Any]], position: int, order: Sequence[int] |
 
     Args:
         passes: The batches of each pass that the epoch makes.
-        position: How many batches have been taken.
-        order: The row of the plan that each step of the epoch takes, shape ``(K,)``; None if they are taken as they were drawn.
+        position: Number of batches that have been taken.
+        order: The row of the plan that each step of the epoch takes, shape ``(K,)``; None for the order of the draws.
 
     Returns:
-        The batches of each pass to come; the first, from which some may have been taken, is empty if it has just ended.
+        The remaining batches of each pass, beginning with the present pass, which is empty if it has just ended.
     """
     if order is not None:
         batches = list(itertools.chain.from_iterable(passes))
@@ -183,8 +184,8 @@ def remaining(passes: Sequence[list[Any]], position: int, order: Sequence[int] |
 def plan_of(trainer: Trainer) -> Plan:
     """The plan of the training epoch that has begun to draw its batches.
 
-    All of them are drawn now, as plain training would draw them in the epoch's course: what a sampler takes from the global
-    generators stays taken.
+    All batches are drawn now, as plain training would draw them in the course of the epoch; the random numbers that a sampler
+    takes from the global generators stay taken.
 
     Args:
         trainer: The trainer, inside a training epoch.
@@ -199,7 +200,7 @@ def plan_of(trainer: Trainer) -> Plan:
     assert loader is not None, "the training loader is set up before the first batch"
     if trainer.num_training_batches == float("inf"):
         raise UnsupportedError(
-            "The training DataLoader has no length, so VAMO cannot sweep the epoch: give its batch sampler a `__len__`, set"
+            "The training DataLoader has no length, so the epoch cannot be swept: give its batch sampler a `__len__`, set"
             " Trainer(limit_train_batches=...) to a whole number, set control='recompute', or train with"
             " probes=0."
         )
@@ -220,25 +221,28 @@ def has_plan(trainer: Trainer) -> bool:
 def _recorder(loader: Any) -> RecordingBatchSampler:
     recorder = getattr(loader, "batch_sampler", None)
     if not isinstance(recorder, RecordingBatchSampler):
-        raise UnsupportedError("The training DataLoader has ceased to record its batches.")
+        raise UnsupportedError(
+            "The training DataLoader no longer records its batches, since its batch sampler was replaced: do not change the"
+            " loader during training."
+        )
     return recorder
 
 
 def fresh_loader(loader: Any, **others: Any) -> Any:
-    """A shallow copy of the user's loader, subclass and all, that shares no iteration state.
+    """A shallow copy of the user's loader, of the same class, that shares no state of iteration.
 
     Args:
         loader: The loader.
-        others: Attributes that are to be others.
+        others: Attributes that the copy gets in place of the loader's attributes.
 
     Returns:
-        The copy. It draws its workers' seeds from a generator of its own, as the user's is not to move; they are others for
-        each state of the global generator, which does not move either.
+        The copy. It draws its workers' seeds from its own generator, so the user's generator does not move. The seeds depend on
+        the state of the global generator, which does not move either.
     """
     clone = copy.copy(loader)
     with torch.random.fork_rng(devices=[]):
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
-    # Set behind DataLoader's back, which forbids it, as in `record`. Persistent workers would outlive the sweep.
+    # Set with `object.__setattr__`, since DataLoader forbids a plain assignment. Persistent workers would outlive the sweep.
     for name, value in {"_iterator": None, "generator": generator, "persistent_workers": False, **others}.items():
         object.__setattr__(clone, name, value)
     return clone
@@ -250,7 +254,7 @@ def _draw(loader: Any, length: int, cycles: bool) -> list[Pass]:
     for one_pass in _recorder(loader).passes():
         drawn.append(one_pass)
         if one_pass.draw(length):
-            # As far ahead as workers read: so a checkpoint knows in which state they will leave the sampler's generator.
+            # Also batches that workers will read ahead: so a checkpoint has the state of the sampler's generator after them.
             one_pass.draw(length + loader.num_workers * (loader.prefetch_factor or 0))
             break
         if not cycles or not one_pass.batches:

@@ -20,22 +20,22 @@ def record(loader: object, instead: str = INSTEAD) -> RecordingBatchSampler:
         instead: See :func:`check_loader`.
 
     Returns:
-        The recorder, now the loader's batch sampler; assign its ``wrapped`` back to undo.
+        The recorder, which is now the loader's batch sampler; its attribute ``wrapped`` is the former batch sampler.
 
     Raises:
-        UnsupportedError: If there is no plan to record: see :func:`check_loader`.
+        UnsupportedError: If the loader cannot be recorded: see :func:`check_loader`.
     """
     loader = check_loader(loader, instead)
     iterator = loader._iterator
     if iterator is not None:
-        # Persistent workers of an earlier use, which would go on reading the sampler that they began with.
+        # Persistent workers of an earlier use would go on reading the former batch sampler.
         if hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
         loader._iterator = None
-    # A loader that the Trainer sets up again starts afresh.
+    # A loader that the Trainer sets up again gets a new recorder.
     sampler = loader.batch_sampler
     recorder = RecordingBatchSampler(sampler.wrapped if isinstance(sampler, RecordingBatchSampler) else sampler)
-    # DataLoader forbids assigning its batch sampler after construction; its iterators read it anew each time.
+    # DataLoader forbids a plain assignment of its batch sampler after construction; each new iterator reads the attribute.
     object.__setattr__(loader, "batch_sampler", recorder)
     return recorder
 
@@ -48,19 +48,19 @@ def recording(
     required: bool = True,
     instead: str = INSTEAD,
 ) -> Iterator[None]:
-    """Let every training loader that the Trainer sets up in the context record its plan; at the end, remove the recorders.
+    """Make a context in which every training loader that the Trainer sets up records its batches; at its end, stop recording.
 
-    ``Strategy.process_dataloader`` runs after Lightning has injected its samplers and before the loader is iterated, also
-    when loaders are reloaded.
+    ``Strategy.process_dataloader`` runs after Lightning has injected its samplers and before the loader is iterated, even if
+    loaders are reloaded.
 
     Args:
         trainer: The trainer.
-        prepare: Called with each recorder, and how many there were before it, before anything is drawn from it.
-        required: Whether a loader that cannot be recorded is refused; else it is left alone.
-        instead: What else to do where it is refused.
+        prepare: Called with each recorder and the number of recorders before it, before anything is drawn from the recorder.
+        required: Whether a loader that cannot be recorded is refused; otherwise the loader is left alone.
+        instead: Another remedy, for the message of a refusal.
     """
     process = trainer.strategy.process_dataloader
-    # Weakly, so that loaders which are reloaded do not pile up, with their datasets and workers.
+    # Weak references, so that the memory of reloaded loaders, their datasets and workers is freed.
     recorded: list[weakref.ref[Any]] = []
 
     def process_dataloader(loader: object) -> object:

@@ -1,7 +1,7 @@
 """Record the batches that a training loader draws, without a change to the loader's draws.
 
-A batch sampler is wrapped so that what it yields is recorded. The training loader and the sweep's loader read the same
-recording, each at its own pace, so nothing is drawn twice and no random state is rewound.
+A recorder wraps the batch sampler and records its batches. The training loader and the sweep's loader read the same record,
+each at its own pace, so nothing is drawn twice and no random state is rewound.
 """
 
 import copy
@@ -13,7 +13,7 @@ from lightning_vamo.errors import UnsupportedError
 
 
 class Pass:
-    """One pass over a batch sampler, recorded as it is drawn; any number of readers see the same batches.
+    """Records one pass over a batch sampler, so that any number of readers see the same batches.
 
     Args:
         source: The batch sampler, or the batches of an earlier pass.
@@ -21,13 +21,13 @@ class Pass:
 
     def __init__(self, source: Iterable[Any]) -> None:
         self.batches: list[Any] = []
-        """The batches drawn so far, each as the sampler gave it: most often a list of indices."""
+        """The batches drawn so far, in the form of the sampler, which is most often a list of indices."""
         self._source = source
         self._iterator: Iterator[Any] | None = None
 
     @classmethod
     def of(cls, batches: Sequence[Any]) -> "Pass":
-        """A pass whose batches are all given."""
+        """A pass with the given batches."""
         one_pass = cls(batches)
         one_pass.draw(len(batches))
         return one_pass
@@ -36,23 +36,23 @@ class Pass:
         """Draw from the source until ``count`` batches are known.
 
         Args:
-            count: How many.
+            count: Number of batches.
 
         Returns:
-            Whether the source had that many.
+            Whether the source had as many batches.
         """
         while len(self.batches) < count:
-            # Started as late as possible: most samplers take from the global generator when they start.
+            # Started as late as possible, since most samplers draw from the global generator when they start.
             self._iterator = self._iterator or iter(self._source)
             try:
-                # Copies, here and for the readers: a sampler may reuse its list, and a dataset may consume the one it gets.
+                # Copies, here and for the readers: a sampler may reuse its list, and a dataset may consume the list it gets.
                 self.batches.append(copy.copy(next(self._iterator)))
             except StopIteration:
                 return False
         return True
 
     def __iter__(self) -> Iterator[Any]:
-        """Read the pass from its beginning, and draw the batches that no reader has drawn before."""
+        """Read the pass from its beginning; batches that no reader has drawn before are drawn."""
         position = 0
         while self.draw(position + 1):
             yield copy.copy(self.batches[position])
@@ -63,7 +63,7 @@ _OWN = ("wrapped", "current", "_queue")
 
 
 class RecordingBatchSampler:
-    """A batch sampler that behaves like the batch sampler that it wraps, and records the present pass.
+    """Wraps a batch sampler, behaves in the same way, and records the present pass.
 
     Args:
         batch_sampler: The user's batch sampler.
@@ -76,7 +76,7 @@ class RecordingBatchSampler:
         self._queue: deque[Pass] = deque()
 
     def __iter__(self) -> Iterator[Any]:
-        """Begin the next pass at the request of its first batch: a loader with workers makes iterators that it never uses."""
+        """Begin the next pass when its first batch is requested: a loader with workers makes iterators that it never uses."""
         self.current = self._queue.popleft() if self._queue else Pass(self.wrapped)
         yield from self.current
 
@@ -86,7 +86,7 @@ class RecordingBatchSampler:
 
     def __getattr__(self, name: str) -> Any:
         """Read any other attribute, such as ``sampler`` or ``set_epoch``, from the wrapped sampler."""
-        if name in _OWN:  # not there yet while a copy or an unpickled object is being built
+        if name in _OWN:  # not set yet while a copy or an unpickled object is being built
             raise AttributeError(name)
         return getattr(self.wrapped, name)
 
@@ -101,8 +101,8 @@ class RecordingBatchSampler:
         """The current pass, and the passes that the training loader begins later in the epoch if it cycles."""
         if self.current is None:
             raise UnsupportedError(
-                "The training DataLoader was not iterated through its batch sampler, so VAMO cannot tell which batches come:"
-                " do not override `__iter__` in a DataLoader, or let rows be recomputed."
+                "The training DataLoader was not iterated through its batch sampler, so the coming batches are not known: do"
+                " not override `__iter__` in a DataLoader, or set control='recompute' (SVRGCallback: gradients='recompute')."
             )
         yield self.current
         index = 0

@@ -1,4 +1,4 @@
-"""Read training data without a plan a second time, if the data allows it, to compute the mean row."""
+"""Read training data without a plan a second time, if the data allows this, to compute the mean row."""
 
 import copy
 import math
@@ -17,16 +17,16 @@ from lightning_vamo.loop.plan.recorder import RecordingBatchSampler
 
 
 class SecondReading:
-    """A second reading: as many batches as an epoch has, in any composition.
+    """A second reading of the training data: as many batches as an epoch has, in any composition.
 
     Args:
         loader: The training loader.
-        parts: Loaders like those that it combines, over data of their own.
-        length: The number of training batches of an epoch; there may be fewer.
+        parts: Copies of the loaders that it combines, with copies of their data.
+        length: The number of training batches of an epoch; the reading may give fewer batches.
     """
 
     exact = False
-    """Whether the data gives as many batches as ``length`` says."""
+    """Whether the data must give as many batches as ``length`` says."""
 
     def __init__(self, loader: CombinedLoader, parts: Sequence[Any], length: int) -> None:
         self.length = length
@@ -41,11 +41,11 @@ class SecondReading:
             yield batches
 
     def sizes(self) -> list[int]:
-        """The weight of each batch: all batches count alike, as in the steps."""
+        """The weight of each batch; all batches count alike, as in the steps."""
         return [1] * self.length
 
     def without_replacement(self, generator: torch.Generator) -> "SecondReading":
-        """The same reading: whether a sampler without a plan draws with replacement is not known."""
+        """The same reading, since it is not known whether a sampler without a plan draws with replacement."""
         return self
 
 
@@ -59,7 +59,8 @@ def second_reading(trainer: Trainer) -> SecondReading | None:
         trainer: The trainer, inside a training epoch.
 
     Returns:
-        The reading; None if the epoch has no known length, or if data cannot be copied, as a stream that is being read cannot.
+        The reading; None if the epoch has no known length, or if the data cannot be copied, such as a stream that is being
+        read.
     """
     loader = compat.train_loader(trainer)
     if loader is None or math.isinf(trainer.num_training_batches):
@@ -70,16 +71,27 @@ def second_reading(trainer: Trainer) -> SecondReading | None:
 
 def _copied(loader: Any) -> Any:
     """A copy of the loader that shares no state with the loader; None if the loader cannot be copied."""
-    if not isinstance(loader, DataLoader) or hasattr(loader, "load_state_dict") or hasattr(loader.dataset, "__next__"):
+    if not isinstance(loader, DataLoader) or hasattr(loader.dataset, "__next__"):
         return None
+    if hasattr(loader, "load_state_dict"):
+        if not type(loader).__iter__.__module__.startswith("torchdata."):
+            return None  # nothing is known of the state
+        loader = _stateless(loader)
     memo = {} if isinstance(loader.dataset, IterableDataset) else {id(loader.dataset): loader.dataset}
     clone = copy.copy(loader)
     try:
         for name in ("dataset", "sampler", "batch_sampler"):
             part = getattr(loader, name)
-            if isinstance(part, RecordingBatchSampler):  # what it records of the first reading is not the second's
+            if isinstance(part, RecordingBatchSampler):  # its record belongs to the first reading
                 part = part.wrapped
             object.__setattr__(clone, name, copy.deepcopy(part, memo))
-    except Exception:  # whatever a generator, an open file, a lock or a connection raises
+    except Exception:  # a generator, an open file, a lock or a connection may raise any error
         return None
     return clone
+
+
+def _stateless(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A plain DataLoader with the arguments of a StatefulDataLoader, whose state the second reading must not use."""
+    plain: DataLoader[Any] = object.__new__(DataLoader)
+    vars(plain).update(vars(loader))
+    return plain

@@ -15,10 +15,10 @@ def tensors_in(batch: Any) -> Iterator[Tensor]:
     """The tensors of a batch, in a fixed order.
 
     Args:
-        batch: Tensors in lists, tuples, mappings (the encodings of tokenizers among them) and dataclasses, at any depth.
+        batch: Tensors in lists, tuples, mappings (such as the encodings of tokenizers) and dataclasses, at any depth.
 
     Yields:
-        Each tensor; what is in objects of other kinds is not found.
+        Each tensor; tensors in objects of other kinds are not found.
     """
     if isinstance(batch, Tensor):
         yield batch
@@ -37,10 +37,10 @@ def fresh_copy(batch: Any) -> Any:
     """A deep copy of a batch; plain tensors are cloned, which takes a quarter of the time of a deep copy.
 
     Args:
-        batch: Anything.
+        batch: Any batch.
 
     Returns:
-        A copy that shares nothing with it.
+        A copy that shares nothing with the batch.
 
     Raises:
         UnsupportedError: If something in the batch cannot be copied.
@@ -50,8 +50,8 @@ def fresh_copy(batch: Any) -> Any:
         return copy.deepcopy(batch, copies)
     except Exception as error:
         raise UnsupportedError(
-            f"A batch of type {type(batch).__name__} cannot be copied, and each evaluation gets a copy of its own: {error}."
-            " Give its class a `__deepcopy__`, or let the collate function return plain tensors."
+            f"A batch of type {type(batch).__name__} cannot be copied ({error}), but each evaluation needs a copy of its own:"
+            " give the batch's class a `__deepcopy__`, or make the collate function return plain tensors."
         ) from error
 
 
@@ -61,7 +61,7 @@ def _copied(tensor: Tensor) -> Tensor:
         return tensor.clone()
     try:
         return copy.deepcopy(tensor)
-    except Exception:  # of a class whose operations give plain tensors, or the result of a computation
+    except Exception:  # the class's operations give plain tensors, or the tensor is the result of a computation
         plain = tensor.detach().as_subclass(Tensor).clone()
         twin = plain.as_subclass(type(tensor)).requires_grad_(tensor.requires_grad)
         twin.__dict__.update(copy.deepcopy(vars(tensor)))
@@ -69,12 +69,12 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 def size_in_bytes(tensors: Iterator[Tensor]) -> int:
-    """Memory that tensors take in this process.
+    """The memory that tensors take in this process, in bytes.
 
     Args:
         tensors: Any tensors.
 
     Returns:
-        Bytes; 0 if there are none.
+        The number of bytes; 0 if there are no tensors.
     """
     return sum(held.numel() * held.element_size() for held in map(local, tensors))

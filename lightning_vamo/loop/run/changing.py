@@ -8,14 +8,14 @@ from lightning_vamo.loop.sweep.agree import total
 
 
 def differs_anywhere(trainer: Trainer, differs: bool) -> bool:
-    """Whether the present batch of any rank is another one than the sweep saw in its place.
+    """Whether, on any rank, the present batch differs from the batch that the sweep saw in its place.
 
     Args:
-        trainer: The trainer; every rank has to call this.
-        differs: Whether the batch of this rank is.
+        trainer: The trainer; every rank has to call this function.
+        differs: Whether the batch of this rank differs.
 
     Returns:
-        The same on every rank.
+        True or False, the same on every rank.
     """
     if trainer.world_size == 1:
         return differs
@@ -28,10 +28,10 @@ def gives_other_batches(trainer: Trainer, snapshot: Snapshot | None, unused: int
     Args:
         trainer: The trainer; every rank has to call this.
         snapshot: The snapshot that the epoch has trained with; None if there was none.
-        unused: How many rows this rank has not used.
+        unused: Number of rows that this rank has not used.
 
     Returns:
-        The same on every rank; False where batches had no place.
+        True or False, the same on every rank; False if the snapshot has no plan.
     """
     if snapshot is None or snapshot.plan is None:
         return False

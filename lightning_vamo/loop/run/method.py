@@ -15,10 +15,10 @@ class Method:
     Attributes:
         name: Name of the callback, for messages.
         gradient: Where the gradient comes from.
-        control: What is taken out of the gradient.
-        settings: How to probe.
-        prefix: What the names of logged figures begin with.
-        ways: How the callback's arguments say what a warning recommends.
+        control: The control variate that is subtracted from the gradient.
+        settings: The settings of probes.
+        prefix: The part before the slash in the names of logged figures.
+        ways: The callback's arguments that warnings recommend.
     """
 
     name: str
@@ -35,5 +35,5 @@ class Method:
 
     @property
     def leaves_out_together(self) -> bool:
-        """Whether ranks tell each other of each batch that differs: without a backward pass they exchange little else."""
+        """Whether ranks tell each other of each batch that differs; without a backward pass they exchange little else."""
         return self.control.watches and not self.gradient.uses_backward

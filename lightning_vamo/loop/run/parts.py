@@ -1,4 +1,4 @@
-"""The parts of a run that change from step to step, each written by the run alone."""
+"""The parts of a run that change from step to step; only the run assigns them."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +15,10 @@ class Cursor:
 
     Attributes:
         order: The row of the plan that each step of the epoch takes, shape ``(K,)``.
-        first: Lightning's index of the plan's first batch; not 0 where the run resumed within the epoch without its plan.
-        rows: The rows of the batches whose gradients are accumulating, as the snapshot's ``key`` gives them.
+        first: Lightning's index of the plan's first batch; not 0 if the run resumed within the epoch without its plan.
+        rows: The keys of the batches whose gradients are accumulating, from the snapshot's ``key``.
         begins: Whether the epoch has not trained on a batch yet.
-        withheld: Whether this rank has kept its part of one of these rows out of the correction.
+        withheld: Whether this rank has kept its part of one of ``rows`` out of the correction.
     """
 
     order: list[int] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Cursor:
     def share(self, trainer: Trainer) -> float:
         """The share of the epoch's batches before the present step."""
         batch_idx = trainer.fit_loop.batch_idx
-        first = batch_idx - batch_idx % trainer.accumulate_grad_batches  # the same for all whose gradients accumulate in it
+        first = batch_idx - batch_idx % trainer.accumulate_grad_batches  # the same for all batches of the step
         return (first - self.first) / max(1, len(self.order))
 
 
@@ -51,11 +51,11 @@ class Sums:
     """Sums over the steps of an epoch.
 
     Attributes:
-        unused: How many rows were not used, since their batches were other ones than the sweep saw.
-        steps: How many steps were corrected.
-        factors: Sum over these of the factors of their rows.
-        moments: Squared gradient norms, and what the corrections removed of them, summed over these steps, shape ``(2,)``;
-            None if there were none.
+        unused: Number of rows that were not used, since their batches differed from the batches of the sweep.
+        steps: Number of corrected steps.
+        factors: Sum of the factors of the rows over the corrected steps.
+        moments: Squared gradient norms, and how much the corrections removed, summed over the corrected steps, shape ``(2,)``;
+            None if no step was corrected.
     """
 
     unused: int = 0
@@ -64,7 +64,7 @@ class Sums:
     moments: Tensor | None = None
 
     def add(self, factors: Tensor | float, moments: Tensor) -> None:
-        """Add a step that was corrected."""
+        """Add a corrected step."""
         self.steps += 1
         self.factors = self.factors + factors
         self.moments = moments if self.moments is None else self.moments + moments
@@ -79,8 +79,8 @@ class SnapshotClock:
     """The clock that tells when the next snapshot is due.
 
     Attributes:
-        due: Whether the next batch takes one.
-        step: The optimizer step before which the last one was due.
+        due: Whether a snapshot is taken before the next batch.
+        step: The optimizer step before which the last snapshot was due.
     """
 
     due: bool = True

@@ -31,22 +31,22 @@ class Run:
     """One fit, on one rank: the snapshot and all that changes from step to step.
 
     Args:
-        method: What to train with.
+        method: The method to train with.
         driver: Answers the calls of the module's ``training_step``.
 
     Attributes:
-        method: As given.
-        snapshot: What the steps are corrected with; None if they are plain.
-        plan: The batches of the epoch, where loaders can tell them; of an epoch that was resumed, all of them.
-        cursor: Where the epoch stands in the snapshot's batches.
-        sums: What the epoch's steps have added up to.
-        clock: When the next snapshot is due.
-        learning: What learns from the gradients.
-        choice: What chooses the number of probes by measurement; None if the number is fixed beforehand.
+        method: The method.
+        snapshot: The snapshot that corrects the steps; None if the steps are plain.
+        plan: The batches of the epoch, including those before a resume; None if they are not known in advance.
+        cursor: The position of the epoch in the snapshot's batches.
+        sums: Sums over the epoch's steps.
+        clock: Tells when the next snapshot is due.
+        learning: The state that is learned from gradients.
+        choice: Chooses the number of probes by measurement; None if the number is fixed before training.
         seeds: The seeds of the run.
-        ledger: What the run costs and what it was worth.
-        watch: Tells batches that are other ones than the sweep saw.
-        advice: What the run has warned of.
+        ledger: The costs and the benefit of the run.
+        watch: Finds batches that differ from the batches of the sweep.
+        advice: The warnings of the run, each given once.
         frozen: Names of the parameters that needed no gradient when the fit was set up.
     """
 
@@ -101,7 +101,7 @@ class Run:
         if compat.skips_backward(trainer):
             return
         control, epoch, snapshot = self.method.control, trainer.current_epoch, self.snapshot
-        # A reloaded loader may hold other data, to which the rows do not belong.
+        # A reloaded loader may hold other data, for which the rows are wrong.
         stale = snapshot is not None and not snapshot.belongs_to(compat.train_loader(trainer))
         learning = self.learning.learner is not None and snapshot is None and control.every_n_train_steps is None
         self.clock.due |= stale or learning or control.begins(epoch)
@@ -128,10 +128,10 @@ class Run:
             return None
         clock, every, snapshot = self.clock, self.method.control.every_n_train_steps, self.snapshot
         if batch_idx - self.cursor.first >= trainer.num_training_batches:
-            # No row can be this batch's: after a BatchSizeFinder, Lightning counts an epoch's batches on from the last one's.
+            # This batch has no row: after a BatchSizeFinder, Lightning goes on counting batches from the last epoch's number.
             self.snapshot, clock.due, self.watch.differs = None, True, False
             return None
-        # A tuner that runs at the epoch's start may have made the loader anew, after the epoch has begun.
+        # A tuner that runs at the epoch's start may have made a new loader after the epoch has begun.
         if snapshot is not None and not (
             snapshot.fits(trainer.accumulate_grad_batches) and snapshot.belongs_to(compat.train_loader(trainer))
         ):
@@ -139,7 +139,7 @@ class Run:
         if self.cursor.begins:
             self.cursor.begins = False
             if self.method.records and has_plan(trainer):
-                self.plan = plan_of(trainer)  # now, whether there is a sweep or not, so that saving a checkpoint draws nothing
+                self.plan = plan_of(trainer)  # even without a sweep, so that saving a checkpoint draws no batches
         if batch_idx % trainer.accumulate_grad_batches == 0:
             learned_at = self.learning.learned_at
             clock.due |= every is not None and trainer.global_step - clock.step >= every
@@ -157,7 +157,7 @@ class Run:
         return self.snapshot if taken else None
 
     def _check_batch(self, trainer: Trainer, batch_idx: int) -> None:
-        """Compare the batch with what the sweep saw in its place, and say so if it is another one."""
+        """Compare the batch with the batch that the sweep saw in its place, and warn if they differ."""
         self.watch.check(self._fingerprint(batch_idx))
         if self.method.leaves_out_together and self.snapshot is not None:
             self.watch.differs = differs_anywhere(trainer, self.watch.differs)
@@ -173,7 +173,7 @@ class Run:
         self.snapshot = snapshot
         if snapshot is not None:
             if isinstance(self.sums.factors, Tensor) and len(self.sums.factors) != snapshot.count:
-                self.sums.forget_factors()  # those of other directions cannot be added up with the new ones
+                self.sums.forget_factors()  # factors of other directions cannot be added to those of the new directions
             if before is None or snapshot.plan is None or snapshot.plan is not before.plan:
                 self.cursor.follow(snapshot.plan)
         for observer in observers(trainer):
@@ -292,7 +292,7 @@ class Run:
         cursor = self.cursor
         moments = correct(trainer, snapshot, cursor.rows, cursor.share(trainer), self.learning.learner)
         if moments is not None:
-            # What was added to this rank's gradient only to be taken out again is nothing that was removed.
+            # A part of the row was added to this rank's gradient and taken out again; that removed no noise.
             moments = moments * (not cursor.withheld)
             self.sums.add(snapshot.factors, moments)
             self.ledger.totals.steps += 1

@@ -17,7 +17,7 @@ class Closure:
     Args:
         step: The batch.
         gradient: Where the gradient comes from.
-        after: Called when the gradient is there.
+        after: Called when the batch's gradient is in ``.grad``.
         name: Name of the callback, for messages.
     """
 
@@ -38,7 +38,7 @@ class Closure:
         if self._outputs is None:
             raise UnsupportedError(
                 "The optimizer step did not call its closure, so there is no gradient: call `optimizer_closure()` in your"
-                " `optimizer_step` hook, or use an optimizer whose `step(closure)` calls it."
+                " `optimizer_step` hook, or use an optimizer whose `step(closure)` calls the closure."
             )
         return self._outputs
 
@@ -47,17 +47,17 @@ class Closure:
         """Evaluate the batch.
 
         Returns:
-            Its loss; None where there is none.
+            The loss of the batch; None if there is no loss.
 
         Raises:
-            UnsupportedError: If it is called a second time.
+            UnsupportedError: If the closure is called a second time.
         """
         step = self._step
         if self._outputs is not None:
             raise UnsupportedError(
-                f"{type(step.trainer.optimizers[0]).__name__} evaluates its closure more than once per step; {self._name} has"
-                " one gradient per step. Use an optimizer that evaluates it once, such as SGD or AdamW. The weights are those"
-                " in the middle of its first step."
+                f"{type(step.trainer.optimizers[0]).__name__} evaluates its closure more than once per step, but {self._name}"
+                " computes one gradient per step: use an optimizer that evaluates its closure once, such as SGD or AdamW. The"
+                " optimizer was stopped within its first step, so the weights may have changed."
             )
         if compat.skips_backward(step.trainer):
             with step.trainer.precision_plugin.train_step_context():

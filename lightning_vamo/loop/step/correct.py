@@ -13,7 +13,7 @@ from lightning_vamo.loop.control.base import Snapshot
 
 
 def withheld(trainer: Trainer, snapshot: Snapshot, row: Any, share: float) -> AbstractContextManager[None]:
-    """Leave this rank's part of a row out, if the batch is not the row's batch and all ranks must correct alike.
+    """Keep this rank's part of a row out of the correction: the rank's batch is not the batch that the row belongs to.
 
     Args:
         trainer: The trainer, about to differentiate the batch.
@@ -22,7 +22,7 @@ def withheld(trainer: Trainer, snapshot: Snapshot, row: Any, share: float) -> Ab
         share: Share of the epoch's batches before the present step.
 
     Returns:
-        What the backward pass is to run in.
+        The context for the backward pass.
     """
     scale, progress = compat.grad_scale(trainer), snapshot.progress(share)
     return snapshot.withheld(row, trainer.accumulate_grad_batches, scale, progress)
@@ -34,13 +34,13 @@ def correct(trainer: Trainer, snapshot: Snapshot, keys: Sequence[Any], share: fl
     Args:
         trainer: The trainer, whose optimizer steps next.
         snapshot: The snapshot.
-        keys: What the snapshot knows the rows of these batches by.
+        keys: The keys by which the snapshot knows the rows of the step's batches.
         share: Share of the epoch's batches before the step.
-        learner: What has just seen the gradient, if directions are learned.
+        learner: The learner, which has just seen the gradient; None if directions are not learned.
 
     Returns:
-        The gradient's squared norm and what was removed of it, shape ``(2,)``; None if there was nothing to correct, or
-        nothing to correct it with.
+        The gradient's squared norm and how much of it the correction removed, shape ``(2,)``; None if there was no gradient to
+        correct, or no row to correct the gradient with.
     """
     rows = snapshot.rows(trainer, keys)
     scale, progress = compat.grad_scale(trainer), snapshot.progress(share)

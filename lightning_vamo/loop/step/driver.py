@@ -20,7 +20,7 @@ from lightning_vamo.loop.sweep.precision import outside_precision_context
 
 
 class Driver:
-    """Answers calls of a module's ``training_step``: by the user's own step, unless a context sets another answer."""
+    """Answers the calls of a module's ``training_step``: with the user's own step, unless a context sets another answer."""
 
     def __init__(self) -> None:
         self._answer: Answer | None = None
@@ -44,15 +44,15 @@ class Driver:
         Args:
             module: The module, which has the mixin.
             user_step: The user's own step, with its arguments.
-            batch: The batch among them.
+            batch: The batch among these arguments.
 
         Returns:
-            What the call is meant to return.
+            The return value of the call.
         """
         answer = self._answer
         if answer is None:
             return user_step()
-        # A step may call `super().training_step`, and `probe_loss` calls `training_step`: those are plain calls.
+        # A step may call `super().training_step`, and `probe_loss` calls `training_step`: these inner calls are plain calls.
         with self.answering(None):
             return answer(module, user_step, batch)
 
@@ -70,14 +70,14 @@ class Around(Protocol):
 
     Attributes:
         seeds: The seeds of the run.
-        snapshot: What the step is corrected with; None if the step is plain.
+        snapshot: The snapshot that corrects the step; None if the step is plain.
     """
 
     seeds: Seeds
     snapshot: Snapshot | None
 
     def before_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
-        """Called before a batch is trained on: its hooks have run, and its forward pass comes next."""
+        """Called before the forward pass of a batch, after the hooks of the batch have run."""
 
     def around_backward(self, trainer: Trainer) -> AbstractContextManager[None]:
         """The context of a batch's backward pass."""
@@ -85,16 +85,16 @@ class Around(Protocol):
     def after_gradient(
         self, trainer: Trainer, module: LightningModule, evaluated: Evaluated, *, first: bool, last: bool
     ) -> None:
-        """Called when the gradient of a batch is in ``.grad``: averaged over ranks if ``last``, scaled under a GradScaler."""
+        """Called when a batch's gradient is in ``.grad``: averaged over ranks if ``last``, scaled if a GradScaler is used."""
 
 
 class ManualSteps:
     """Trains with the gradient of a method.
 
     Args:
-        driver: Answers the module's calls.
+        driver: Answers the calls of the module's ``training_step``.
         gradient: Where the gradient comes from.
-        around: What happens around the gradient.
+        around: The hooks around the gradient of a batch.
         name: Name of the callback, for messages.
     """
 
@@ -119,18 +119,18 @@ class ManualSteps:
             Nothing.
 
         Raises:
-            UnsupportedError: If there is no call that the driver sees, so that nothing would train.
+            UnsupportedError: If the driver sees no call, so that nothing would be trained.
         """
         self._around.before_step(trainer, module, batch)
         self._stepped = False
-        # Read here, since the strategy calls the step inside the precision plugin's context, which may set another.
+        # Read here, since the strategy calls the step inside the precision plugin's context, which may set another type.
         self._default_dtype = torch.get_default_dtype()
         with self._driver.answering(self._step):
             yield
         if not self._stepped:
             raise UnsupportedError(
-                "`training_step` was replaced on the module or on its class after the VAMOMixin was put in front, so"
-                f" {self._name} does not see it: define it in the class, or replace it before `with_vamo`."
+                "`training_step` was replaced on the module or on its class after the VAMOMixin was added, so"
+                f" {self._name} does not see its calls: define `training_step` in the class, or replace it before `with_vamo`."
             )
 
     def _step(self, module: LightningModule, user_step: Callable[[], Any], batch: Any) -> dict[str, Any]:

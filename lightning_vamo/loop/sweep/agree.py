@@ -32,7 +32,7 @@ def least(trainer: Trainer, value: int) -> int:
         value: This rank's number.
 
     Returns:
-        The least one.
+        The least number.
     """
     if trainer.world_size == 1:
         return value
@@ -54,7 +54,7 @@ def check_batches(trainer: Trainer, count: int) -> None:
     fewest, most = least(trainer, count), -least(trainer, -count)
     if fewest != most:
         raise UnsupportedError(
-            f"The ranks have different numbers of training batches, from {fewest} to {most}, and a row of the control variate"
-            " is the mean of one batch of each rank: deal the samples out evenly, as DistributedSampler does, or set"
+            f"The ranks have different numbers of training batches, from {fewest} to {most}, but each correction needs one"
+            " batch of every rank: give each rank as many samples, as DistributedSampler does, or set"
             f" Trainer(limit_train_batches={fewest})."
         )

@@ -17,15 +17,15 @@ from lightning_vamo.loop.sweep.oracle import Oracle
 
 
 class SweptBatch:
-    """A batch of the plan, whose loss is a function of the parameters alone: same batch, randomness, and module each time.
+    """A batch of the plan, whose loss depends on the parameters alone: each evaluation has the same random numbers and module.
 
     Args:
         batch: The batch, on the module's device, just loaded.
-        position: Its place in the plan.
+        position: Position of the batch in the plan.
         oracle: Evaluates the loss of a batch.
-        point: Where the parameters are: they hold the point itself now, and are set to others around it later on.
-        state: The module's state, to which it returns after each evaluation.
-        reshard: Lets go of parameters that FSDP2 has gathered for an evaluation.
+        point: The snapshot. The parameters hold the snapshot now, and later hold other points around the snapshot.
+        state: The module's state, which is restored after each evaluation.
+        reshard: Frees the parameters that FSDP2 has gathered for an evaluation.
     """
 
     def __init__(
@@ -49,31 +49,31 @@ class SweptBatch:
         state.put_back()
         self._random = RandomState(oracle.module.device)
         self.bytes = size_in_bytes(tensors_in(batch))
-        """Memory that the batch's tensors take; 0 where none are found."""
+        """Memory that the batch's tensors take; 0 if no tensors are found."""
         self.evaluations = 0
-        """Forward passes of it so far."""
+        """Number of forward passes of the batch so far."""
         self._several = oracle.trainer.world_size > 1
         self.skipped = batch is None
         """Whether ``training_step`` gave no loss, or has changed the batch for good."""
         self.epsilon = 0.0
-        """Machine epsilon of the type that the loss came in."""
+        """Machine epsilon of the type of the loss."""
         self.none = torch.zeros((), device=oracle.module.device)
-        """Stands for a loss where there is none."""
+        """Stands for the loss of a batch without a loss."""
         self.origin = self.loss()
-        """The loss where the parameters are now, at the snapshot."""
+        """The loss at the snapshot; None if the batch is skipped."""
 
     @property
     def visits(self) -> bool:
         """Whether the batch is to be evaluated at more points.
 
-        On one of several ranks a batch that gave no loss is evaluated too: forward passes may communicate, and those of the
-        other ranks would wait.
+        On one of several ranks, a batch that gave no loss is evaluated too: forward passes may communicate, and the forward
+        passes of the other ranks would wait.
         """
         return self._given and (self._several or not self.skipped)
 
     @property
     def rounding(self) -> float:
-        """Machine epsilon of the arithmetic of the loss, or of the loss's type if the type is coarser."""
+        """Machine epsilon of the type that the loss is computed in, or of the loss's own type if that type is coarser."""
         dtype = self._oracle.arithmetic
         return max(self.epsilon, 0.0 if dtype is None else torch.finfo(dtype).eps)
 
@@ -100,7 +100,7 @@ class SweptBatch:
             self._random.settle()
         loss = None
         if value is not None:
-            loss = scalar(value).clone()  # of what may be a tensor on the module, before that is put back
+            loss = scalar(value).clone()  # the loss may be a tensor on the module, which is about to be put back
             self.epsilon = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
         self._clean_up(versions, is_first)
         self.skipped |= value is None or self._batch.spoilt

@@ -23,8 +23,8 @@ class GradientSweep:
     """The costs of a first-order sweep; the caller has received the gradients.
 
     Attributes:
-        fingerprints: Of this rank's batches; None for a batch that cannot be told from others.
-        evaluations: Forward passes of a batch, and as many backward passes, on each rank.
+        fingerprints: A fingerprint of each batch of this rank; None for a batch that cannot be told from other batches.
+        evaluations: Number of batches that were differentiated on each rank: a forward pass and a backward pass each.
         seconds: Wall-clock time.
     """
 
@@ -34,14 +34,14 @@ class GradientSweep:
 
 
 def sample_counts(trainer: Trainer, plan: Swept) -> Tensor:
-    """Samples of each batch over all ranks; takes a reduction of a number for each batch.
+    """The number of samples of each batch over all ranks, which takes one communication between the ranks.
 
     Args:
         trainer: The trainer; every rank has to call this.
         plan: The batches.
 
     Returns:
-        Shape ``(K,)``, float64, where gradients are.
+        Shape ``(K,)``, float64, on the device of the gradients.
 
     Raises:
         UnsupportedError: If ranks have different numbers of batches.
@@ -58,23 +58,24 @@ def sweep_gradients(
     see: Callable[[int, list[Tensor | None]], None],
     title: str,
 ) -> GradientSweep:
-    """Differentiate every batch of the plan at the present parameters, leaving no trace.
+    """Differentiate every batch of the plan at the present parameters, and leave no trace.
 
-    Under DDP and FSDP2 the gradients are averaged over the ranks, as those of steps are.
+    Under DDP and FSDP2 the gradients are averaged over the ranks, as the gradients of steps are.
 
     Args:
         trainer: The trainer, between two training steps.
         module: Its module, whose ``training_step`` is called plainly.
         plan: The epoch's batches, or a reading of the data.
         parameters: The parameters that have gradients.
-        see: Called for each batch that gives a loss, with its position in the plan and its gradient, which is not kept.
-        title: What to call the sweep where its progress is shown.
+        see: Called for each batch that gives a loss, with the batch's position in the plan and the batch's gradient. The
+            gradient's tensors are not kept after the call.
+        title: Name of the sweep in the progress bar.
 
     Returns:
-        What the sweep took.
+        The costs of the sweep.
 
     Raises:
-        UnsupportedError: If the loader gives fewer batches than it announced, or a loss is one that cannot be trained on.
+        UnsupportedError: If the loader gives fewer batches than it announced, or if a loss cannot be trained on.
     """
     start = time.perf_counter()
     fingerprints: list[int | None] = []
@@ -94,8 +95,8 @@ def sweep_gradients(
         differentiate(trainer, module, batches, parameters, counted, transferred=True)
     if plan.exact and len(fingerprints) != plan.length:
         raise UnsupportedError(
-            f"The training DataLoader announced {plan.length} batches but gave {len(fingerprints)}: make its `__len__` agree"
-            " with what it yields."
+            f"The training DataLoader announced {plan.length} batches but gave {len(fingerprints)}: correct its `__len__`, or"
+            " that of its dataset or batch sampler."
         )
     return GradientSweep(fingerprints, seen, time.perf_counter() - start)
 
@@ -108,12 +109,12 @@ def _prepared(
     *,
     together: bool,
 ) -> Iterator[tuple[int, Any]]:
-    """The batches on the module's device, with their positions; ``together`` until the first rank has no more."""
+    """The batches on the module's device, with their positions; if ``together``, until one rank has no more batches."""
     end = object()
     while True:
         batch = next(loaded, end)
         is_there = batch is not end
-        if together:  # ranks may read streams of different lengths, and wait for each other's gradients
+        if together:  # ranks may read streams of different lengths, and would wait for each other's gradients
             is_there = bool(least(trainer, int(is_there)))
         if not is_there:
             return

@@ -20,7 +20,7 @@ from lightning_vamo.loop.guards.no_trace import no_trace
 from lightning_vamo.loop.plan.tensors import size_in_bytes
 
 SMALL_MODEL = 2**24
-"""Bytes of trained parameters up to which a copy is kept of them, in case the step writes to them."""
+"""Bytes of trained parameters up to which a copy of the parameters is kept, in case ``training_step`` writes to them."""
 
 
 def gradients_of(trainer: Trainer, parameters: Sequence[Tensor]) -> list[Tensor | None]:
@@ -28,13 +28,13 @@ def gradients_of(trainer: Trainer, parameters: Sequence[Tensor]) -> list[Tensor 
 
     Args:
         trainer: The trainer.
-        parameters: The parameters that have them.
+        parameters: The parameters whose gradients to return.
 
     Returns:
         The gradients.
 
     Raises:
-        UnsupportedError: If one is sparse.
+        UnsupportedError: If a gradient is sparse.
     """
     gradients: list[Tensor | None] = [parameter.grad for parameter in parameters]
     check_dense(gradients)
@@ -55,27 +55,27 @@ def differentiate(
     transferred: bool = False,
     last: ModuleState | None = None,
 ) -> ModuleState:
-    """Compute the gradients of batches, leaving no trace.
+    """Compute the gradients of batches, and leave no trace.
 
     Args:
         trainer: The trainer, between two training steps.
         module: Its module, whose ``training_step`` is called plainly.
-        batches: The batches, each after its position in the plan.
+        batches: Pairs of a batch's position in the plan and the batch.
         parameters: The parameters that have gradients.
-        see: Called for each that gives a loss, with its position, the gradients, which are not kept, and the time at which the
-            batch was asked for.
-        transferred: Whether the batches are on the module's device already, after the hooks around the transfer.
+        see: Called for each batch that gives a loss, with the batch's position, the gradients, and the time at which the batch
+            was asked for. The gradients' tensors are not kept after the call.
+        transferred: Whether the batches are on the module's device already, and the hooks around the transfer have run.
         last: What the last call for this module returned: see :class:`~lightning_vamo.loop.guards.module_state.ModuleState`.
 
     Returns:
         The module's state, which has been put back.
 
     Raises:
-        UnsupportedError: If a loss is one that cannot be trained on, or if the step writes to parameters that are too large to
-            be copied.
+        UnsupportedError: If a loss cannot be trained on, or if ``training_step`` writes to parameters that are too large to be
+            copied.
     """
     reshard = compat.resharding(module)
-    reshard()  # as before a sweep: what is kept and put back are the shards
+    reshard()  # as before a sweep: the shards are copied and put back, not whole parameters
     is_copied = size_in_bytes(iter(parameters)) <= SMALL_MODEL and not any(map(is_sharded, parameters))
     versions = [parameter._version for parameter in parameters]
     with _gradients_set_aside(parameters), no_trace(trainer, module, () if is_copied else parameters, last) as state:
@@ -91,16 +91,16 @@ def differentiate(
             start = time.perf_counter()
     if not is_copied and [parameter._version for parameter in parameters] != versions:
         raise UnsupportedError(
-            "`training_step` writes to the parameters that it trains, and the warm-up, which takes gradients before the first"
-            " step, keeps no copy of parameters as large as these: do it in `on_train_batch_end`, or pass `directions` that do"
-            " not learn, such as OrthonormalDirections()."
+            "`training_step` writes to the parameters that it trains. The gradients before the first step must leave the"
+            " parameters unchanged, but these parameters are too large for a copy to be kept: write to the parameters in"
+            " `on_train_batch_end`, or pass `directions` that are not learned, such as OrthonormalDirections()."
         )
     return state
 
 
 @contextmanager
 def _gradients_set_aside(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Begin without gradients; at the end, restore the last step's gradients, since a hook may read them."""
+    """Begin without gradients; at the end, restore the last step's gradients, since a hook may read these gradients."""
     kept = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
@@ -118,8 +118,8 @@ def _backward(trainer: Trainer, module: LightningModule, batch: Any, position: i
         check_loss(trainer, module, loss)
         if loss is None:
             return False
-        # Callbacks see the backward passes of training only: nothing puts back what their hooks change. A progress bar's do
-        # nothing, and the thread that draws Rich's looks for it among the callbacks.
+        # Callbacks see the backward passes of training only: nothing puts back what their hooks change. Progress bars stay:
+        # their hooks do nothing, and the thread that draws Rich's bar looks for the bar among the callbacks.
         bars = [callback for callback in trainer.callbacks if isinstance(callback, ProgressBar)]  # type: ignore[attr-defined]
         with compat.replaced(trainer, "callbacks", bars):
             trainer.strategy.backward(loss, None)

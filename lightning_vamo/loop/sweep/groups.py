@@ -1,4 +1,4 @@
-"""Groups of the sweep's batches: a group fills the allowed memory, and each perturbation serves the whole group."""
+"""Groups of the sweep's batches: all batches of a group are evaluated at a perturbed point before the next point is set."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -13,26 +13,27 @@ from lightning_vamo.loop.plan.tensors import size_in_bytes
 from lightning_vamo.loop.sweep.batch import SweptBatch
 from lightning_vamo.loop.sweep.losses import NARROW_SAMPLES, WIDE_SAMPLES, Row
 
-# Beyond this a perturbation costs next to nothing per batch.
+# The most batches in a group: with more batches, perturbing the weights costs next to nothing per batch already.
 MOST = 16
 
-# Bytes that a group may take however small the model is.
+# Bytes that a group may take even if the model is small.
 ALWAYS = 2**24
 
 
 def groups(
     batches: Iterator[SweptBatch], parameters: Sequence[Tensor], agree: Callable[[int], int] | None = None
 ) -> Iterator[list[SweptBatch]]:
-    """Gather batches as they are loaded.
+    """Gather batches into groups as they are loaded.
 
     The tensors of a group take no more than half of the memory of the probed parameters, whose gradients have been freed, or
-    than ``ALWAYS``, unless a single batch takes more. A batch in which no tensors are found may be of any size, so it is alone.
+    than ``ALWAYS`` if that is more, unless a single batch takes more. A batch in which no tensors are found may have any size,
+    so this batch is a group by itself.
 
     Args:
         batches: Loads the batches.
         parameters: The probed parameters.
-        agree: Gives the least of a number over several ranks, which have to form the same groups: their first batch says how
-            large a group is to be, and a later one that is larger takes more memory. None on a single rank.
+        agree: Gives the least of a number over the ranks; None on a single rank. Several ranks have to form the same groups, so
+            the first batch of a group sets the size of the group; a larger batch later in the group takes more memory.
 
     Yields:
         The batches in their order, 1 to ``MOST`` at a time.
@@ -68,7 +69,7 @@ def probe(
 
     Args:
         group: Batches that have been evaluated at the snapshot.
-        point: The snapshot, which the parameters hold before and after.
+        point: The snapshot, which the parameters hold before and after the call.
         directions: The probe directions.
         mu: Smoothing radius.
         difference: ``"forward"`` or ``"central"``.

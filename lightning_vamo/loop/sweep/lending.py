@@ -14,10 +14,11 @@ _version = attrgetter("_version")
 
 
 class LentBatch:
-    """A batch that a step may take apart, as in ``labels = batch.pop("labels")`` or ``images /= 255``.
+    """A batch that ``training_step`` may change, as in ``labels = batch.pop("labels")`` or ``images /= 255``.
 
-    The first time the step gets a copy. If the copy is unchanged when the step has ended, the step gets the batch itself from
-    then on, and its tensors' version counters tell whether it really leaves the batch alone. If not, each time is a copy.
+    At first, ``training_step`` gets a copy. If the copy is unchanged after the evaluation, ``training_step`` gets the batch
+    itself from then on, and the version counters of the batch's tensors show whether the batch is still left alone. If the copy
+    was changed, each evaluation gets a new copy.
 
     Args:
         batch: The batch.
@@ -25,7 +26,7 @@ class LentBatch:
             and then, and in between version counters have to do.
 
     Attributes:
-        spoilt: Whether the step has changed the batch although it first left it alone.
+        spoilt: Whether ``training_step`` has changed the batch itself, after it left the first copy alone.
     """
 
     def __init__(self, batch: Any, learned: Learned) -> None:
@@ -38,7 +39,7 @@ class LentBatch:
         self.spoilt = False
 
     def lend(self) -> Any:
-        """The batch for one evaluation; :meth:`take_back` comes afterwards."""
+        """The batch for one evaluation; call :meth:`take_back` after the evaluation."""
         if self._is_left_alone:
             return self._batch
         copy = fresh_copy(self._batch)

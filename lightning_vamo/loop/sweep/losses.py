@@ -11,10 +11,10 @@ from lightning_vamo.core.probes.difference import Difference, probe_differences
 from lightning_vamo.errors import NonFiniteLossError, UnsupportedError
 
 WIDE_SAMPLES = 8
-"""How many batches, the first ones, are evaluated at twice the smoothing radius too."""
+"""How many of the first batches are evaluated at twice the smoothing radius too."""
 
 NARROW_SAMPLES = 4
-"""How many of these are evaluated at half of it as well."""
+"""How many of the first batches are evaluated at half of the smoothing radius too."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Row:
     """The losses that one rank measured on one batch.
 
     Attributes:
-        losses: As :func:`~lightning_vamo.core.probes.difference.probe_losses` orders them; None where ``training_step`` gave
-            no loss.
-        wide: The losses along one direction at twice the smoothing radius, of the first ``WIDE_SAMPLES`` batches.
-        narrow: The losses along the same direction at half of it, of the first ``NARROW_SAMPLES`` batches.
-        evaluations: Forward passes that it took.
-        epsilon: Machine epsilon of the type that the losses came in; 0 where there is none.
+        losses: The losses in the order of :func:`~lightning_vamo.core.probes.difference.probe_losses`; None if
+            ``training_step`` gave no loss.
+        wide: For the first ``WIDE_SAMPLES`` batches, the losses along one direction at twice the smoothing radius.
+        narrow: For the first ``NARROW_SAMPLES`` batches, the losses along the same direction at half the radius.
+        evaluations: Number of forward passes that the row took.
+        epsilon: Machine epsilon of the losses' type; 0 if there is no loss.
     """
 
     losses: Tensor | None
@@ -44,14 +44,14 @@ class Table:
     Attributes:
         losses: Mean over the ranks, shape ``(K, 1 + q)``, or ``(K, 1 + 2q)`` for central differences; zeros where a batch has
             no row.
-        own: This rank's, of the same shape.
-        wide: Mean over the ranks, shape ``(min(K, WIDE_SAMPLES), 1)``, or ``(..., 2)``: row ``i`` is along direction
-            ``i mod q``.
-        narrow: The same at half the radius, for ``min(K, NARROW_SAMPLES)`` batches.
-        weights: Samples of each batch over all ranks, shape ``(K,)``; 0 where a batch has no row: it gave no loss, or one that
-            is not finite at the snapshot.
+        own: The losses of this rank, of the same shape.
+        wide: Losses at twice the radius, mean over the ranks, shape ``(min(K, WIDE_SAMPLES), 1)``, or ``(..., 2)`` for central
+            differences: row ``i`` is along direction ``i mod q``.
+        narrow: Losses at half the radius, for ``min(K, NARROW_SAMPLES)`` batches, otherwise like ``wide``.
+        weights: Number of samples of each batch over all ranks, shape ``(K,)``; 0 for a batch without a row, which gave no loss
+            or a loss that is not finite at the snapshot.
         snapshot_loss: The weighted mean of the losses at the snapshot.
-        not_finite: How many batches have a loss at the snapshot that is not finite.
+        not_finite: Number of batches whose loss at the snapshot is not finite.
         epsilon: Machine epsilon of the losses' type.
     """
 
@@ -89,7 +89,7 @@ def reduced(trainer: Trainer, rows: Sequence[Row], sizes: Sequence[int], differe
         difference: ``"forward"`` or ``"central"``.
 
     Returns:
-        The table, the same on every rank but for ``own``.
+        The table, the same on every rank except for ``own``.
 
     Raises:
         NonFiniteLossError: If no batch has a finite loss at the snapshot.
@@ -98,8 +98,8 @@ def reduced(trainer: Trainer, rows: Sequence[Row], sizes: Sequence[int], differe
     given = next((row.losses for row in rows if row.losses is not None), None)
     if given is None:
         raise UnsupportedError(
-            "`training_step` returned None for every batch of the epoch, so there is no loss to probe: return a loss, and check"
-            " what `probe_loss` returns if the module defines it."
+            "`training_step` returned None for every batch of the epoch, so there is no loss to probe: return a loss from"
+            " `training_step`, and from `probe_loss` if the module defines it."
         )
     own = torch.stack([torch.zeros_like(given) if row.losses is None else row.losses for row in rows])
     missing = given.new_zeros(2 if difference == "central" else 1)
@@ -114,9 +114,9 @@ def reduced(trainer: Trainer, rows: Sequence[Row], sizes: Sequence[int], differe
     known = (total > 0) & (bad == 0)
     if not bool(known.any()):
         raise NonFiniteLossError(
-            f"The training loss is {float(own[0, 0])} at the snapshot, and not finite for any batch of the epoch: the training"
-            " has diverged or the data holds bad values. Lower the learning rate, clip gradients, or check the data. The"
-            " weights are as before the sweep."
+            f"No batch of the epoch has a finite training loss at the snapshot; the first loss is {float(own[0, 0])}. The"
+            " training has diverged, or the data holds bad values: lower the learning rate, clip gradients, or check the data."
+            " The weights are as before the sweep."
         )
     world, total = trainer.world_size, torch.where(known, total, 0.0)
     return Table(

@@ -17,19 +17,19 @@ Answer = Callable[[Any, Callable[[], Any], Any], Any]
 
 
 class Oracle:
-    """Evaluates the loss to probe: through the strategy, as the user's ``probe_loss`` gives it.
+    """Evaluates the loss that is probed: it calls the user's ``probe_loss`` through the strategy.
 
     Args:
         trainer: The trainer.
         module: Its module, which has the mixin.
-        answering: Lets calls of the module's ``training_step`` be answered in a given way for the length of a context.
+        answering: Makes a context in which a given function answers the calls of the module's ``training_step``.
         float32: Whether to leave the mixed precision that the training steps run in.
 
     Attributes:
-        trainer: As given.
-        module: As given.
+        trainer: The trainer.
+        module: The module.
         advance: Called before each evaluation, for a clock.
-        arithmetic: The type whose machine epsilon losses are rounded with; None where it is the parameters' own.
+        arithmetic: The type whose machine epsilon is the rounding error of losses; None for the type of the parameters.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Oracle:
         """Count the evaluations in the context.
 
         Args:
-            show: Called before each of them, with their number.
+            show: Called before each evaluation, with the number of evaluations so far, including the coming one.
 
         Yields:
             Nothing.
@@ -82,10 +82,10 @@ class Oracle:
 
         Args:
             batch: The batch, on the module's device.
-            position: Its place in the plan, which ``probe_loss`` gets as its ``batch_idx``.
+            position: The batch's position in the plan, which ``probe_loss`` gets as ``batch_idx``.
 
         Returns:
-            What ``probe_loss`` returns: a tensor of one element, or None where the batch is to be skipped.
+            The return value of ``probe_loss``: a tensor of one element, or None if the batch is to be skipped.
 
         Raises:
             UnsupportedError: If ``training_step`` returns None on one of several ranks.

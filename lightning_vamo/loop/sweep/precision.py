@@ -21,7 +21,7 @@ def check_sweep_precision(precision: SweepPrecision) -> None:
         precision: ``"32-true"`` or None.
 
     Raises:
-        InvalidArgumentError: If it is something else.
+        InvalidArgumentError: If ``precision`` is something else.
     """
     if precision not in ("32-true", None):
         raise InvalidArgumentError(f"`sweep_precision` must be '32-true' or None, got {precision!r}.")
@@ -40,8 +40,9 @@ def check_float32(trainer: Trainer, parameters: Sequence[Tensor]) -> None:
     others = sorted({str(parameter.dtype) for parameter in parameters} - {"torch.float32"})
     if others:
         raise UnsupportedError(
-            f"`sweep_precision='32-true'` needs float32 parameters, but under Trainer(precision={trainer.precision!r}) they are"
-            f" {', '.join(others)}: leave `sweep_precision` out, or train with '32-true', 'bf16-mixed' or '16-mixed'."
+            f"`sweep_precision='32-true'` needs float32 parameters, but Trainer(precision={trainer.precision!r}) trains"
+            f" parameters of type {', '.join(others)}: leave `sweep_precision` out, or train with the precision '32-true',"
+            " 'bf16-mixed' or '16-mixed'."
         )
 
 
@@ -51,7 +52,7 @@ def is_mixed(trainer: Trainer, sweep_precision: SweepPrecision) -> bool:
 
 
 def uses_tf32(trainer: Trainer) -> bool:
-    """Whether matrix products of float32 numbers are rounded to TF32, on a CUDA device that the user allowed it on."""
+    """Whether matrix products of float32 numbers are rounded to TF32, which the user may allow on CUDA devices."""
     return trainer.strategy.root_device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
 
 
@@ -60,10 +61,10 @@ def arithmetic(trainer: Trainer, sweep_precision: SweepPrecision) -> torch.dtype
 
     Args:
         trainer: The trainer.
-        sweep_precision: The sweep's own precision, if it has one.
+        sweep_precision: The sweep's own precision; None for the Trainer's precision.
 
     Returns:
-        The type, or None where it is the parameters' own. TF32 has no type, but the mantissa of float16.
+        The type; None for the type of the parameters; float16 for TF32, which has no type of its own, but the same mantissa.
     """
     if is_mixed(trainer, sweep_precision):
         return compat.autocast_dtype(trainer)
@@ -83,7 +84,7 @@ def outside_precision_context(device: torch.device, dtype: torch.dtype) -> Itera
         Nothing.
     """
     inside = torch.get_default_dtype()
-    if inside is dtype and not torch.is_autocast_enabled(device.type):  # most often: to enter the context takes a while
+    if inside is dtype and not torch.is_autocast_enabled(device.type):  # the usual case: to enter the context takes a while
         yield
         return
     torch.set_default_dtype(dtype)

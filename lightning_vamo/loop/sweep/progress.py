@@ -14,8 +14,8 @@ def progress_bar(trainer: Trainer, description: str, total: int) -> Iterator[Cal
     """Show a bar below the training bar for the length of the context.
 
     Args:
-        trainer: The trainer; where it shows no bar, or one of another kind, none is shown here.
-        description: What to call it.
+        trainer: The trainer. If the trainer shows no bar, or a bar of another kind, no bar is shown here.
+        description: Name of the bar.
         total: Number of batches.
 
     Yields:
@@ -62,7 +62,7 @@ def _rich(bar: RichProgressBar, description: str, total: int) -> Iterator[Callab
     try:
         yield show
     finally:
-        # Hidden, not removed: Lightning 2.6.0 finds its own tasks by their place among all of them.
+        # Hidden, not removed: Lightning 2.6.0 finds its own tasks by their place among all tasks.
         progress.update(task, visible=False)
 
 
@@ -71,10 +71,10 @@ def finder_bar(bar: ProgressBar | None) -> Iterator[Tqdm | None]:
     """Show a bar of evaluations for the length of the context, in the place of the training bar.
 
     Args:
-        bar: The Trainer's bar; where it has none, or shows none, none is shown here.
+        bar: The Trainer's bar. If the Trainer shows no bar, no bar is shown here.
 
     Yields:
-        The bar, whose total is not known yet, if there is one.
+        The bar, whose total is not known yet; None if no bar is shown.
     """
     if not getattr(bar, "is_enabled", False):
         yield None

@@ -15,8 +15,8 @@ class Quality:
     """The quality of probe differences: their error, and the kind of the error.
 
     Attributes:
-        snr: How far they stand out of their own error: see :func:`quality_of`.
-        trend: Which error is the larger one; None if neither stands out.
+        snr: Size of the probe differences relative to their own error: see :func:`quality_of`.
+        trend: Whether the error of rounding or that of curvature is larger; None if neither stands out.
     """
 
     snr: float | None
@@ -29,20 +29,20 @@ def quality_of(table: Table, mu: float, difference: Difference, usable: Tensor) 
     .. math:: \text{snr} = \sqrt{\operatorname{mean}_{k,j} (\delta_{k,j} - \bar\delta_j)^2
         \Big/ \operatorname{mean}_i \bigl(\delta_i(2\mu) - \delta_i(\mu)\bigr)^2}
 
-    The rounding of the losses, and the curvature that a finite difference takes for slope, change with :math:`\mu`; the
-    slope does not. So the difference of two radii shows the error at the smaller one, to within a factor of two. It is
-    taken to be no less than what the rounding of the losses to their type makes of it: where the radius is so short that
-    losses change by a rounding step or not at all, a few batches may show no difference.
+    A finite difference measures the slope, with two errors that change with :math:`\mu`: the rounding of the losses, and the
+    curvature. So the difference between two radii shows the error at the smaller radius, to within a factor of two. The error
+    is taken to be at least the rounding error of the losses' type: at a radius so short that losses change by a rounding step
+    or not at all, a few batches may show no difference.
 
     Args:
         table: The losses.
         mu: Smoothing radius.
         difference: ``"forward"`` or ``"central"``.
-        usable: Which directions to look at, shape ``(q,)``.
+        usable: Which directions count, shape ``(q,)``, bool.
 
     Returns:
-        The ratio, about 1 where there is nothing but error and 0 where no loss changed at all; None where nothing can be told:
-        fewer than two rows, no direction, or rows that are all the same. And which error is the larger one.
+        The ratio, and which error is larger. The ratio is about 1 if the differences are nothing but error, 0 if no loss
+        changed at all, and None if it cannot be computed: fewer than two rows, no direction, or rows that are all the same.
     """
     given = table.weights > 0
     if int(given.sum()) < 2 or not bool(usable.any()):

@@ -25,9 +25,9 @@ class RadiusSearch:
     """Finds the radius at which the probe differences of a few batches change least, relatively, if the radius doubles.
 
     Args:
-        trainer: The trainer; every rank searches together, over batches of its own.
+        trainer: The trainer; all ranks search together, each rank over its own batches.
         group: Batches that have been evaluated at the snapshot.
-        point: The snapshot, which the parameters hold before and after.
+        point: The snapshot, which the parameters hold before and after the search.
         directions: The probe directions.
         difference: ``"forward"`` or ``"central"``.
     """
@@ -55,16 +55,16 @@ class RadiusSearch:
             start: The radius.
 
         Returns:
-            The best one that was tried, the same on every rank.
+            The best radius that was tried, the same on every rank.
         """
         return best_radius(self._errors, start)
 
     def _errors(self, mu: float) -> tuple[float, float]:
-        """Root mean square of the error at a radius over the samples of all ranks, and the same relative to the differences."""
+        """Root mean square of the error at a radius over the samples of all ranks, absolute and relative to the differences."""
         slopes = self._at(mu)
         change = self._at(2 * mu) - slopes
         origins = self._origins()
-        # No less than what the rounding of the losses to their type makes of it: see `quality_of`.
+        # The error is at least the rounding error of the losses' type: see `quality_of`.
         epsilon = max(batch.epsilon for batch, _ in self._pairs)
         span = mu if self._difference == "forward" else 2 * mu
         rounding = (epsilon / span) ** 2 / 6 * origins.square()

@@ -9,7 +9,7 @@ from lightning_vamo.loop.sweep.agree import total
 from lightning_vamo.loop.sweep.batch import SweptBatch
 
 ROUNDINGS = 16
-"""By how many roundings two evaluations may differ: kernels that add in any order are a few apart."""
+"""By how many rounding errors two evaluations may differ: kernels that add numbers in any order differ by a few."""
 
 
 class ChangingLossError(UnsupportedError):
@@ -21,10 +21,10 @@ def check_repeats(trainer: Trainer, batch: SweptBatch) -> None:
 
     Args:
         trainer: The trainer; every rank has to call this, for the same batch of the plan.
-        batch: The batch, which has been evaluated there once.
+        batch: The batch, which has been evaluated once at the present parameters.
 
     Raises:
-        ChangingLossError: On all ranks, if the losses of one rank differ by more than the arithmetic explains.
+        ChangingLossError: On all ranks, if the two losses of a rank differ by more than rounding errors.
     """
     again = batch.loss()
     differs = batch.origin is not None and again is not None and _differ(batch.origin, again, ROUNDINGS * batch.rounding)
@@ -32,8 +32,8 @@ def check_repeats(trainer: Trainer, batch: SweptBatch) -> None:
         return
     first, second = ("none" if loss is None else f"{float(loss):.6g}" for loss in (batch.origin, again))
     raise ChangingLossError(
-        f"A training batch has the loss {first}, and {second} when it is evaluated again with the same weights and random"
-        " numbers: `training_step` depends on something that changes from call to call and cannot be put back."
+        f"A training batch has the loss {first} at first, but {second} when it is evaluated again with the same weights and"
+        " random numbers: `training_step` depends on something that changes from call to call and cannot be put back."
     )
 
 

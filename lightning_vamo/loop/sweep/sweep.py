@@ -1,4 +1,4 @@
-"""The sweep: a pass over the coming epoch's batches, forward only, at the snapshot and at perturbed weights around it."""
+"""The sweep: evaluate the coming epoch's batches at the snapshot and at perturbed weights, with forward passes only."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,18 +37,19 @@ class Sweep:
 
     Attributes:
         deltas: Probe differences, shape ``(K, q)``.
-        fingerprints: Of this rank's batches, length ``K``; None for a batch that cannot be told from others.
-        own: Those of this rank's batches alone, of which ``deltas`` is the mean over the ranks.
-        weights: Samples of each batch over all ranks, shape ``(K,)``; 0 where a batch has no row: ``training_step`` gave no
-            loss, or one that is not finite.
+        fingerprints: A fingerprint of each batch of this rank, length ``K``; None for a batch that cannot be told from other
+            batches.
+        own: The probe differences of this rank's batches alone; ``deltas`` is the mean over the ranks.
+        weights: Number of samples of each batch over all ranks, shape ``(K,)``; 0 for a batch without a row, because
+            ``training_step`` gave no loss, or a loss that is not finite.
         snapshot_loss: The training loss at the snapshot, the weighted mean over the batches.
-        not_finite: How many batches have a loss at the snapshot that is not finite.
+        not_finite: Number of batches whose loss at the snapshot is not finite.
         directions_dropped: Directions along which a probe difference was not finite; their columns of ``deltas`` are zero.
         mu: Smoothing radius.
-        snr: How far probe differences stand out of their error: see :func:`~lightning_vamo.loop.sweep.quality.quality_of`.
-        trend: Which error is the larger one; None if neither stands out.
-        evaluations: Forward passes of a batch that it took, on each rank.
-        seconds: Wall-clock time.
+        snr: Size of the probe differences relative to their error: see :func:`~lightning_vamo.loop.sweep.quality.quality_of`.
+        trend: Whether the error of rounding or that of curvature is larger; None if neither stands out.
+        evaluations: Number of forward passes of a batch on each rank.
+        seconds: Wall-clock time of the sweep.
     """
 
     deltas: Tensor
@@ -75,19 +76,19 @@ def sweep(
     *,
     search: bool = False,
 ) -> Sweep:
-    """Evaluate every batch of the plan at the snapshot and along every direction, leaving no trace.
+    """Evaluate every batch of the plan at the snapshot and along every direction, and leave no trace.
 
     Args:
-        oracle: Evaluates the loss of a batch, within its :meth:`~Oracle.asking`, between two training steps.
+        oracle: Evaluates the loss of a batch; call this function within :meth:`~Oracle.asking`, between two training steps.
         plan: The epoch's batches, or a reading of the data.
         parameters: The parameters to perturb; they hold the snapshot.
         directions: The probe directions.
         mu: Smoothing radius.
         difference: ``"forward"`` or ``"central"``.
-        search: Whether to search for a better radius on the first batches, from ``mu`` on.
+        search: Whether to search for a better radius on the first batches, beginning with ``mu``.
 
     Returns:
-        The table of probe differences, and what it cost.
+        The table of probe differences, and the costs of the sweep.
 
     Raises:
         ChangingLossError: If a batch gives another loss when it is evaluated again.
@@ -103,10 +104,10 @@ def sweep(
         rows, mu = _rows(oracle, plan, parameters, directions, mu, difference, fingerprints, search=search)
     if len(rows) != plan.length and plan.exact:
         raise UnsupportedError(
-            f"The training DataLoader announced {plan.length} batches but gave {len(rows)}: make its `__len__` agree with"
-            " what it yields."
+            f"The training DataLoader announced {plan.length} batches but gave {len(rows)}: correct its `__len__`, or that of"
+            " its dataset or batch sampler."
         )
-    rows += [Row(None)] * (plan.length - len(rows))  # ranks have tables of one shape
+    rows += [Row(None)] * (plan.length - len(rows))  # the tables of all ranks must have the same shape
     table = reduced(trainer, rows, plan.sizes(), difference)
     usable = table.usable(mu, difference)
     quality = quality_of(table, mu, difference, usable)
@@ -157,7 +158,7 @@ def _rows(
             rows += probe(group, point, directions, mu, difference)
             random.settle()
             random.set()
-            group.clear()  # its memory is for the next one, which is loaded before the name is bound again
+            group.clear()  # frees its memory for the next group, which is loaded before the name is bound again
     return rows, mu
 
 
@@ -174,7 +175,7 @@ def _swept(
         prepared = compat.before_transfer(oracle.trainer, batch)
         fingerprints.append(fingerprint(prepared))
         swept = SweptBatch(compat.to_device(oracle.trainer, prepared), position, oracle, point, state, reshard)
-        if position == 0:  # at once: what changes to and fro would be where it was after a second batch
+        if position == 0:  # before a second batch: state that alternates would be back at its first value after two batches
             random = RandomState(oracle.module.device)
             check_repeats(oracle.trainer, swept)
             random.settle()

@@ -1,4 +1,4 @@
-"""Learned directions that are kept as whole vectors."""
+"""The learner of directions that are kept as whole vectors."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,17 +16,17 @@ from lightning_vamo.core.sharding import local, shard_group
 from lightning_vamo.core.small import small, tensor_of, zeroed_unless
 from lightning_vamo.errors import InvalidArgumentError
 
-Rows = list[Tensor]  # of each parameter, ``q`` rows of its numbers in this process
+Rows = list[Tensor]  # for each parameter, ``q`` rows of its numbers in this process
 
 
 class DenseLearner(PowerIteration[Rows]):
-    """Learns orthonormal directions that hold most gradient noise, in at most ``(2q + 1) * d`` numbers.
+    """Learns the orthonormal directions along which gradients are noisiest; takes memory for ``(2q + 1) * d`` numbers.
 
     Args:
         parameters: Tensors that give the shapes, types, devices and placements.
         start: Orthonormal directions to start from.
-        count: ``q``, how many of them are given.
-        oversampling: How many more are followed.
+        count: ``q``, the number of directions that are used.
+        oversampling: Number of further directions that are learned but not used.
     """
 
     def __init__(self, parameters: Sequence[Tensor], start: StoredDirections, count: int, oversampling: int) -> None:
@@ -36,7 +36,7 @@ class DenseLearner(PowerIteration[Rows]):
 
     def _begin_pass(self) -> None:
         super()._begin_pass()
-        # Allocated with the first gradient: by then the directions of the last pass are no longer in use.
+        # Allocated with the first gradient: by then nobody uses the directions of the last pass.
         self._sums: Rows = []
         self._last: list[Tensor] = []
 
@@ -99,13 +99,14 @@ class DenseLearner(PowerIteration[Rows]):
             state: What :meth:`state_dict` returned.
 
         Raises:
-            InvalidArgumentError: If it is of other parameters, or of factored directions.
+            InvalidArgumentError: If the state belongs to other parameters, or to factored directions.
         """
         sizes = [rows.shape[1] for rows in self._rows]
         if state["rank"] is not None or [rows.shape[1] for rows in state["directions"]] != sizes:
             raise InvalidArgumentError(
-                f"`state` holds directions of rank {state['rank']}, or for other parameters or other shards of them than these:"
-                f" resume the same model in as many processes, with rank={state['rank']}."
+                f"`state` holds directions of rank {state['rank']}, or for other parameters, or for other shards of the"
+                " parameters: resume the same model in as many processes, with"
+                f" GradientSubspaceDirections(rank={state['rank']})."
             )
         self._rows, self._sums, self._last = (self._copies(state[key]) for key in ("directions", "sums", "last"))
         self._following = dense_directions(self._parameters, self._rows)
@@ -117,18 +118,18 @@ def random_rows(parameters: Sequence[Tensor], count: int, generator: torch.Gener
 
     Args:
         parameters: Tensors that give the shapes, devices and placements.
-        count: How many.
+        count: Number of directions.
         generator: CPU generator, in the same state in every process.
 
     Returns:
-        Of each parameter, or shard of one, a row for each direction.
+        For each parameter, or its shard, a row for each direction.
     """
     seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
     return stored_rows(SeededDirections(OrthonormalDirections(), parameters, count, seed), parameters, wide=True)
 
 
 def dense_directions(parameters: Sequence[Tensor], rows: Rows) -> StoredDirections:
-    """Directions for ``parameters``, made of the vectors in ``rows``."""
+    """The directions for ``parameters`` whose vectors are in ``rows``."""
     return StoredDirections(rows, sum(parameter.numel() for parameter in parameters), shard_group(parameters))
 
 
@@ -137,17 +138,17 @@ def _flat(vector: Tensor, like: Tensor) -> Tensor:
 
 
 def _blocks(basis: Rows) -> Iterator[Tensor]:
-    """All columns, so many at a time that what is computed from them takes little memory."""
+    """Blocks of columns, small enough that results computed from a block take little memory."""
     return (block for rows in basis for block in torch.split(rows, BLOCK, dim=1))
 
 
 def _gram(basis: Rows) -> Tensor:
-    """Inner products of the directions, of this process's part, float64, on the CPU."""
+    """Inner products of this process's part of the directions, float64, on the CPU."""
     return sum((square(block).cpu() for block in _blocks(basis)), torch.zeros((), dtype=torch.float64, device="cpu"))
 
 
 def _mixed_(basis: Rows, mixing: Tensor) -> Rows:
-    """Combinations of the directions, written over the directions."""
+    """Combine the directions; the combinations overwrite the directions."""
     for block in _blocks(basis):
         block[: len(mixing)] = mixing.to(block) @ block
     return [rows[: len(mixing)] for rows in basis]

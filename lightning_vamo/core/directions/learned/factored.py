@@ -20,9 +20,12 @@ from lightning_vamo.core.small import Small, array, library, placed, product, re
 class FactoredDirections(ProbeDirections):
     r"""Directions of unit norm in factored form, in general not orthogonal.
 
+    The matrix
+
     .. math:: W = M^{-1/2}, \qquad M_{jk} = u_j^\top u_k
 
-    turns inner products with them into coordinates in an orthonormal basis of their span, :math:`\sum_k W_{jk} u_k`.
+    turns inner products with the directions into coordinates in an orthonormal basis of their span,
+    :math:`\sum_k W_{jk} u_k`.
 
     Args:
         factors: The directions; see :func:`~lightning_vamo.core.directions.learned.grams.normalised`.
@@ -35,14 +38,14 @@ class FactoredDirections(ProbeDirections):
         self.shards = layout.shards
         self.layout = layout
         self.factors = factors
-        # By parameter, over all processes: a step that lacks some of the gradients communicates nothing.
+        # For each parameter, over all processes, so that a step with missing gradients need not communicate.
         self._grams = layout.shards.total(grams(factors, factors))
         gram = self._grams.sum(dim=0)
         self._whitening = inverse_root(gram)
         self.whitening: Small = placed(small(self._whitening), layout.device)
         """:math:`W`, symmetric, shape ``(q, q)``."""
         self.deflation: Small = placed(small(deflation(gram)), layout.device)
-        """What takes from each direction what the ones before it span, shape ``(q, q)``."""
+        """The matrix that removes from each direction its part in the span of the directions before, shape ``(q, q)``."""
         self._metrics: dict[tuple[int, ...], Small] = {(): self._metric_of(gram)}  # here, for no step to copy it to a GPU
         self._updates = [Update(*parts) for parts in zip(factors.lefts, factors.rights, strict=True)]
 
@@ -84,7 +87,7 @@ class FactoredDirections(ProbeDirections):
         return slopes.turned(self.whitening)
 
     def _look(self, vectors: Sequence[Tensor | None]) -> tuple[Small, Small]:
-        """Inner products with the directions, and the squared norm, of this process's part."""
+        """Inner products with the directions, and the squared norm, for this process's part."""
         self._products.take(vectors, self.factors, right=False)
         return self._products.along(self.factors), self._products.square
 
@@ -116,7 +119,7 @@ class FactoredDirections(ProbeDirections):
             torch._foreach_sub_([vector for vector, _ in pairs], [part for _, part in pairs])
 
     def _metric(self, vectors: Sequence[Tensor | None]) -> Small:
-        """The quadratic form of a combination's squared norm, over the tensors that are not None: shape ``(q, q)``."""
+        """The matrix that gives the squared norm of a combination over the tensors that are not None, shape ``(q, q)``."""
         missing = tuple([position for position, vector in enumerate(vectors) if vector is None])
         if missing not in self._metrics:
             present = [position for position in range(len(vectors)) if position not in missing]
@@ -128,10 +131,10 @@ class FactoredDirections(ProbeDirections):
 
 
 class _Taken:
-    """The combination that a step subtracts from a gradient, in memory that all steps reuse.
+    """The combination of directions that a step subtracts from a gradient, in memory that all steps reuse.
 
     Args:
-        factors: The directions of which it is a combination.
+        factors: The directions.
     """
 
     def __init__(self, factors: Factors) -> None:
@@ -139,9 +142,9 @@ class _Taken:
         right, whole = torch.empty_like(factors.right), layout.empty(layout.sizes[2])
         self._right_array, self._whole_array = array(right), array(whole)
         self.rights = torch.split(right, [matrix.columns for matrix in layout.matrices], dim=1)
-        """The right factors of each matrix, each times its coefficient."""
+        """The right factors of each matrix, times their coefficients."""
         self.wholes = factors.shaped(whole)
-        """The numbers of each parameter that is kept whole."""
+        """The numbers of each parameter that is not factored."""
 
     def combine(self, factors: Factors, weights: Small) -> None:
         """Compute the combination with the given weights, shape ``(q,)``."""

@@ -1,4 +1,4 @@
-"""Learned directions as products of thin factors."""
+"""The learner of directions that are kept as products of thin factors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,20 +18,20 @@ from lightning_vamo.errors import InvalidArgumentError
 
 
 class FactoredLearner(PowerIteration[Factors]):
-    r"""Learns directions that hold most gradient noise; each matrix of a direction is a sum of ``rank`` outer products.
+    r"""Learns the directions along which gradients are noisiest; each matrix of a direction is a sum of outer products.
 
-    For a matrix with gradient :math:`G_t`, where direction :math:`j` is :math:`A_j B_j^\top`, only the sketches
-    :math:`P_j = Y_j B_j` and :math:`Q_j = Y_j^\top A_j` are summed up, from the thin products :math:`G_t B_j` and
-    :math:`G_t^\top A_j`, of which the last ones are kept for the difference. At the end of the pass :func:`power_iterated`
-    makes directions of the sketches. No gradient is kept, and no matrix is made.
+    Let :math:`G_t` be the gradient of a matrix, and :math:`A_j B_j^\top` the matrix's part of direction :math:`j`. The learner
+    sums up only the sketches :math:`P_j = Y_j B_j` and :math:`Q_j = Y_j^\top A_j`, from the thin products :math:`G_t B_j` and
+    :math:`G_t^\top A_j`; the last products are kept for the difference with the next. At the end of the pass,
+    :func:`power_iterated` turns the sketches into directions. No gradient is kept, and no matrix is made.
 
-    Sharded by rows, :math:`G_t B_j` is a matter of this process's rows, and the sum that :math:`G_t^\top A_j` takes over all
-    processes can wait for the end of the pass. Only the ``q`` numbers :math:`u_j^\top g_t` are summed at every gradient.
+    If a matrix is sharded by rows, :math:`G_t B_j` needs only this process's rows, and the sum of :math:`G_t^\top A_j` over
+    the processes can wait for the end of the pass. Only the ``q`` numbers :math:`u_j^\top g_t` are summed at every gradient.
 
     Args:
         start: The directions to start from.
-        count: ``q``, how many of them are given.
-        oversampling: How many more are followed.
+        count: ``q``, the number of directions that are used.
+        oversampling: Number of further directions that are learned but not used.
     """
 
     def __init__(self, start: FactoredDirections, count: int, oversampling: int) -> None:
@@ -53,7 +53,8 @@ class FactoredLearner(PowerIteration[Factors]):
         slopes = Slopes.of(self._layout.shards.total_small(now_along), now.square)
         if self.current is not None:
             self.slopes = self.current.in_basis(slopes)
-        # The mean gradient is small against the noise: its square may stand for the noise's, which would take the last one.
+        # The mean gradient is small against the noise, so the gradient's square may stand for the noise's square, for which the
+        # last gradient would have to be kept.
         self._squares = self._squares + slopes.square_or_zero
         now.zero_unless(slopes.finite)
         self._sum_up(self._change(product(self._directions.deflation, slopes.coordinates), slopes.finite))
@@ -104,14 +105,15 @@ class FactoredLearner(PowerIteration[Factors]):
             state: What :meth:`state_dict` returned.
 
         Raises:
-            InvalidArgumentError: If it is of other parameters, or of another rank.
+            InvalidArgumentError: If the state belongs to other parameters, or to another rank.
         """
         layout = self._layout
         rows, columns, numbers = layout.sizes
         if (state["rank"], *(part.shape[1] for part in state["directions"])) != (layout.rank, rows + columns, numbers):
             raise InvalidArgumentError(
-                f"`state` holds directions of rank {state['rank']} for other parameters, or other shards of them, than these:"
-                f" resume the same model in as many processes, with rank={state['rank']}."
+                f"`state` holds directions of rank {state['rank']}, or for other parameters, or for other shards of the"
+                " parameters: resume the same model in as many processes, with"
+                f" GradientSubspaceDirections(rank={state['rank']})."
             )
         directions, sums, last = (Factors(layout, *self._copies(state[key])) for key in ("directions", "sums", "last"))
         self._following = FactoredDirections(directions)

@@ -10,15 +10,16 @@ from lightning_vamo.core.small import Small, array
 
 
 class Factors:
-    r"""Tensors of ``q`` factored directions: :math:`A_j B_j^\top` for each matrix, all numbers for other parameters.
+    r"""The tensors of ``q`` factored directions: :math:`A_j B_j^\top` for each matrix, all numbers for other parameters.
 
-    Of directions, the columns of :math:`B_j` have norm one.
+    In a direction, the columns of :math:`B_j` have norm one.
 
     Args:
         layout: Which parameters are factored.
-        thin: The columns of the :math:`A_j` of all matrices below each other, then those of the :math:`B_j`, shape
+        thin: The columns of all :math:`A_j`, the matrices one below the other, then the columns of all :math:`B_j`, shape
             ``(q * rank, all rows + all columns)``.
-        whole: Shape ``(q, numbers of the rest)``, or without a dimension for directions where they share the numbers.
+        whole: The numbers of the parameters that are not factored, shape ``(q, numbers)``, or ``(numbers,)`` if all directions
+            share them.
     """
 
     def __init__(self, layout: Layout, thin: Tensor, whole: Tensor) -> None:
@@ -27,9 +28,9 @@ class Factors:
         self.whole = whole
         rows, columns, _ = layout.sizes
         self.left = thin.narrow(1, 0, rows)
-        """The part of ``thin`` that is of the :math:`A_j`."""
+        """The part of ``thin`` that holds the :math:`A_j`."""
         self.right = thin.narrow(1, rows, columns)
-        """The part of ``thin`` that is of the :math:`B_j`."""
+        """The part of ``thin`` that holds the :math:`B_j`."""
 
     @cached_property
     def arrays(self) -> tuple[Small, Small]:
@@ -67,13 +68,13 @@ class Factors:
         return [self.shaped(row) for row in self.whole.unbind()]
 
     def shaped(self, numbers: Tensor) -> list[Tensor]:
-        """Numbers of all parameters that are kept whole, parameter by parameter, as views."""
+        """The numbers of all parameters that are not factored, parameter by parameter, as views."""
         parts = torch.split(numbers, [whole.held for whole in self.layout.wholes])
         return [part.view(whole.shape) for part, whole in zip(parts, self.layout.wholes, strict=True)]
 
     @property
     def count(self) -> int:
-        """``q``."""
+        """``q``, the number of directions."""
         return len(self.thin) // self.layout.rank
 
     def leading(self, count: int) -> "Factors":
@@ -100,15 +101,15 @@ def zeros(layout: Layout, count: int) -> Factors:
 
 
 def random(layout: Layout, count: int, generator: torch.Generator) -> Factors:
-    """Random directions with independent normal factors, not of unit norm; a tensor's share is that of its numbers.
+    """Random directions with independent normal factors, not of unit norm; a tensor's weight follows its number of entries.
 
     Args:
         layout: Which parameters are factored.
-        count: How many.
-        generator: CPU generator; every process draws all, and keeps its part.
+        count: Number of directions.
+        generator: CPU generator; every process draws all numbers, and keeps its part.
 
     Returns:
-        The directions, to be scaled.
+        The directions; :func:`~lightning_vamo.core.directions.learned.grams.normalised` scales them.
     """
 
     def normal(rows: int, columns: int) -> Tensor:

@@ -11,10 +11,10 @@ def grams(one: Factors, other: Factors) -> Tensor:
 
     Args:
         one: ``q`` directions.
-        other: Others in the same layout, ``p`` of them.
+        other: ``p`` directions in the same layout.
 
     Returns:
-        A summand for each parameter, shape ``(parameters, q, p)``, float64, on the CPU.
+        The share of each parameter in the inner products, shape ``(parameters, q, p)``, float64, on the CPU.
     """
     layout, shape = one.layout, (one.count, one.layout.rank, other.count, one.layout.rank)
     parts: dict[int, Tensor] = {}
@@ -30,13 +30,13 @@ def grams(one: Factors, other: Factors) -> Tensor:
 
 
 def normalised(factors: Factors) -> Factors:
-    """Factored directions scaled to unit norm, in place.
+    """Scale factored directions to unit norm, in place.
 
     Args:
-        factors: The directions, none of them zero.
+        factors: The directions; no direction may be zero.
 
     Returns:
-        What was given.
+        The same directions.
     """
     layout = factors.layout
     scales = layout.shards.total(grams(factors, factors).sum(dim=0)).diagonal().rsqrt().to(factors.left)

@@ -1,4 +1,4 @@
-"""How factored directions are laid out: which parameters are matrices to factor, and where their factors lie."""
+"""The layout of factored directions: which parameters are factored as matrices, and where their factors are stored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_vamo.core.sharding import first_number, local, shard_group
 
-# From so many rows on, it pays on a CPU to look for those that are zero.
+# The number of rows from which on it pays, on a CPU, to look for rows of zeros.
 MANY_ROWS = 4096
 
 
@@ -17,10 +17,10 @@ class Matrix:
     """A parameter whose part of a direction is kept as a product of thin factors.
 
     Attributes:
-        position: Its place among the parameters.
-        left: Where its rows, those in this process, lie in the left factors of all matrices.
-        right: Where its columns lie in the right factors.
-        rows: How many rows it has in all processes.
+        position: Position of the parameter in the list of parameters.
+        left: Place of this process's rows in the left factors of all matrices.
+        right: Place of the columns in the right factors of all matrices.
+        rows: Number of rows in all processes.
         first: The first row in this process.
     """
 
@@ -46,11 +46,11 @@ class Whole:
     """A parameter whose part of a direction is not factored, since factors would save no memory.
 
     Attributes:
-        position: Its place among the parameters.
-        place: Where its numbers, those in this process, lie among those of all such parameters.
-        numbers: How many numbers it has in all processes.
+        position: Position of the parameter in the list of parameters.
+        place: Place of this process's numbers among the numbers of all such parameters.
+        numbers: How many numbers the parameter has in all processes.
         first: The first number in this process.
-        shape: Its shape in this process.
+        shape: The parameter's shape in this process.
     """
 
     position: int
@@ -68,8 +68,8 @@ class Whole:
 class Layout:
     """Which parameters are factored, and how to split their gradients.
 
-    A parameter of two or more dimensions is seen as a matrix, a convolution as ``out x (in * height * width)``; one that its
-    factors would not make smaller is kept whole, as vectors are.
+    A parameter of two or more dimensions is seen as a matrix; a convolution, for example, as ``out x (in * height * width)``.
+    Vectors, and matrices whose factors would take no less memory, are not factored but kept whole.
 
     Args:
         parameters: Tensors that give the shapes, types, devices and placements.
@@ -100,7 +100,7 @@ class Layout:
                 self.wholes.append(Whole(position, slice(whole, end), parameter.numel(), first, held.shape))
                 whole = end
         self.sizes = left, right, whole
-        # What stands for a missing gradient among those that are kept whole.
+        # Zeros that stand for missing gradients of parameters that are kept whole.
         self._missing = [self.empty(part.held).zero_() for part in self.wholes]
 
     def empty(self, *shape: int) -> Tensor:
@@ -120,10 +120,10 @@ class Layout:
 
         Args:
             tensors: A tensor, or None, for each parameter.
-            out: Where to put the numbers, a flat tensor in the type of the factors.
+            out: A flat tensor in the type of the factors, which gets the numbers.
 
         Returns:
-            What was given for ``out``.
+            ``out``.
         """
         parts = []
         for whole, missing in zip(self.wholes, self._missing, strict=True):

@@ -12,25 +12,25 @@ from lightning_vamo.core.small import Small, finite_or_zero, placed, small, stac
 
 Basis = TypeVar("Basis")
 
-# What is summed up in a pass, in small numbers.
+# The attributes that a pass sums up, in small arrays.
 _SUMS = ("_differences", "_squares", "_seen", "_moments", "_last_slopes", "_follows")
 
 
 class PowerIteration(Learner, Generic[Basis]):
-    r"""Block power iteration on the covariance of gradient noise, a pass over the gradients between two snapshots.
+    r"""Block power iteration on the covariance of gradient noise, with a pass over the gradients between two snapshots.
 
-    A sample of the noise is :math:`z_t = (g_t - g_{t-1}) / \sqrt 2`, whose mean is nearly zero however the gradient drifts. A
-    pass gives :math:`Y = \sum_t z_t z_t^\top U`, whose orthonormalised columns are the next :math:`U`. If it has fewer
-    differences than directions that are given, they cannot be told apart: it then goes on through the snapshot.
+    A sample of the noise is :math:`z_t = (g_t - g_{t-1}) / \sqrt 2`, whose mean is nearly zero even if the gradient drifts. A
+    pass computes :math:`Y = \sum_t z_t z_t^\top U`, whose orthonormalised columns are the next :math:`U`. If a pass has fewer
+    differences than directions, the directions cannot be told apart: the pass then goes on after the snapshot.
 
-    More directions can be followed than are given: the leading ones are then found in fewer passes, as in randomised singular
-    value decomposition.
+    The learner can follow more directions than are used: then it finds the leading directions in fewer passes, as in
+    randomised singular value decomposition.
 
     Args:
         following: The directions to start from.
-        count: ``q``, how many of them are given.
-        oversampling: How many more are to be followed.
-        device: Where gradients are.
+        count: ``q``, the number of directions that are used.
+        oversampling: Number of further directions to follow.
+        device: Device of the gradients.
 
     References:
         Halko, Martinsson & Tropp, "Finding structure with randomness", arXiv:0909.4061.
@@ -54,11 +54,11 @@ class PowerIteration(Learner, Generic[Basis]):
         self._moments = zeros(3, self._following.count, device=self._device)
         self._last_slopes = zeros(self._following.count, device=self._device)
         self._follows = zeros(device=self._device) > 0
-        """Whether there is a last gradient, which was finite."""
+        """Whether there is a last gradient, and whether it was finite, as a number."""
 
     @property
     def ready(self) -> bool:
-        """See :class:`Learner`: as many differences as directions, in the first pass."""
+        """See :class:`Learner`; the first pass must have as many differences as directions."""
         return self._turned or self._enough
 
     @property
@@ -69,12 +69,13 @@ class PowerIteration(Learner, Generic[Basis]):
         """Count a gradient's slopes along the directions, over all processes.
 
         Args:
-            slopes: Inner products with each direction, of which is taken what the ones before it span, shape ``(q,)``; zeros if
-                the gradient is not finite.
-            finite: Whether it is.
+            slopes: Inner products with each direction, without the direction's part in the span of the directions before, shape
+                ``(q,)``; zeros if the gradient is not finite.
+            finite: Whether the gradient is finite.
 
         Returns:
-            By how much they changed, zeros where that is not known; not read here, for a GPU not to be waited for.
+            The changes of the slopes since the last gradient; zeros if there is no last gradient. They are not read here, so
+            that nothing waits for a GPU.
         """
         known = finite & self._follows
         change = finite_or_zero(slopes - self._last_slopes, known)
@@ -92,7 +93,7 @@ class PowerIteration(Learner, Generic[Basis]):
             basis, shares = (self._basis(), self._every_share) if turn is None else (turn, self._shares())
             followed = oversampled(count, self._oversampling, self._following.dimension)
             self._following = self._follow(basis, followed, generator)
-            # A random direction removes nothing.
+            # Random directions are taken to remove nothing.
             self._every_share = None if shares is None else torch.cat((shares, shares[-1:].expand(followed)))[:followed]
             self._count = count
             self._begin_pass()
@@ -105,20 +106,20 @@ class PowerIteration(Learner, Generic[Basis]):
         return self.current
 
     def _shares(self) -> Tensor | None:
-        """Shares of the pass's noise in the leading directions that the pass began with; these had not seen the noise.
+        """The shares of a pass's noise along the directions that the pass began with, which were not learned from that noise.
 
-        Those that it ends with hold a little more. The singular values of ``Y`` would say too much of them: they grow with
-        what the directions have taken from the noise of so few samples.
+        The directions that the pass ends with hold a little more noise. The singular values of ``Y`` would overestimate their
+        shares, since these directions are fitted to the noise of few samples.
 
         Returns:
             See :attr:`Learner.shares`.
         """
-        # Random directions, those of the first pass, hold nothing.
+        # The first pass began with random directions, whose shares say nothing about the learned directions.
         known, self._turned = self._turned, True
         if not known:
             return None
         total, squares, differences = tensor_of(self._moments).cpu()
-        # A gradient that drifts makes the first too large, steps that swing to and fro the second.
+        # A drifting gradient makes the first number too large; an oscillating gradient makes the second number too large.
         along = torch.minimum(squares - total.square() / float(self._seen), differences)
         return (along / self._following.shards.total(tensor_of(self._squares).cpu())).cumsum(0).clamp(0, 1)
 
@@ -128,7 +129,7 @@ class PowerIteration(Learner, Generic[Basis]):
 
     @abstractmethod
     def _power_iterated(self) -> Basis | None:
-        """The directions that the pass gives, as many as are linearly independent; None without noise."""
+        """The directions that the pass has found, as many as are linearly independent; None if there was no noise."""
 
     @abstractmethod
     def _follow(self, basis: Basis, count: int, generator: torch.Generator) -> ProbeDirections:
@@ -162,5 +163,5 @@ class PowerIteration(Learner, Generic[Basis]):
 
 
 def oversampled(count: int, oversampling: int, dimension: int) -> int:
-    """The number of directions to follow so that ``count`` are accurate: at most the number of dimensions."""
+    """The number of directions to follow: ``count`` and ``oversampling`` more, but at most the number of dimensions."""
     return max(count, min(count + oversampling, dimension))

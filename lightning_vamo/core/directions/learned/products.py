@@ -1,4 +1,4 @@
-"""Thin products of a gradient with factored directions; slopes and new directions are computed from the products."""
+"""Thin products of a gradient with factored directions, from which slopes and new directions are computed."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from lightning_vamo.core.directions.learned.layout import Layout
 from lightning_vamo.core.sharding import local
 from lightning_vamo.core.small import Small, array, inner_products, product, wide, zeroed_unless
 
-# From so many rows on, it pays on a CPU to look for those that are zero.
+# The number of rows from which on it pays, on a CPU, to look for rows of zeros.
 MANY_ROWS = 4096
 
 
@@ -23,8 +23,8 @@ class Products:
         count: ``q``, the number of directions.
 
     Attributes:
-        factors: :math:`G B_j`, :math:`G^\top A_j` of each matrix :math:`G`, the latter of the rows in this process, and of the
-            rest the numbers themselves, without a dimension for directions. Zeros where a gradient is missing.
+        factors: :math:`G B_j` and :math:`G^\top A_j` of each matrix :math:`G`, the latter over this process's rows, and the
+            numbers of the other parameters, without a dimension for directions. Zeros stand for missing gradients.
     """
 
     def __init__(self, layout: Layout, count: int) -> None:
@@ -40,8 +40,8 @@ class Products:
 
         Args:
             tensors: The gradient of each parameter, or None.
-            directions: What to multiply it with.
-            right: Whether to work out :math:`G^\top A_j`, which only learning needs.
+            directions: The directions to multiply the gradient with.
+            right: Whether to compute :math:`G^\top A_j`, which only learning needs.
         """
         layout, to = self.layout, self.factors
         views = zip(directions.lefts, directions.transposed, to.transposed, to.rights, strict=True)
@@ -51,10 +51,10 @@ class Products:
                 for part in (p, w, square):
                     part.zero_()
                 continue
-            # All that is read of a matrix is read before the next one: they fit a processor's cache one by one.
+            # All reads of a matrix come before those of the next matrix, so that a matrix stays in the processor's cache.
             if gradient.dtype != p.dtype:
                 gradient = gradient.to(p.dtype)
-            # A GPU has the bandwidth to take all rows, and would have to be waited for.
+            # Not on a GPU, which has the bandwidth to take all rows; finding the zeros would wait for it.
             rows = self._rows(gradient, square) if self._on_cpu else None
             if rows is not None:
                 gradient, a = gradient.index_select(0, rows), a.index_select(1, rows)
@@ -65,7 +65,7 @@ class Products:
                 torch.mm(a, gradient, out=w)
         layout.rest(tensors, out=to.whole)
         if not self._on_cpu:
-            # Two kernels, where one for each parameter would take longer to launch than to run.
+            # Two kernels for all parameters: one kernel per parameter would take longer to launch than to run.
             present = [local(tensor) for tensor in tensors if tensor is not None]
             norms = torch._foreach_norm(present, dtype=layout.dtype) if present else [to.whole.new_zeros(())]
             self._squares = torch.stack(list(norms)).square()
@@ -81,9 +81,9 @@ class Products:
         rows = np.flatnonzero(norms.numpy())
         return torch.from_numpy(rows) if len(rows) < len(matrix) / 2 else None
 
-    @np.errstate(all="ignore")  # of gradients that are not finite, as in torch
+    @np.errstate(all="ignore")  # no warnings for gradients that are not finite, as in torch
     def along(self, directions: Factors) -> Small:
-        """Inner products of the gradient with the directions, of this process's part, shape ``(q,)``."""
+        """Inner products of this process's part of the gradient with the directions, shape ``(q,)``."""
         (_, whole), (_, rest) = directions.arrays, self.factors.arrays
         matrices = inner_products(directions.left_array, self.factors.left_array)
         if self.layout.rank > 1:
@@ -92,7 +92,7 @@ class Products:
 
     @property
     def square(self) -> Small:
-        """The gradient's squared norm, of this process's part, shape ``()``."""
+        """The squared norm of this process's part of the gradient, shape ``()``."""
         if not self._on_cpu:
             return wide(self._squares).sum()
         _, rest = self.factors.arrays

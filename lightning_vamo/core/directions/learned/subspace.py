@@ -20,30 +20,30 @@ from lightning_vamo.errors import InvalidArgumentError
 
 
 class GradientSubspaceDirections(Directions):
-    r"""The leading directions of mini-batch gradient noise, learned from the gradients of the steps taken.
+    r"""The leading directions of mini-batch gradient noise, learned from the gradients of the training steps.
 
-    :math:`u_1 \ldots u_q` follow the eigenvectors of the gradients' covariance that have the largest eigenvalues. Between
-    two snapshots one pass of block power iteration is made, from the last directions on: with
+    :math:`u_1 \ldots u_q` approximate the eigenvectors of the gradients' covariance with the largest eigenvalues. Between two
+    snapshots, one pass of block power iteration improves the directions :math:`U`: with
     :math:`z_t = (g_t - g_{t-1}) / \sqrt 2`,
 
     .. math:: Y = \sum_t z_t z_t^\top U, \qquad U \leftarrow \operatorname{orth}(Y)
 
-    Random directions remove the share :math:`q/d` of the noise. Those that span its leading subspace remove most of what any
-    ``q`` directions can.
+    Random directions remove the share :math:`q/d` of the noise. Directions that span the leading subspace of the noise remove
+    the largest share that ``q`` directions can remove.
 
     Args:
-        rank: Outer products that a matrix of a direction is made of: little memory. None keeps directions as they are, for at
-            most ``(2q + 1) * d`` numbers, where ``q`` counts all that are followed. Factored directions are not quite
-            orthogonal, which coordinates make up for.
-        warmup_batches: How many gradients to learn from before the first snapshot, without taking a step: at most as many as
-            the epoch has batches, and at least ``q + 1``, without which nothing can be learned. On the MNIST
-            perceptron, with ``q = 8``, ``rank=1`` and one pass, 64 give directions that hold 0.31 of the noise, 128 such that
-            hold 0.33, and 32 such that hold 0.27. 0: the first epoch trains plainly, and its steps are learned from.
-        oversampling: How many more directions to follow than are probed, as far as there are dimensions. The leading ones are
-            then found in fewer passes; a step learns from that many more inner products.
+        rank: Number of outer products that make up a matrix of a direction; this saves memory. None keeps whole directions,
+            in at most ``(2q + 1) * d`` numbers, where ``q`` includes oversampling. Factored directions are not quite
+            orthogonal; coordinates in an orthonormal basis make up for this.
+        warmup_batches: Number of gradients to learn from before the first snapshot, without taking a step: at most as many as
+            the epoch has batches, and at least ``q + 1``, since fewer gradients give no directions. On the MNIST perceptron,
+            with ``q = 8``, ``rank=1`` and one pass, the learned directions hold 0.27 of the noise after 32 batches, 0.31 after
+            64, and 0.33 after 128. With 0 the first epoch trains plainly, and the directions are learned from its steps.
+        oversampling: Number of directions to follow in addition to the probed directions, as far as there are dimensions. The
+            leading directions are then found in fewer passes; each step computes as many more inner products.
 
     Raises:
-        InvalidArgumentError: If ``rank`` is less than 1, or another number less than 0.
+        InvalidArgumentError: If ``rank`` is less than 1, or another argument less than 0.
 
     Example:
         >>> import torch

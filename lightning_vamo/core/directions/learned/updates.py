@@ -1,4 +1,4 @@
-"""Adds one matrix of factored directions to a parameter, or subtracts the matrix from the parameter's gradient."""
+"""Add one matrix of factored directions to a parameter, or subtract the matrix from the parameter's gradient."""
 
 from collections.abc import Iterator
 
@@ -8,19 +8,19 @@ from torch import Tensor
 
 from lightning_vamo.core.directions.learned.products import MANY_ROWS
 
-# Numbers that are worked out at a time on a CPU, so that they are in its cache when they are read again.
+# How many numbers are computed at a time on a CPU, so that they are in its cache when they are read again.
 BLOCK = 2**19
 
 
 class Update:
     r"""The products :math:`A_j B_j^\top` of one matrix.
 
-    Directions learned from gradients with many rows of zeros, as those of an embedding are, have zeros in the rows in which all
-    gradients had. Only the rows that they touch are then worked on.
+    The gradients of an embedding have many rows of zeros. Directions learned from these gradients have zeros in the rows in
+    which all gradients had zeros, and only the other rows are computed.
 
     Args:
-        left: The columns of :math:`A_j`, shape ``(q * rank, rows)``; not to change.
-        right: The columns of :math:`B_j`, shape ``(q * rank, columns)``; not to change.
+        left: The columns of :math:`A_j`, shape ``(q * rank, rows)``, which must not change later.
+        right: The columns of :math:`B_j`, shape ``(q * rank, columns)``, which must not change later.
     """
 
     def __init__(self, left: Tensor, right: Tensor) -> None:
@@ -28,10 +28,10 @@ class Update:
         self._columns = left.t()
         self._right = right
         self._touched: list[tuple[Tensor, Tensor]] | None = None
-        # A GPU has the bandwidth to work on all rows, and would have to be waited for.
+        # Not on a GPU, which has the bandwidth for all rows; finding the zeros would wait for it.
         if left.device.type == "cpu" and left.shape[1] >= MANY_ROWS:
             rows = np.flatnonzero(left.numpy().any(axis=0))
-            # Picking rows costs a few times what going through them in order does.
+            # To pick single rows takes a few times as long as to go through rows in order.
             if len(rows) < left.shape[1] / 4:
                 self._touched = _parts(left, torch.from_numpy(rows), right.shape[1])
 
@@ -40,7 +40,7 @@ class Update:
 
         Args:
             vector: The gradient, of the parameter's shape.
-            right: The right factors, each times its coefficient.
+            right: The right factors, times their coefficients.
         """
         in_place = _in_place(vector, right)
         wide = vector
@@ -60,9 +60,9 @@ class Update:
         Args:
             target: The parameter, to overwrite.
             origin: The origin, which shares no storage with the parameter.
-            factors: Which of the factors are those of the direction.
+            factors: Place of the direction's factors among the factors of all directions.
             distance: The step.
-            near: Whether the parameter holds the origin already, but for a step along another of the directions.
+            near: Whether the parameter holds the origin, or the origin plus a step along another of the directions.
         """
         size = factors.stop - factors.start
         left, right = (part.narrow(0, factors.start, size) for part in (self._left, self._right))
@@ -84,24 +84,24 @@ class Update:
 
 
 def _moved(origin: Tensor, left: Tensor, right: Tensor, distance: float, out: Tensor | None = None) -> Tensor:
-    """An origin plus a product. A rank-one product is added by broadcasting, which takes no longer than to copy the matrix."""
+    """An origin plus a product; a product of rank one is added by broadcasting, which is as fast as a copy of the matrix."""
     if len(left) == 1:
         return torch.addcmul(origin, left.t(), right, value=distance, out=out)
     return torch.addmm(origin, left.t(), right, alpha=distance, out=out)
 
 
 def _in_place(tensor: Tensor, like: Tensor) -> bool:
-    """Whether a tensor is a matrix of the factors' type without a copy."""
+    """Whether a tensor is a matrix of the factors' type, so that no copy is needed."""
     return tensor.dtype == like.dtype and tensor.is_contiguous()
 
 
 def _blocks(rows: int, columns: int, *, whole: bool = False) -> Iterator[tuple[int, int]]:
-    """First rows and row counts of blocks that fit a processor's cache, or of a single block."""
+    """The first row and the row count of each block: blocks fit a processor's cache; if ``whole``, there is one block."""
     size = max(1, rows if whole else BLOCK // max(1, columns))
     return ((start, min(size, rows - start)) for start in range(0, rows, size))
 
 
 def _parts(left: Tensor, rows: Tensor, columns: int) -> list[tuple[Tensor, Tensor]]:
-    """Some rows, and the columns of the left factors that belong to them, a block at a time."""
+    """Some rows, and the matching columns of the left factors, a block at a time."""
     parts = [rows.narrow(0, *part) for part in _blocks(len(rows), columns)]
     return [(part, left.index_select(1, part)) for part in parts]

@@ -1,10 +1,10 @@
-r"""Random directions, kept or regenerated: two storages that give the same numbers.
+r"""Random directions, in two storages that give the same numbers: kept in memory, or regenerated from a seed.
 
-Every random family draws raw vectors :math:`z_1 \ldots z_q` with independent coordinates and mixes them,
+Every random family draws raw vectors :math:`z_1 \ldots z_q` with independent coordinates and mixes the vectors,
 :math:`u_j = \sum_i A_{ji} z_i`, with a small ``q x q`` matrix: a diagonal of scales, or the inverse Cholesky factor that makes
-them orthonormal. A raw vector is cut into chunks, each a random stream of its own that a seed determines, so directions need
-no memory: *seeded* directions regenerate the streams whenever they are used, *stored* directions keep what the same streams
-gave once. A process that holds shards of the parameters generates only the chunks that they lie in.
+directions orthonormal. A raw vector is cut into chunks, and a seed determines a random stream for each chunk. *Seeded*
+directions regenerate the streams at each use and need no memory; *stored* directions keep the numbers of the same streams. A
+process that holds shards of the parameters generates only the chunks that contain its shards.
 """
 
 import copy
@@ -25,19 +25,19 @@ Storage = Literal["stored", "seeded"]
 
 
 class RandomFamily(Directions):
-    """Base of the families that mix raw random vectors.
+    """Base class of the random families, which mix raw random vectors.
 
     Args:
-        storage: ``"stored"`` keeps the ``q * d`` numbers, or this process's share of them: fast. ``"seeded"`` keeps a
-            seed and draws the numbers again at every use: no memory, more time. Both give the same directions.
+        storage: ``"stored"`` keeps the ``q * d`` numbers, or this process's share of them, which is fast. ``"seeded"`` keeps a
+            seed and draws the numbers again at every use, which takes no memory, but more time. Both give the same directions.
 
     Raises:
-        InvalidArgumentError: If ``storage`` is neither.
+        InvalidArgumentError: If ``storage`` is something else.
     """
 
     def __init__(self, storage: Storage = "stored") -> None:
         if storage not in get_args(Storage):
-            raise InvalidArgumentError(f"`storage` must be one of {get_args(Storage)}, got {storage!r}.")
+            raise InvalidArgumentError(f"`storage` must be {' or '.join(map(repr, get_args(Storage)))}, got {storage!r}.")
         self.storage = storage
 
     def seeded(self) -> Directions:
@@ -57,9 +57,9 @@ class RandomFamily(Directions):
         """Raw coordinates: independent, with mean zero and variance one; standard normal unless a family overrides it.
 
         Args:
-            size: How many.
-            generator: Generator on the device that they are wanted on.
-            dtype: Floating-point type that they are wanted in.
+            size: Number of coordinates.
+            generator: Random generator, on the device of the coordinates.
+            dtype: Floating-point type of the coordinates.
 
         Returns:
             Shape ``(size,)``.
@@ -71,7 +71,7 @@ class RandomFamily(Directions):
         """The matrix ``A`` that turns raw vectors into directions.
 
         Args:
-            seeded: The directions being drawn, whose raw streams can be read; sums over them are to be totalled over
+            seeded: The directions that are being drawn, whose raw streams can be read. Add up sums over the streams over
                 ``seeded.shards``.
 
         Returns:

@@ -17,9 +17,9 @@ class GaussianDirections(RandomFamily):
 
     References:
         Nesterov & Spokoiny, "Random Gradient-Free Minimization of Convex Functions", Foundations of Computational
-        Mathematics 17 (2017), where the directions are left unscaled.
+        Mathematics 17 (2017), where the directions are not scaled.
     """
 
     def mixing(self, seeded: SeededDirections) -> Tensor:
-        r"""See :meth:`RandomFamily.mixing`: :math:`1/\sqrt d`."""
+        r"""See :meth:`RandomFamily.mixing`; the scale is :math:`1/\sqrt d`."""
         return torch.eye(seeded.count, dtype=torch.float64, device="cpu").div(seeded.dimension**0.5)

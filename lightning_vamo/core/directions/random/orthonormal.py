@@ -12,9 +12,9 @@ class OrthonormalDirections(RandomFamily):
 
     .. math:: U = L^{-1} Z, \qquad Z_{ji} \sim \mathcal{N}(0, 1), \qquad Z Z^\top = L L^\top
 
-    With :math:`\alpha = q/d` they remove exactly the share :math:`q/d` of the gradient's variance at the snapshot, and with
-    :math:`q = d` VAMO is first-order SVRG. Seeded storage combines up to ``q`` raw vectors for each direction, so a sweep
-    generates :math:`q^2/2` vectors per batch.
+    With :math:`\alpha = q/d` orthonormal directions remove exactly the share :math:`q/d` of the gradient's variance at the
+    snapshot, and with :math:`q = d` VAMO is first-order SVRG. Seeded storage combines up to ``q`` raw vectors for each
+    direction, so a sweep generates :math:`q^2/2` vectors per batch.
 
     Args:
         storage: ``"stored"`` (``q * d`` numbers) or ``"seeded"`` (a seed and a ``q x q`` matrix).
@@ -23,7 +23,7 @@ class OrthonormalDirections(RandomFamily):
     orthonormal = True
 
     def mixing(self, seeded: SeededDirections) -> Tensor:
-        """See :meth:`RandomFamily.mixing`: the inverse Cholesky factor of the Gram matrix, in float64."""
+        """See :meth:`RandomFamily.mixing`; the matrix is the inverse Cholesky factor of the Gram matrix, in float64."""
         gram = torch.zeros(seeded.count, seeded.count, dtype=torch.float64, device="cpu")
         for parts in zip(*(seeded.raw(index) for index in range(seeded.count)), strict=True):
             raw = torch.stack(parts).double()

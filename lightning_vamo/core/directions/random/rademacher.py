@@ -21,10 +21,10 @@ class RademacherDirections(RandomFamily):
     """
 
     def sample(self, size: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-        """See :meth:`RandomFamily.sample`: random signs."""
+        """See :meth:`RandomFamily.sample`; the coordinates are random signs."""
         signs = torch.empty(size, dtype=dtype, device=generator.device)
         return signs.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
 
     def mixing(self, seeded: SeededDirections) -> Tensor:
-        r"""See :meth:`RandomFamily.mixing`: :math:`1/\sqrt d`."""
+        r"""See :meth:`RandomFamily.mixing`; the scale is :math:`1/\sqrt d`."""
         return torch.eye(seeded.count, dtype=torch.float64, device="cpu").div(seeded.dimension**0.5)

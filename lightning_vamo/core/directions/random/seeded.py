@@ -17,7 +17,7 @@ from lightning_vamo.core.small import Small, small, tensor_of
 
 
 class RawVectors(Protocol):
-    """The description of a random family's raw vectors: how to sample a vector and how to mix the vectors."""
+    """The two methods of a random family that seeded directions need: sample raw coordinates, and mix raw vectors."""
 
     def sample(self, size: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Raw coordinates, shape ``(size,)``."""
@@ -30,7 +30,7 @@ class SeededDirections(ProbeDirections):
     """Directions that are regenerated from a seed at every use.
 
     Args:
-        family: Supplies the raw coordinates and how to mix them.
+        family: Gives the raw coordinates, and the matrix that mixes raw vectors.
         parameters: Tensors that give the shapes, types, devices and placements.
         count: ``q``, the number of directions.
         seed: The seed of the draw.
@@ -58,7 +58,7 @@ class SeededDirections(ProbeDirections):
         return self._weights.to(self._device, non_blocking=True)  # or a step would wait for a GPU
 
     def sizes(self) -> list[list[int]]:
-        """See :meth:`ProbeDirections.sizes`: of each chunk, as many numbers as this process needs."""
+        """See :meth:`ProbeDirections.sizes`; a part is what this process needs of a chunk."""
         return [[chunk.part.stop - chunk.part.start for chunk in chunks] for chunks in self._chunks]
 
     def raw(self, index: int) -> Iterator[Tensor]:
@@ -72,13 +72,13 @@ class SeededDirections(ProbeDirections):
             yield self._family.sample(chunk.size, generator, chunk.dtype)[chunk.part]
 
     def parts(self, index: int) -> Iterator[Tensor]:
-        """See :meth:`ProbeDirections.parts`: chunks of the random streams."""
+        """See :meth:`ProbeDirections.parts`; the parts are chunks of the random streams."""
         support, weights = zip(*self._terms[index], strict=True)
         for parts in _in_step([self.raw(i) for i in support]):
             yield combination(weights, parts)
 
     def directions(self) -> Iterator[Iterator[Tensor]]:
-        """All directions, a chunk at a time: ``q`` tensors in float32 or wider per chunk. Each raw number is drawn once."""
+        """All directions, a chunk at a time: ``q`` tensors in float32 or wider per chunk; each raw number is drawn once."""
         for parts in zip(*map(self.raw, range(self.count)), strict=True):
             yield (combination([weight for _, weight in row], [parts[i] for i, _ in row]) for row in self._terms)
 
@@ -97,7 +97,7 @@ class SeededDirections(ProbeDirections):
         return (self._mixing @ raw).to(self._dtype)
 
     def _project_raw(self, index: int, vectors: Sequence[Tensor | None]) -> Tensor:
-        # In float64: near q = d the mixing's weights are large and alternate in sign.
+        # In float64, since near q = d the weights of the mixing are large and alternate in sign.
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for piece, part in zip(self._pieces(vectors), self.raw(index), strict=True):
             if piece is not None:
@@ -111,7 +111,7 @@ class SeededDirections(ProbeDirections):
         streams = _in_step([self.raw(index) for index in range(self.count)])
         for piece, parts in zip(self._pieces(vectors), streams, strict=True):
             if piece is None:
-                for _ in parts:  # drawn, for the streams to stay in step
+                for _ in parts:  # drawn all the same, so that the streams stay in step
                     pass
             else:
                 step = combination(weights.to(piece.device), parts)
@@ -120,7 +120,7 @@ class SeededDirections(ProbeDirections):
         return small(total)
 
     def _pieces(self, vectors: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
-        """The chunks of ``vectors``, in step with :meth:`raw`; ``None`` for each chunk of a missing one."""
+        """The chunks of ``vectors``, in step with :meth:`raw`; ``None`` for each chunk of a missing vector."""
         for vector, sizes in zip(vectors, self.sizes(), strict=True):
             yield from [None] * len(sizes) if vector is None else pieces(vector, sizes)
 
@@ -129,11 +129,11 @@ def combination(weights: Sequence[float] | Tensor, parts: Iterable[Tensor]) -> T
     """The weighted sum of ``parts``; several parts are summed in float64, since weights near q = d are large and alternate.
 
     Args:
-        weights: One weight per part: numbers, or a tensor, which on a GPU is not synchronised with.
-        parts: Tensors of one shape, as many as weights, at least one; they need not exist at the same time.
+        weights: A weight for each part, as numbers or as a tensor; a tensor on a GPU is not waited for.
+        parts: Tensors of the same shape, at least one; they need not exist at the same time.
 
     Returns:
-        A new tensor of their shape and type.
+        A new tensor of the parts' shape and type.
     """
     remaining = iter(parts)
     part = next(remaining)
@@ -150,7 +150,7 @@ def combination(weights: Sequence[float] | Tensor, parts: Iterable[Tensor]) -> T
 
 
 def _in_step(streams: Sequence[Iterator[Tensor]]) -> Iterator[Iterator[Tensor]]:
-    """Like ``zip``, but lazy: read each group to its end before the next group."""
+    """Like ``zip``, but lazy: each group must be read to its end before the next group."""
     first, *others = streams
     for part in first:
         yield itertools.chain((part,), map(next, others))

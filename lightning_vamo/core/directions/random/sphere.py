@@ -12,8 +12,8 @@ class SphereDirections(RandomFamily):
 
     .. math:: u_j = z_j / \lVert z_j \rVert, \qquad z_j \sim \mathcal{N}(0, I_d)
 
-    Independent directions are nearly, not exactly, orthogonal: with the best coefficient, :math:`\alpha = q/(d+q-1)`, ``q`` of
-    them remove the share :math:`q/(d+q-1)` of the gradient's variance.
+    Independent directions are nearly, but not exactly, orthogonal: with the best coefficient, :math:`\alpha = q/(d+q-1)`, ``q``
+    directions remove the share :math:`q/(d+q-1)` of the gradient's variance.
 
     Args:
         storage: ``"stored"`` (``q * d`` numbers) or ``"seeded"`` (a seed, regenerated at every use).
@@ -29,6 +29,6 @@ class SphereDirections(RandomFamily):
     """
 
     def mixing(self, seeded: SeededDirections) -> Tensor:
-        """See :meth:`RandomFamily.mixing`: one over each raw vector's norm."""
+        """See :meth:`RandomFamily.mixing`; the scale is one over the norm of each raw vector."""
         squares = [sum(float(part.double().square().sum()) for part in seeded.raw(i)) for i in range(seeded.count)]
         return torch.diag(seeded.shards.total(torch.tensor(squares, dtype=torch.float64, device="cpu")).rsqrt())

@@ -13,7 +13,7 @@ from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import ShardGroup, local
 from lightning_vamo.core.small import Small, small, tensor_of
 
-# Numbers that a correction of stored directions treats at a time on a CPU, so that they are read from memory once.
+# How many numbers a correction with stored directions treats at a time on a CPU, so that they are read from memory once.
 BLOCK = 2**18
 
 
@@ -21,12 +21,12 @@ class StoredDirections(ProbeDirections):
     """Directions kept in memory: ``q`` rows for each parameter, or for this process's shard of the parameter.
 
     Args:
-        rows: Of each parameter, ``q`` rows of its numbers; see :func:`stored_rows`.
+        rows: For each parameter, ``q`` rows of its numbers; see :func:`stored_rows`.
         dimension: ``d``, the number of coordinates in all processes.
         shards: The processes that hold the parameters together.
 
     Attributes:
-        rows: What was given.
+        rows: The rows of each parameter.
     """
 
     def __init__(self, rows: list[Tensor], dimension: int, shards: ShardGroup) -> None:
@@ -34,7 +34,7 @@ class StoredDirections(ProbeDirections):
         self.dimension = dimension
         self.shards = shards
         self.rows = rows
-        # What a correction subtracts is computed here on a CPU, where allocating as much would take longer than filling it.
+        # Memory for the vector that a correction subtracts: on a CPU, to allocate it takes longer than to fill it.
         size = min(BLOCK, max(part.shape[1] for part in rows))
         self._buffers = {part.dtype: torch.empty(size, dtype=part.dtype, device="cpu") for part in rows}
 
@@ -76,8 +76,8 @@ class StoredDirections(ProbeDirections):
         return small(torch.stack([each.to(weights.device) for each in products]).double().view(-1, 3).sum(dim=0))
 
     def _subtract(self, vector: Tensor, rows: Tensor, weights: Tensor) -> list[Tensor]:
-        """Subtract a combination of ``rows`` from a flat vector, in place; returns the inner products, block by block."""
-        # A GPU takes all at once: it has the bandwidth, and would wait for the launch of each block's kernels.
+        """Subtract a combination of ``rows`` from a flat vector, in place; return the inner products, block by block."""
+        # A GPU takes all rows at once: it has the bandwidth, and would wait for the launch of each block's kernels.
         on_cpu = rows.device.type == "cpu"
         blocks: Iterable[tuple[Tensor, Tensor]] = [(vector, rows)]
         if on_cpu and len(vector) > BLOCK:
@@ -92,15 +92,15 @@ class StoredDirections(ProbeDirections):
 
 
 def stored_rows(seeded: SeededDirections, parameters: Sequence[Tensor], wide: bool = False) -> list[Tensor]:
-    """Draw directions once, each raw number one time, and keep them.
+    """Draw all numbers of seeded directions once, and keep the numbers.
 
     Args:
-        seeded: Where the numbers come from.
+        seeded: The directions to draw.
         parameters: Tensors that give the shapes, types and devices.
-        wide: Whether to keep them in float32 or wider, whatever the parameters' type.
+        wide: Whether to keep the numbers in float32 or wider, even if the parameters' type is narrower.
 
     Returns:
-        Of each parameter, or shard of one, ``q`` rows of its numbers.
+        For each parameter, or its shard, ``q`` rows of its numbers.
     """
     table = []
     stream = seeded.directions()

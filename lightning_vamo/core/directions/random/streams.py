@@ -1,4 +1,4 @@
-"""Random streams that can be read from any chunk on, so that a process generates only the chunks that it holds."""
+"""Random streams in chunks with seeds of their own, so that a process generates only the chunks that it needs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import first_number, local
 
-# Numbers generated at a time. It is part of the definition of the random streams: another value gives other directions.
+# How many numbers a chunk has. The value is part of the definition of the random streams: another value gives other directions.
 CHUNK = 2**18
 
 
@@ -18,11 +18,11 @@ class Chunk:
     """A chunk of a raw vector, and the part of it that this process needs.
 
     Attributes:
-        stream: Its number among the chunks of all parameters.
-        size: How many numbers it has.
-        part: Those that belong to the shard of this process.
-        dtype: Type to draw them in, float32 or wider.
-        device: Device to draw them on.
+        stream: Number of the chunk among the chunks of all parameters.
+        size: How many numbers the chunk has.
+        part: The part of the chunk that belongs to the shard of this process.
+        dtype: Type in which the numbers are drawn, float32 or wider.
+        device: Device on which the numbers are drawn.
     """
 
     stream: int
@@ -36,12 +36,12 @@ def pieces(tensor: Tensor, sizes: int | list[int]) -> Iterator[Tensor]:
     """The tensor's numbers in this process, as flat pieces that can be written to.
 
     Args:
-        tensor: Any tensor; it changes as its pieces do.
+        tensor: Any tensor; writing to a piece changes the tensor.
         sizes: How many numbers each piece has.
 
     Yields:
-        The pieces, in order. Where the layout has no flat view they are parts of a copy, which is written back after the last
-        one: run the iterator to its end.
+        The pieces, in order. If the tensor's memory layout has no flat view, the pieces are parts of a copy, which is written
+        back after the last piece: run the iterator to its end.
     """
     held = local(tensor)
     flat = held.reshape(-1)
@@ -53,15 +53,15 @@ def pieces(tensor: Tensor, sizes: int | list[int]) -> Iterator[Tensor]:
 def stream_seed(seed: int, stream: int) -> int:
     """The seed of a random stream of a draw.
 
-    Torch's CPU generator reads only the low 32 bits of a seed. Within a draw those differ from stream to stream, since the
-    finalizer of MurmurHash3 is a bijection, and neighbouring streams get seeds that are far apart.
+    Torch's CPU generator reads only the low 32 bits of a seed. Within a draw, these bits differ from stream to stream, since
+    the finalizer of MurmurHash3 is a bijection, and neighbouring streams get seeds that are far apart.
 
     Args:
-        seed: The seed of the draw, 63 bits.
-        stream: Which stream, below ``2**32``.
+        seed: The seed of the draw, of 63 bits.
+        stream: Number of the stream, below ``2**32``.
 
     Returns:
-        63 bits.
+        The seed of the stream, of 63 bits.
     """
     mask = 2**32 - 1
     low = (seed + stream) & mask
@@ -76,14 +76,14 @@ def stream_count(parameter: Tensor) -> int:
 
 
 def chunks_of(parameter: Tensor, stream: int) -> list[Chunk]:
-    """The chunks of a raw vector that this process's part of a parameter lies in.
+    """The chunks of a raw vector that contain this process's part of a parameter.
 
     Args:
         parameter: The parameter.
-        stream: Number of its first chunk.
+        stream: Number of the parameter's first chunk.
 
     Returns:
-        The chunks, in order; none where the part is empty.
+        The chunks, in order; empty if this process has no part.
     """
     part = local(parameter)
     begin = first_number(parameter)

@@ -104,14 +104,11 @@ def test_carried_rows(tmp_path):
 
 
 def test_the_gpu_benchmark_runs_dry(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--dry-run", "--skip-tests", "--models", "MLP"]
-    command += ["--json", str(tmp_path / "gpu.json"), "--markdown", str(tmp_path / "gpu.md")]
-    done = subprocess.run(
-        command, check=True, capture_output=True, text=True, timeout=1800, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    figures = json.loads((tmp_path / "gpu.json").read_text())
-    assert {(run["precision"], run["compiled"]) for run in figures["runs"]} == {("32-true", None), ("bf16-mixed", "eager")}
-    assert all(run["step"] > 0 and not run["note"] for run in figures["runs"]), done.stderr
-    swept = [run["method"] for run in figures["runs"] if run["forward"] is not None]
+    arguments = ["--dry-run", "--skip-tests", "--models", "MLP", "--json", tmp_path / "gpu.json"]
+    done = run(tmp_path, "gpu.py", *arguments, "--markdown", tmp_path / "gpu.md")
+    runs = json.loads((tmp_path / "gpu.json").read_text())["runs"]
+    assert {(found["precision"], found["compiled"]) for found in runs} == {("32-true", None), ("bf16-mixed", "eager")}
+    assert all(found["step"] > 0 and not found["note"] for found in runs), done.stderr
+    swept = [found["method"] for found in runs if found["forward"] is not None]
     assert swept == ["plain", "VAMO, sweeps, q = 4"] * 2
     assert (tmp_path / "gpu.md").read_text() in done.stdout

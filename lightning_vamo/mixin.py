@@ -90,11 +90,7 @@ class VAMOMixin:
             loss: Tensor | None = own(batch, batch_idx)
             return loss
         step: Callable[..., Any] = self.training_step  # type: ignore[attr-defined]
-        output = step(*compat.step_arguments(step, batch, batch_idx))
-        if isinstance(output, Tensor):  # the usual case: Lightning's way of reading the output would make a copy
-            return output
-        loss, _ = compat.step_output(output, 1)
-        return loss
+        return compat.step_loss(step(*compat.step_arguments(step, batch, batch_idx)))
 
 
 _Module = TypeVar("_Module", bound=LightningModule)
@@ -181,4 +177,7 @@ def _driven(user_step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _driver(trainer: Trainer) -> Driver | None:
-    return next((callback.driver for callback in trainer.callbacks if isinstance(callback, DrivingCallback)), None)  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, DrivingCallback):
+            return callback.driver
+    return None

@@ -63,9 +63,9 @@ def typed(values: Small, like: Small) -> Small:
 
 
 def zeros(*shape: int, device: torch.device) -> Small:
-    """Zeros for sums of numbers whose gradients are on ``device``."""
+    """Zeros for sums of numbers whose gradients are on ``device``; without a shape one number, of Python on a CPU."""
     if device.type == "cpu":
-        return np.zeros(shape)
+        return np.zeros(shape) if shape else 0.0
     return torch.zeros(shape, dtype=torch.float64, device=device)
 
 
@@ -89,6 +89,11 @@ def tensor_of(values: Small, dtype: torch.dtype = torch.float64) -> Tensor:
     if isinstance(values, Tensor):
         return values.to(dtype)
     return torch.from_numpy(np.asarray(values, _TYPES[dtype]))
+
+
+def one_of(tensor: Tensor, device: torch.device) -> Small:
+    """A tensor's only number, in the form that gradients on ``device`` use: as :func:`zeros` without a shape gives it."""
+    return float(tensor) if device.type == "cpu" else tensor.to(device, torch.float64)
 
 
 def stacked(*values: Small) -> Small:

@@ -140,11 +140,7 @@ class Measurement:
         settings = self.settings
         parameters = trainable_parameters(trainer.optimizers)
         count = min(settings.batches, plan.length)
-        if count < FEWEST_BATCHES:
-            raise UnsupportedError(
-                f"The epoch has {plan.length} batches, but to measure the noise of gradients takes at least"
-                f" {FEWEST_BATCHES} batches: use more data, or smaller batches."
-            )
+        _check_enough(plan)
         held = plan.first(count // 2)  # the first batches, so that their sweep need not skip others
         generator = seeded(trainer.strategy.broadcast(torch.initial_seed()) if settings.seed is None else settings.seed)
         learning = BatchGradients(trainer, module, plan, parameters, range(held.length, count), self.advance)
@@ -233,6 +229,14 @@ class Measurement:
         advice.on_not_finite(swept.not_finite, len(swept.deltas))
         advice.on_snr(swept.snr, swept.trend, swept.mu, central=settings.difference == "central", mixed=mixed, tf32=tf32)
         return swept, (now(module.device) - began[0]) / swept.evaluations
+
+
+def _check_enough(plan: Plan) -> None:
+    if plan.length < FEWEST_BATCHES:
+        raise UnsupportedError(
+            f"The epoch has {plan.length} batches, but to measure the noise of gradients takes at least {FEWEST_BATCHES}"
+            " batches: use more data, or smaller batches."
+        )
 
 
 def _learned(

@@ -92,7 +92,7 @@ def step_of(shapes, count=4, device="cpu"):
 
 
 @pytest.mark.parametrize(
-    ("model", "most"), [("softmax regression", 8), ("perceptron", 16), ("residual network", 75), ("transformer", 160)]
+    ("model", "most"), [("softmax regression", 6), ("perceptron", 14), ("residual network", 70), ("transformer", 150)]
 )
 @torch.no_grad()
 def test_a_step_adds_few_operations(model, most):

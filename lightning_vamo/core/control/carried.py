@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_vamo.core.control.bounds import bounded
 from lightning_vamo.core.control.rows import Rows
 from lightning_vamo.core.directions.slopes import Slopes
-from lightning_vamo.core.small import Small, library, product, small, tensor_of, zeros
+from lightning_vamo.core.small import Small, product, small, tensor_of, zeros
 from lightning_vamo.errors import InvalidArgumentError
 
 
@@ -149,13 +149,16 @@ class CarriedRows(Rows):
                 makes the optimizer skip the step, the row stays as it is.
             accumulated: The number that the loss of each batch was divided by.
         """
-        rows = {key // self.group for key in keys}
-        if len(rows) != 1:
+        if not keys or (len(keys) > 1 and len({key // self.group for key in keys}) > 1):
             return
-        [row] = rows
-        new = slopes.coordinates * (accumulated / len(keys))
-        self._rows[row] = library(new).where(slopes.finite, new, self._rows[row])
-        self._known[row] = self._known[row].clip(slopes.counted)
+        row = keys[0] // self.group
+        new = slopes.coordinates if len(keys) == accumulated else slopes.coordinates * (accumulated / len(keys))
+        finite = slopes.finite
+        if isinstance(finite, Tensor):
+            self._rows[row] = torch.where(finite, new, self._rows[row])
+            self._known[row] = self._known[row].clip(slopes.counted)
+        elif finite:
+            self._rows[row], self._known[row] = new, 1.0
         self._touched = True
 
     def turn(self, turning: Tensor) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.directions.slopes import Slopes
-from lightning_vamo.core.small import Small, placed, small, stacked, tensor_of, zeros
+from lightning_vamo.core.small import Small, library, placed, small, tensor_of, zeros
 
 
 class Coefficient(ABC):
@@ -115,6 +115,8 @@ class Regression(Coefficient):
         # Exponentially weighted sums of c, r, c r, r r and 1, and the present weight of the prior.
         self._sums = zeros(6, count, device=torch.device("cpu"))
         self._sums[5] = prior
+        # What a step adds to the sums, in memory that all steps reuse.
+        self._seen: Small | None = None
 
     def factors(self, progress: float = 0.0) -> Tensor:
         """See :meth:`Coefficient.factors`."""
@@ -124,9 +126,9 @@ class Regression(Coefficient):
         """See :meth:`Coefficient.numbers`."""
         if isinstance(spread, Tensor):
             self._sums = placed(self._sums, spread.device)  # before the first step of a run they are on the CPU
-        c, r, both, square, weight, prior = self._sums
+        _, r, _, _, weight, prior = sums = self._sums
         # W^2 times the covariance and the variance.
-        covariance, variance = weight * both - c * r, weight * square - r * r
+        covariance, variance = weight * sums[2:4] - r * sums[:2]
         if spread is not None:
             return (covariance / (variance + _DOUBT * prior * weight * spread + _TINY)).clip(0, 1)
         # If all rows were the same, the estimate is 1.
@@ -141,11 +143,19 @@ class Regression(Coefficient):
                 optimizer skip the step, the step is left out.
             row: The centred row of the table that belongs to the step, shape ``(q,)``.
         """
-        c, zero = slopes.coordinates, row * 0
-        self._sums = placed(self._sums, slopes.device)
-        seen = stacked(c, row, c * row, row * row, zero + 1, zero)
         counted = slopes.counted
-        self._sums = self._sums * (1 - counted / self.memory) + seen * counted
+        if not isinstance(counted, Tensor) and not counted:
+            return
+        self._sums = sums = placed(self._sums, slopes.device)
+        if self._seen is None or library(self._seen) is not library(sums):
+            self._seen = zeros(*sums.shape, device=slopes.device)
+            self._seen[4] = 1.0
+        seen = self._seen
+        seen[0], seen[1] = slopes.coordinates, row
+        library(seen).multiply(seen[:2], row, out=seen[2:4])
+        if isinstance(counted, Tensor):
+            seen = seen * counted
+        self._sums = sums * (1 - counted / self.memory) + seen
 
     def resized(self, count: int) -> "Regression":
         """A regression for another number of directions: the first directions keep their sums, further ones begin anew."""

@@ -46,7 +46,8 @@ class Correction:
         self.control = control
         self.own: Rows = control if own is None else own
         self.coefficient = Constant() if coefficient is None else coefficient
-        self._factors: Small = 1.0
+        self.used: Small = 1.0
+        """The factors of the rows that the last step used, as numbers for :mod:`~lightning_vamo.core.small` arithmetic."""
 
     @contextmanager
     def withheld(
@@ -108,48 +109,76 @@ class Correction:
         Raises:
             UnsupportedError: If a gradient is sparse.
         """
-        gradients = [parameter.grad for parameter in self.parameters]
-        if not rows or self.control.beta == 0 or all(gradient is None for gradient in gradients):
+        moments = self.remove(rows, accumulated, scale, progress, slopes)
+        return None if moments is None else tensor_of(moments)
+
+    def remove(
+        self,
+        rows: Sequence[Any],
+        accumulated: int = 1,
+        scale: Callable[[Tensor], Tensor] | None = None,
+        progress: float = 0.0,
+        slopes: Slopes | None = None,
+    ) -> Small | None:
+        """Like :meth:`apply`, with a result for :mod:`~lightning_vamo.core.small` arithmetic.
+
+        Args:
+            rows: See :meth:`apply`.
+            accumulated: See :meth:`apply`.
+            scale: See :meth:`apply`.
+            progress: See :meth:`apply`.
+            slopes: See :meth:`apply`.
+
+        Returns:
+            See :meth:`apply`.
+
+        Raises:
+            UnsupportedError: See :meth:`apply`.
+        """
+        gradients, control = [parameter.grad for parameter in self.parameters], self.control
+        if not rows or control.beta == 0 or not any_present(gradients):
             return None
-        check_dense(gradients)
-        row = self._row(self.control, rows, accumulated)
+        row = self._row(control, rows, accumulated)
         weights, unit = self._weighted(row, progress), 1.0
         if scale is not None:
             coefficients = tensor_of(weights)
             weights, unit = small(scale(coefficients)), small(scale(torch.ones((), device=coefficients.device)))
-        if self.control.wants_slopes or self.coefficient.wants_slopes:
+        if control.wants_slopes or self.coefficient.wants_slopes:
             # Measured before the correction. The slopes change the factors and the rows of later steps only.
             if slopes is None:
                 slopes = self.directions.measure(gradients).times(1 / unit)
-            self.control.refresh(rows, slopes, accumulated)
-            if self.control.ready:
+            control.refresh(rows, slopes, accumulated)
+            if control.ready:
                 self.coefficient.observe(slopes, row)
-        if not self.control.ready:
+        if not control.ready:
             return None
-        if slopes is not None and scale is not None:
+        if scale is not None and slopes is not None:
             slopes = slopes.times(unit)
         square, product, step = self.directions.remove_(gradients, weights, slopes)
-        moments = stacked(square, 2 * product - step) / unit**2
-        return tensor_of(finite_or_zero(moments, all_finite(moments)))
+        removed = 2 * product - step
+        moments = stacked(square, removed) if scale is None else stacked(square, removed) / unit**2
+        finite = all_finite(moments)
+        return moments if finite is True else finite_or_zero(moments, finite)
 
     @staticmethod
     def _row(control: Rows, keys: Sequence[Any], accumulated: int) -> Small:
         """The mean row of a step's batches."""
-        rows = [control.row(key) for key in keys]
-        return rows[0] if len(rows) == accumulated == 1 else stacked(*rows).sum(0) / accumulated
+        if len(keys) == accumulated == 1:
+            return control.row(keys[0])
+        return stacked(*[control.row(key) for key in keys]).sum(0) / accumulated
 
     def _weighted(self, row: Small, progress: float) -> Small:
         """A row with the factors of the coming step."""
         factors = self.coefficient.numbers(progress, self.control.spread)
         if not isinstance(factors, float) and isinstance(row, Tensor):
             factors = placed(factors, row.device)
-        self._factors = factors
+        self.used = factors
         return row * factors
 
     @property
     def factors(self) -> Tensor | float:
         """The factors of the rows that the last step used."""
-        return self._factors if isinstance(self._factors, float) else tensor_of(self._factors)
+        return self.used if isinstance(self.used, float) else tensor_of(self.used)
 
     def total(self, moments: Tensor) -> Tensor:
         """Add up the results of :meth:`apply` over all shards; every process must call this method.
@@ -172,10 +201,30 @@ def check_dense(gradients: Sequence[Tensor | None]) -> None:
     Raises:
         UnsupportedError: If a gradient is sparse.
     """
-    if any(gradient is not None and gradient.is_sparse for gradient in gradients):
-        raise UnsupportedError(
-            "A parameter has a sparse gradient, which cannot be corrected: pass `sparse=False` to the embedding layer."
-        )
+    any_present(gradients)
+
+
+def any_present(gradients: Sequence[Tensor | None]) -> bool:
+    """Tell whether there is a gradient, and refuse sparse gradients as :func:`check_dense` does.
+
+    Args:
+        gradients: The gradients.
+
+    Returns:
+        False if all are None.
+
+    Raises:
+        UnsupportedError: If a gradient is sparse.
+    """
+    present = False
+    for gradient in gradients:
+        if gradient is not None:
+            present = True
+            if gradient.is_sparse:
+                raise UnsupportedError(
+                    "A parameter has a sparse gradient, which cannot be corrected: pass `sparse=False` to the embedding layer."
+                )
+    return present
 
 
 def _added_once(part: Tensor) -> Callable[[Tensor], Tensor | None]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import ShardGroup, local
-from lightning_vamo.core.small import Small, small, tensor_of
+from lightning_vamo.core.small import Small, small, stacked, tensor_of
 from lightning_vamo.errors import UnsupportedError
 
 
@@ -96,7 +96,7 @@ class ProbeDirections(ABC):
             difference of norms would lose to rounding. For sharded tensors, the share of this process, so that a training step
             need not communicate.
         """
-        return tensor_of(self.remove_(vectors, small(coefficients.detach()), slopes))
+        return tensor_of(stacked(*self.remove_(vectors, small(coefficients.detach()), slopes)))
 
     @abstractmethod
     def remove_(self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None) -> Small:
@@ -108,7 +108,7 @@ class ProbeDirections(ABC):
             slopes: See :meth:`subtract_`.
 
         Returns:
-            See :meth:`subtract_`.
+            The three numbers of :meth:`subtract_`, one after another or in an array.
         """
 
     def sizes(self) -> list[list[int]]:

@@ -12,7 +12,7 @@ from lightning_vamo.core.directions.random.streams import CHUNK, pieces
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import is_sharded
-from lightning_vamo.core.small import Small, small, tensor_of
+from lightning_vamo.core.small import Small, small, stacked, tensor_of
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 
 
@@ -145,7 +145,7 @@ class _Masked(ProbeDirections):
     def remove_(self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None) -> Small:
         """See :meth:`ProbeDirections.remove_`."""
         kept = self._kept(vectors)
-        square, product, step = tensor_of(self._inner.remove_(kept, coefficients))
+        square, product, step = tensor_of(stacked(*self._inner.remove_(kept, coefficients)))
         for vector, inner, mask in zip(vectors, kept, self.masks, strict=True):
             if vector is not None and inner is not None:
                 flat, flags = vector.detach().reshape(-1), _whole(mask, vector.numel())

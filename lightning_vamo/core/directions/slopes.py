@@ -38,7 +38,7 @@ class Slopes:
         """
         values = small(coordinates) if isinstance(coordinates, Tensor) else coordinates
         finite = all_finite(values)
-        return cls(finite_or_zero(values, finite), finite, square)
+        return cls(values if finite is True else finite_or_zero(values, finite), finite, square)
 
     @property
     def device(self) -> torch.device:

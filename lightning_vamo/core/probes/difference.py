@@ -114,6 +114,8 @@ def scalar(loss: Tensor) -> Tensor:
     Raises:
         InvalidArgumentError: If the loss is something else, or complex.
     """
+    if isinstance(loss, Tensor) and loss.dim() == 0 and loss.dtype is torch.float32:
+        return loss.detach()  # most often
     if isinstance(loss, Tensor) and loss.is_complex():
         raise InvalidArgumentError(
             "`loss` must be a real number, got a complex tensor: return its real part, or the square of its absolute value."

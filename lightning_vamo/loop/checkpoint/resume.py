@@ -112,7 +112,7 @@ class Resumption:
         # Without a plan the loader begins anew, and a later plan begins with the next batch.
         cursor.first += state.position or 0 if state.plan is None else 0
         sums = read(Sums, state.sums, self._name)
-        sums.moments, sums.factors = moved(sums.moments), moved(sums.factors)
+        sums.place(device)
         clock = read(SnapshotClock, state.clock, self._name)
         plan = None if state.plan is None else resumed_plan(trainer, state.plan)
         if state.snapshot is not None:

@@ -147,7 +147,7 @@ def _state(trainer: Trainer, run: Run) -> RankState:
         validating=compat.in_validation(trainer),
         reloaded=compat.last_reload(trainer),
         cursor={**vars(run.cursor), "order": torch.tensor(order, dtype=torch.int64, device="cpu")},
-        sums=dict(vars(sums)),
+        sums=sums.state_dict(),
         clock=asdict(run.clock),
         learning=run.learning.state_dict(),
         plan=None if plan is None else plan_state(plan),

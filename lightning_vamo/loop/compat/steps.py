@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import _MockOptimizer
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -29,12 +30,10 @@ def is_compiled(module: LightningModule) -> bool:
     return module._compiler_ctx is not None
 
 
-@contextmanager
-def manual(module: LightningModule, is_manual: bool = True) -> Iterator[None]:
+def manual(module: LightningModule, is_manual: bool = True) -> AbstractContextManager[None]:
     """Make a context in which the module counts as optimized manually, or automatically."""
     # This attribute is what the property sets. The property would run all of `nn.Module.__setattr__`, four times a step.
-    with replaced(module, "_automatic_optimization", not is_manual):
-        yield
+    return replaced(module, "_automatic_optimization", not is_manual)
 
 
 @contextmanager
@@ -92,6 +91,14 @@ def step_output(output: Any, accumulate_grad_batches: int) -> tuple[Tensor | Non
     return result.closure_loss, {} if result.closure_loss is None else result.asdict()
 
 
+def step_loss(output: Any) -> Tensor | None:
+    """The loss in a step's return value, as it is; None where there is none."""
+    if isinstance(output, Tensor):  # the usual case, for which Lightning's reading is a copy too many per evaluation
+        return output
+    loss, _ = step_output(output, 1)
+    return loss
+
+
 def accumulates(trainer: Trainer) -> bool:
     """Whether the optimizer steps after a later batch: the current batch only adds to the gradient."""
     return trainer.fit_loop._should_accumulate()
@@ -110,8 +117,17 @@ def without_gradient_sync(trainer: Trainer) -> AbstractContextManager[None]:
 
 def run_training_step(trainer: Trainer, batch: Any, batch_idx: int) -> Any:
     """Call the module's ``training_step`` through the strategy, with the arguments of its signature."""
-    arguments = step_arguments(trainer.lightning_module.training_step, batch, batch_idx)
-    return call._call_strategy_hook(trainer, "training_step", *arguments)
+    module = trainer.lightning_module
+    arguments = step_arguments(module.training_step, batch, batch_idx)
+    if type(trainer.profiler) is not PassThroughProfiler:  # type: ignore[attr-defined]
+        return call._call_strategy_hook(trainer, "training_step", *arguments)
+    # What else the hook does takes as long as the forward pass of a small model: `nn.Module.__setattr__`, for the most part.
+    own = vars(module)
+    before, own["_current_fx_name"] = own.get("_current_fx_name"), "training_step"
+    try:
+        return trainer.strategy.training_step(*arguments)
+    finally:
+        own["_current_fx_name"] = before
 
 
 def step_arguments(step: Callable[..., Any], batch: Any, batch_idx: int) -> tuple[Any, ...]:

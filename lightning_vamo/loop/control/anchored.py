@@ -14,6 +14,7 @@ from lightning_vamo.core.control.anchored import Falling, Fixed, GradientCorrect
 from lightning_vamo.core.control.coefficients import Coefficient
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.sharding import is_sharded
+from lightning_vamo.core.small import Small, small
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_whole
@@ -60,9 +61,10 @@ class Anchored(Snapshot):
         return self.correction.parameters
 
     @property
-    def factors(self) -> Tensor | float:  # type: ignore[override]
+    def factors(self) -> Small:
         """See :class:`Snapshot`."""
-        return self.correction.factors
+        factors = self.correction.factors
+        return small(factors) if isinstance(factors, Tensor) else factors
 
     @abstractmethod
     def row(self, keys: Sequence[Any], accumulated: int, scale: Callable[[Tensor], Tensor] | None) -> list[Tensor] | None:
@@ -84,10 +86,11 @@ class Anchored(Snapshot):
         scale: Callable[[Tensor], Tensor] | None,
         progress: float,
         slopes: Slopes | None,
-    ) -> Tensor | None:
+    ) -> Small | None:
         """See :meth:`Snapshot.correct`."""
         row = self.row(rows, accumulated, scale) if rows else None
-        return None if row is None else self.correction.apply(row, scale, progress)
+        moments = None if row is None else self.correction.apply(row, scale, progress)
+        return None if moments is None else small(moments)
 
     def total(self, moments: Tensor) -> Tensor:
         """See :meth:`Snapshot.total`; the correction has added the numbers up already."""

@@ -16,6 +16,7 @@ from lightning_vamo.core.control.mixing import coefficient_of
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.probes.along import Along
+from lightning_vamo.core.small import Small
 from lightning_vamo.loop.control.learning import Learning
 from lightning_vamo.loop.control.probe_count import ProbeChoice
 from lightning_vamo.loop.control.settings import ProbeSettings
@@ -84,7 +85,7 @@ class Snapshot(ABC):
     epoch: int
     logs: dict[str, float]
     plan: Plan | None
-    factors: Tensor | float
+    factors: Small
 
     withholds: ClassVar[bool] = False
     """Whether :meth:`withheld` can keep a rank's part of a row out of the correction while other ranks correct as usual."""
@@ -107,8 +108,8 @@ class Snapshot(ABC):
         scale: Callable[[Tensor], Tensor] | None,
         progress: float,
         slopes: Slopes | None,
-    ) -> Tensor | None:
-        """Correct the gradients in ``.grad``: see :meth:`~lightning_vamo.core.control.correction.Correction.apply`."""
+    ) -> Small | None:
+        """Correct the gradients in ``.grad``: see :meth:`~lightning_vamo.core.control.correction.Correction.remove`."""
 
     def withheld(
         self, row: Any, accumulated: int, scale: Callable[[Tensor], Tensor] | None, progress: float
@@ -122,7 +123,7 @@ class Snapshot(ABC):
 
     @abstractmethod
     def total(self, moments: Tensor) -> Tensor:
-        """Add up the results of :meth:`correct` over all shards; every process must call this method."""
+        """Add up the results of :meth:`correct` over all shards, as a tensor; every process must call this method."""
 
     @abstractmethod
     def state_dict(self, trainer: Trainer) -> dict[str, Any]:

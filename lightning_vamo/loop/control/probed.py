@@ -12,6 +12,7 @@ from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.probes.along import Along
+from lightning_vamo.core.small import Small
 from lightning_vamo.loop.control.base import Control, Snapshot
 from lightning_vamo.loop.control.drawn import Drawn
 from lightning_vamo.loop.sweep.sweep import Sweep
@@ -64,9 +65,9 @@ class Probed(Snapshot):
         return self.directions.count
 
     @property
-    def factors(self) -> Tensor | float:  # type: ignore[override]
+    def factors(self) -> Small:
         """See :class:`Snapshot`."""
-        return self.correction.factors
+        return self.correction.used
 
     def correct(
         self,
@@ -75,9 +76,9 @@ class Probed(Snapshot):
         scale: Callable[[Tensor], Tensor] | None,
         progress: float,
         slopes: Slopes | None,
-    ) -> Tensor | None:
+    ) -> Small | None:
         """See :meth:`Snapshot.correct`."""
-        return self.correction.apply(rows, accumulated, scale, progress, slopes)
+        return self.correction.remove(rows, accumulated, scale, progress, slopes)
 
     def withheld(
         self, row: Any, accumulated: int, scale: Callable[[Tensor], Tensor] | None, progress: float

@@ -12,6 +12,7 @@ from lightning_vamo.core.control.anchored import GradientCorrection
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.probes.point import Point
 from lightning_vamo.core.sharding import local
+from lightning_vamo.core.small import Small
 from lightning_vamo.errors import NonFiniteLossError, UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.control.anchored import Anchored, AnchoredControl, is_finite
@@ -115,7 +116,7 @@ class RecomputedGradients(Anchored):
         scale: Callable[[Tensor], Tensor] | None,
         progress: float,
         slopes: Slopes | None,
-    ) -> Tensor | None:
+    ) -> Small | None:
         """See :meth:`Snapshot.correct`."""
         moments = super().correct(rows, accumulated, scale, progress, slopes)
         self.sum = None

@@ -3,8 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -13,8 +12,7 @@ from lightning_vamo.core.probes.along import Along
 from lightning_vamo.loop.ledger.seeds import Seeds
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """A batch that is trained on.
 
     Attributes:
@@ -26,7 +24,7 @@ class Step:
         last: Whether the batch is the last, so that the optimizer steps next.
         around_backward: Makes the context of a backward pass.
         seeds: The seeds of the run.
-        shared: Directions of the control variate, which the gradient must use too; None if there are no such directions.
+        shared: Directions of the control variate, for a gradient without a backward pass to use too; None if there are none.
     """
 
     trainer: Trainer
@@ -40,8 +38,7 @@ class Step:
     shared: Along | None = None
 
 
-@dataclass(frozen=True)
-class Evaluated:
+class Evaluated(NamedTuple):
     """The result of a batch: its outputs and its evaluations.
 
     Attributes:

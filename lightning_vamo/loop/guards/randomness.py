@@ -13,8 +13,8 @@ _KEY, _POSITION = 624 * 4, 4
 class RandomState:
     """The states of the global generators of torch, numpy and Python, and of CUDA if the model is on a CUDA device.
 
-    To set numpy's generator takes longer than the forward pass of a small model. Most models do not draw from numpy's
-    generator: for these models :meth:`settle` saves the time.
+    To set the generators of numpy and Python takes longer than the forward pass of a small model. Most models do not draw from
+    these two: for such models :meth:`settle` saves the time.
 
     Args:
         device: The model's device.
@@ -24,7 +24,7 @@ class RandomState:
         self._torch = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if device.type == "cuda" else None
         self._numpy = _numpy.state()
-        self._python = random.getstate()
+        self._python: tuple[Any, ...] | None = random.getstate()
 
     def set(self) -> None:
         """Set the generators to the remembered states."""
@@ -33,12 +33,19 @@ class RandomState:
             torch.cuda.set_rng_state_all(self._cuda)
         if self._numpy is not None:
             _numpy.set(self._numpy)
-        random.setstate(self._python)
+        if self._python is not None:
+            random.setstate(self._python)
 
     def settle(self) -> None:
-        """Leave numpy's generator alone from now on if its state has not changed, since the model does not draw from it."""
+        """Leave the generators of numpy and Python alone from now on if their states have not changed.
+
+        The model does not draw from a generator whose state has not changed. Torch's generator is set each time all the same:
+        most random numbers come from it, and to set its state takes no longer than to look at the state.
+        """
         if _numpy.state() is self._numpy:
             self._numpy = None
+        if self._python is not None and random.getstate() == self._python:
+            self._python = None
 
 
 class _Numpy:

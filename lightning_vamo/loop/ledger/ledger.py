@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from lightning_vamo.core.small import Small
 from lightning_vamo.loop.ledger.clocks import Stopwatch
 from lightning_vamo.loop.ledger.totals import Totals
 from lightning_vamo.report import MethodReport
@@ -48,7 +48,7 @@ class Ledger:
             yield
         self._row_evaluations += self.totals.forward_evaluations - before
 
-    def report(self, moments: Tensor | None) -> MethodReport:
+    def report(self, moments: Small | None) -> MethodReport:
         """The report of the totals, and of the epoch so far.
 
         Args:

@@ -32,6 +32,18 @@ class Totals:
     moment_removed: float = 0.0
     epochs: list[dict[str, float]] = field(default_factory=list)
 
+    def add_batch(self, forwards: int, backwards: int, trained: bool) -> None:
+        """Count a batch of a training step.
+
+        Args:
+            forwards: Forward passes of the batch.
+            backwards: Backward passes.
+            trained: Whether the batch gave a gradient.
+        """
+        self.forward_evaluations += forwards
+        self.backward_evaluations += backwards
+        self.batches += trained
+
     def add_sweep(self, evaluations: int, seconds: float, backwards: int = 0) -> None:
         """Count a sweep.
 

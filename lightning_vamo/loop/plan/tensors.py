@@ -22,6 +22,9 @@ def tensors_in(batch: Any) -> Iterator[Tensor]:
     """
     if isinstance(batch, Tensor):
         yield batch
+    elif type(batch) in (list, tuple):  # most often, and told faster than a mapping
+        for item in batch:
+            yield from tensors_in(item)
     elif isinstance(batch, Mapping):
         for value in batch.values():
             yield from tensors_in(value)

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lightning_vamo.core.small import Small, small, tensor_of
 from lightning_vamo.loop.plan.plan import Plan
 
 
@@ -60,10 +62,10 @@ class Sums:
 
     unused: int = 0
     steps: int = 0
-    factors: Tensor | float = 0.0
-    moments: Tensor | None = None
+    factors: Small = 0.0
+    moments: Small | None = None
 
-    def add(self, factors: Tensor | float, moments: Tensor) -> None:
+    def add(self, factors: Small, moments: Small) -> None:
         """Add a corrected step."""
         self.steps += 1
         self.factors = self.factors + factors
@@ -72,6 +74,18 @@ class Sums:
     def forget_factors(self) -> None:
         """Reset the sum of factors."""
         self.steps, self.factors = 0, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums, as plain types and tensors."""
+        factors = self.factors if isinstance(self.factors, float) else tensor_of(self.factors)
+        return {**vars(self), "factors": factors, "moments": None if self.moments is None else tensor_of(self.moments)}
+
+    def place(self, device: torch.device) -> None:
+        """Bring sums of :meth:`state_dict` to the form that gradients on a device use."""
+        for name in ("factors", "moments"):
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                setattr(self, name, small(value.to(device)))
 
 
 @dataclass

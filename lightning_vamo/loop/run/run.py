@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 
+from lightning_vamo.core.small import Small, tensor_of
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.control.base import Here, Snapshot
 from lightning_vamo.loop.control.learning import Learning
@@ -172,7 +172,7 @@ class Run:
         snapshot = self.method.control.take(self.here(trainer, module), before)
         self.snapshot = snapshot
         if snapshot is not None:
-            if isinstance(self.sums.factors, Tensor) and len(self.sums.factors) != snapshot.count:
+            if not isinstance(self.sums.factors, float) and len(self.sums.factors) != snapshot.count:
                 self.sums.forget_factors()  # factors of other directions cannot be added to those of the new directions
             if before is None or snapshot.plan is None or snapshot.plan is not before.plan:
                 self.cursor.follow(snapshot.plan)
@@ -232,8 +232,7 @@ class Run:
         moments, self.sums.moments = self.sums.moments, None
         if moments is None:
             return {}
-        if self.snapshot is not None:
-            moments = self.snapshot.total(moments)
+        moments = tensor_of(moments) if self.snapshot is None else self.snapshot.total(tensor_of(moments))
         before, removed = moments.tolist()
         self.ledger.totals.add_moments(before, removed)
         return {"variance_removed": removed / before if before else 0.0}
@@ -241,7 +240,9 @@ class Run:
     def _tell(self, trainer: Trainer) -> None:
         """Report the steps since the last report to the choice of the number of probes."""
         if self.choice is not None:
-            self.choice.used(trainer, self.sums.factors, self.sums.steps, *self.ledger.tell_rows())
+            factors = self.sums.factors
+            factors = factors if isinstance(factors, float) else tensor_of(factors)
+            self.choice.used(trainer, factors, self.sums.steps, *self.ledger.tell_rows())
             self.sums.forget_factors()
 
     # ---- steps
@@ -269,10 +270,8 @@ class Run:
         self, trainer: Trainer, module: LightningModule, evaluated: Evaluated, *, first: bool, last: bool
     ) -> None:
         """Correct the gradient, once all batches of the step are in it."""
-        self.ledger.totals.forward_evaluations += evaluated.forwards
-        self.ledger.totals.backward_evaluations += evaluated.backwards
-        self.ledger.totals.batches += not evaluated.skipped
-        snapshot, learner = self.snapshot, self.learning.learner
+        self.ledger.totals.add_batch(evaluated.forwards, evaluated.backwards, not evaluated.skipped)
+        snapshot, learner, watching = self.snapshot, self.learning.learner, observers(trainer)
         if first:
             self.cursor.rows = []
         if last and learner is not None:
@@ -281,19 +280,20 @@ class Run:
         if snapshot is not None and not evaluated.skipped and not left_out:
             row = snapshot.key(self.cursor.row(trainer.fit_loop.batch_idx))
             self.cursor.rows.append(row)
-        for observer in observers(trainer):
+        for observer in watching:
             observer.on_gradient(trainer, module, snapshot, row)
         if last:
             moments = None if snapshot is None else self._correct(trainer, snapshot)
-            for observer in observers(trainer):
-                observer.on_correction(trainer, module, snapshot, moments)
+            for observer in watching:
+                observer.on_correction(trainer, module, snapshot, None if moments is None else tensor_of(moments))
 
-    def _correct(self, trainer: Trainer, snapshot: Snapshot) -> Tensor | None:
+    def _correct(self, trainer: Trainer, snapshot: Snapshot) -> Small | None:
         cursor = self.cursor
         moments = correct(trainer, snapshot, cursor.rows, cursor.share(trainer), self.learning.learner)
         if moments is not None:
             # A part of the row was added to this rank's gradient and taken out again; that removed no noise.
-            moments = moments * (not cursor.withheld)
+            if cursor.withheld:
+                moments = moments * 0.0
             self.sums.add(snapshot.factors, moments)
             self.ledger.totals.steps += 1
         cursor.rows, cursor.withheld = [], False

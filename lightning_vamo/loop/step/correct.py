@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning.pytorch import Trainer
-from torch import Tensor
 
 from lightning_vamo.core.directions.learner import Learner
+from lightning_vamo.core.small import Small
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.control.base import Snapshot
 
@@ -28,7 +28,7 @@ def withheld(trainer: Trainer, snapshot: Snapshot, row: Any, share: float) -> Ab
     return snapshot.withheld(row, trainer.accumulate_grad_batches, scale, progress)
 
 
-def correct(trainer: Trainer, snapshot: Snapshot, keys: Sequence[Any], share: float, learner: Learner | None) -> Tensor | None:
+def correct(trainer: Trainer, snapshot: Snapshot, keys: Sequence[Any], share: float, learner: Learner | None) -> Small | None:
     """Correct the gradient in ``.grad``, once all batches of the step are in it.
 
     Args:

@@ -25,18 +25,16 @@ class Driver:
     def __init__(self) -> None:
         self._answer: Answer | None = None
 
-    @contextmanager
-    def answering(self, answer: Answer | None) -> Iterator[None]:
+    def answering(self, answer: Answer | None) -> AbstractContextManager[None]:
         """Set the answer to calls of ``training_step`` for the length of the context.
 
         Args:
             answer: Gets the module, the user's step with its arguments, and the batch; None for plain calls.
+
+        Returns:
+            The context.
         """
-        before, self._answer = self._answer, answer
-        try:
-            yield
-        finally:
-            self._answer = before
+        return compat.replaced(self, "_answer", answer)
 
     def drive(self, module: LightningModule, user_step: Callable[[], Any], batch: Any) -> Any:
         """Answer a call of ``training_step``.
@@ -53,8 +51,11 @@ class Driver:
         if answer is None:
             return user_step()
         # A step may call `super().training_step`, and `probe_loss` calls `training_step`: these inner calls are plain calls.
-        with self.answering(None):
+        self._answer = None
+        try:
             return answer(module, user_step, batch)
+        finally:
+            self._answer = answer
 
 
 class DrivingCallback(Callback, ABC):
@@ -140,7 +141,7 @@ class ManualSteps:
         first = trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches == 0
         around = partial(self._around.around_backward, trainer)
         seeds, snapshot = self._around.seeds, self._around.snapshot
-        shared = None if snapshot is None else snapshot.shared
+        shared = None if snapshot is None or self._gradient.uses_backward else snapshot.shared
         step = Step(trainer, module, user_step, batch, first, not accumulates, around, seeds, shared)
         after = partial(self._around.after_gradient, trainer, module, first=first, last=not accumulates)
         closure = Closure(step, self._gradient, after, self._name)

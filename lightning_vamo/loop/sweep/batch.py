@@ -1,5 +1,6 @@
 """A batch of a sweep, and its loss as a function of the parameters alone."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,11 @@ from lightning_vamo.loop.guards.tensors import all_same_bits
 from lightning_vamo.loop.plan.tensors import size_in_bytes, tensors_in
 from lightning_vamo.loop.sweep.lending import LentBatch
 from lightning_vamo.loop.sweep.oracle import Oracle
+
+
+@functools.cache
+def _epsilon(dtype: torch.dtype) -> float:
+    return float(torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0
 
 
 class SweptBatch:
@@ -101,7 +107,7 @@ class SweptBatch:
         loss = None
         if value is not None:
             loss = scalar(value).clone()  # the loss may be a tensor on the module, which is about to be put back
-            self.epsilon = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+            self.epsilon = _epsilon(value.dtype)
         self._clean_up(versions, is_first)
         self.skipped |= value is None or self._batch.spoilt
         return loss

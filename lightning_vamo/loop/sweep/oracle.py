@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_none
 from lightning_vamo.loop.sweep.precision import arithmetic, outside_precision_context
+from lightning_vamo.loop.sweep.progress import nothing
 
 Answer = Callable[[Any, Callable[[], Any], Any], Any]
 """Answers a call of ``training_step``: it gets the module, the user's step with its arguments, and the batch among them."""
@@ -42,7 +43,7 @@ class Oracle:
     ) -> None:
         self.trainer = trainer
         self.module = module
-        self.advance: Callable[[], object] = _nothing
+        self.advance: Callable[[], object] = nothing
         self._own_loss = type(module).has_own_probe_loss()  # type: ignore[attr-defined]
         self._answering = answering
         self._float32 = float32
@@ -65,6 +66,9 @@ class Oracle:
         Yields:
             Nothing.
         """
+        if show is nothing:
+            yield
+            return
         before, count = self.advance, itertools.count(1)
 
         def advance() -> None:
@@ -90,7 +94,8 @@ class Oracle:
         Raises:
             UnsupportedError: If ``training_step`` returns None on one of several ranks.
         """
-        self.advance()
+        if self.advance is not nothing:
+            self.advance()
         self._position = position
         value = compat.run_training_step(self.trainer, batch, position)
         if value is None and not self._own_loss:
@@ -98,9 +103,13 @@ class Oracle:
         return value
 
     def _probe(self, module: Any, user_step: Callable[[], Any], batch: Any) -> Any:
-        plain = outside_precision_context(module.device, torch.get_default_dtype()) if self._float32 else nullcontext()
-        with plain:
+        if not self._float32:
+            return self._value(module, user_step, batch)
+        with outside_precision_context(module.device, torch.get_default_dtype()):
+            return self._value(module, user_step, batch)
+
+    def _value(self, module: Any, user_step: Callable[[], Any], batch: Any) -> Any:
+        if self._own_loss or "probe_loss" in vars(module):
             return module.probe_loss(batch, self._position)
-
-
-def _nothing() -> None: ...
+        # What the mixin's `probe_loss` comes to, by a shorter way: this is the call of `training_step` that it would make.
+        return compat.step_loss(user_step())

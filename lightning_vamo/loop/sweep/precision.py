@@ -1,7 +1,7 @@
 """The floating-point precision of the sweep's forward passes."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -72,21 +72,24 @@ def arithmetic(trainer: Trainer, sweep_precision: SweepPrecision) -> torch.dtype
     return torch.float16 if in_float32 and uses_tf32(trainer) else None
 
 
-@contextmanager
-def outside_precision_context(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def outside_precision_context(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Leave the strategy's context of ``training_step``: automatic steps run only their forward pass in this context.
 
     Args:
         device: The module's device.
         dtype: The default type to return to.
 
-    Yields:
-        Nothing.
+    Returns:
+        The context.
     """
+    if torch.get_default_dtype() is dtype and not torch.is_autocast_enabled(device.type):
+        return nullcontext()  # most often: to leave the context takes a while
+    return _outside(device, dtype)
+
+
+@contextmanager
+def _outside(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     inside = torch.get_default_dtype()
-    if inside is dtype and not torch.is_autocast_enabled(device.type):  # the usual case: to enter the context takes a while
-        yield
-        return
     torch.set_default_dtype(dtype)
     try:
         with torch.autocast(device.type, enabled=False):

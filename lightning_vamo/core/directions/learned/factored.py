@@ -14,7 +14,7 @@ from lightning_vamo.core.directions.learned.products import Products
 from lightning_vamo.core.directions.learned.updates import Update
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.sharding import local
-from lightning_vamo.core.small import Small, array, library, placed, product, repeated, small, stacked, tensor_of, typed
+from lightning_vamo.core.small import Small, array, library, placed, product, repeated, small, tensor_of, typed
 
 
 class FactoredDirections(ProbeDirections):
@@ -47,6 +47,7 @@ class FactoredDirections(ProbeDirections):
         self.deflation: Small = placed(small(deflation(gram)), layout.device)
         """The matrix that removes from each direction its part in the span of the directions before, shape ``(q, q)``."""
         self._metrics: dict[tuple[int, ...], Small] = {(): self._metric_of(gram)}  # here, for no step to copy it to a GPU
+        self._size = layout.shards.size
         self._updates = [Update(*parts) for parts in zip(factors.lefts, factors.rights, strict=True)]
 
     @cached_property
@@ -91,9 +92,11 @@ class FactoredDirections(ProbeDirections):
         self._products.take(vectors, self.factors, right=False)
         return self._products.along(self.factors), self._products.square
 
-    def remove_(self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None) -> Small:
+    def remove_(
+        self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None
+    ) -> tuple[Small, Small, Small]:
         """See :meth:`ProbeDirections.remove_`; the subtracted vector is never in memory as a whole."""
-        size, weights = self.shards.size, product(self.whitening, coefficients)
+        size, weights = self._size, product(self.whitening, coefficients)
         if slopes is None or slopes.square is None:
             along, square = self._look(vectors)
             inner = product(along, weights)
@@ -101,7 +104,7 @@ class FactoredDirections(ProbeDirections):
             square, inner = slopes.square, product(slopes.coordinates, coefficients) / size
         step = product(coefficients, product(self._metric(vectors), coefficients)) / size
         self._subtract(vectors, weights)
-        return stacked(square, inner, step)
+        return square, inner, step
 
     def _subtract(self, vectors: Sequence[Tensor | None], weights: Small) -> None:
         layout, taken = self.layout, self._taken
@@ -110,13 +113,16 @@ class FactoredDirections(ProbeDirections):
             vector = vectors[matrix.position]
             if vector is not None:
                 update.subtract_(local(vector), right)
-        pairs = [
-            (local(vector), part)
-            for whole, part in zip(layout.wholes, taken.wholes, strict=True)
-            if (vector := vectors[whole.position]) is not None
-        ]
-        if pairs:
-            torch._foreach_sub_([vector for vector, _ in pairs], [part for _, part in pairs])
+        present, parts = [], []
+        for whole, part in zip(layout.wholes, taken.wholes, strict=True):
+            vector = vectors[whole.position]
+            if vector is not None:
+                present.append(local(vector))
+                parts.append(part)
+        if len(present) == 1:
+            present[0].sub_(parts[0])
+        elif present:
+            torch._foreach_sub_(present, parts)
 
     def _metric(self, vectors: Sequence[Tensor | None]) -> Small:
         """The matrix that gives the squared norm of a combination over the tensors that are not None, shape ``(q, q)``."""

@@ -46,18 +46,17 @@ class FactoredLearner(PowerIteration[Factors]):
 
     def observe(self, gradients: Sequence[Tensor | None]) -> None:
         """See :meth:`Learner.observe`; a gradient that is not finite is ignored."""
-        now, basis = self._now, self._basis()
-        with torch.no_grad():
-            now.take(gradients, basis)
-            now_along = now.along(basis)
-        slopes = Slopes.of(self._layout.shards.total_small(now_along), now.square)
+        now, following = self._now, self._directions
+        now.take(gradients, following.factors)
+        slopes = Slopes.of(self._layout.shards.total_small(now.along(following.factors)), now.square)
         if self.current is not None:
             self.slopes = self.current.in_basis(slopes)
         # The mean gradient is small against the noise, so the gradient's square may stand for the noise's square, for which the
         # last gradient would have to be kept.
         self._squares = self._squares + slopes.square_or_zero
-        now.zero_unless(slopes.finite)
-        self._sum_up(self._change(product(self._directions.deflation, slopes.coordinates), slopes.finite))
+        if slopes.finite is not True:
+            now.zero_unless(slopes.finite)
+        self._sum_up(self._change(product(following.deflation, slopes.coordinates), slopes.finite))
         self._now, self._last = self._last, now
 
     def _sum_up(self, change: Small) -> None:

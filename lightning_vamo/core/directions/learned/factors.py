@@ -58,9 +58,14 @@ class Factors:
         return list(torch.split(self.right, [matrix.columns for matrix in self.layout.matrices], dim=1))
 
     @cached_property
-    def transposed(self) -> list[tuple[Tensor, Tensor]]:
-        """The parts of :attr:`lefts` and :attr:`rights` with the directions, or their outer products, as columns."""
-        return [(left.t(), right.t()) for left, right in zip(self.lefts, self.rights, strict=True)]
+    def left_columns(self) -> list[Tensor]:
+        """The parts of :attr:`lefts` with the directions, or their outer products, as columns."""
+        return [left.t() for left in self.lefts]
+
+    @cached_property
+    def right_columns(self) -> list[Tensor]:
+        """The parts of :attr:`rights` with the directions, or their outer products, as columns."""
+        return [right.t() for right in self.rights]
 
     @cached_property
     def wholes(self) -> list[list[Tensor]]:

@@ -8,12 +8,16 @@ from torch import Tensor
 
 from lightning_vamo.core.directions.base import ProbeDirections
 from lightning_vamo.core.directions.learner import Learner
-from lightning_vamo.core.small import Small, finite_or_zero, placed, small, stacked, tensor_of, zeros
+from lightning_vamo.core.small import Small, finite_or_zero, one_of, placed, small, stacked, tensor_of, zeros
 
 Basis = TypeVar("Basis")
 
-# The attributes that a pass sums up, in small arrays.
-_SUMS = ("_differences", "_squares", "_seen", "_moments", "_last_slopes", "_follows")
+# The attributes that a pass sums up, in small arrays: vectors, and single numbers.
+_VECTORS = ("_moments", "_last_slopes")
+_NUMBERS = ("_differences", "_squares", "_seen", "_follows")
+
+# The slopes of so many gradients are kept before all of them are added up at once.
+_MANY = 256
 
 
 class PowerIteration(Learner, Generic[Basis]):
@@ -50,10 +54,11 @@ class PowerIteration(Learner, Generic[Basis]):
 
     def _begin_pass(self) -> None:
         self._differences, self._squares, self._seen = (zeros(device=self._device) for _ in range(3))
-        # Sums of slopes, of their squares, and of half the squares of their differences.
+        # Sums of slopes, of their squares, and of half the squares of their differences, but for those of recent gradients.
         self._moments = zeros(3, self._following.count, device=self._device)
+        self._recent: list[tuple[Small, Small]] = []
         self._last_slopes = zeros(self._following.count, device=self._device)
-        self._follows = zeros(device=self._device) > 0
+        self._follows: Small = zeros(device=self._device) > 0
         """Whether there is a last gradient, and whether it was finite, as a number."""
 
     @property
@@ -82,8 +87,18 @@ class PowerIteration(Learner, Generic[Basis]):
         self._last_slopes, self._follows = slopes, finite
         self._differences = self._differences + known
         self._seen = self._seen + finite
-        self._moments += stacked(slopes, slopes * slopes, change * change / 2)
+        self._recent.append((slopes, change))
+        if len(self._recent) == _MANY:
+            self._add_up()
         return change
+
+    def _add_up(self) -> None:
+        """Add what is known of the recent gradients to the moments, one after another whenever that is done."""
+        if self._recent:
+            slopes, changes = (stacked(*part) for part in zip(*self._recent, strict=True))
+            parts = zip(self._moments, (slopes, slopes * slopes, changes * changes / 2), strict=True)
+            self._moments = stacked(*(stacked(moment, *part).cumsum(0)[-1] for moment, part in parts))
+            self._recent = []
 
     @torch.no_grad()
     def directions(self, count: int, generator: torch.Generator) -> ProbeDirections:
@@ -118,6 +133,7 @@ class PowerIteration(Learner, Generic[Basis]):
         known, self._turned = self._turned, True
         if not known:
             return None
+        self._add_up()
         total, squares, differences = tensor_of(self._moments).cpu()
         # A drifting gradient makes the first number too large; an oscillating gradient makes the second number too large.
         along = torch.minimum(squares - total.square() / float(self._seen), differences)
@@ -141,7 +157,8 @@ class PowerIteration(Learner, Generic[Basis]):
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Learner.state_dict`."""
-        sums = {name: tensor_of(getattr(self, name)) for name in _SUMS}
+        self._add_up()
+        sums = {name: tensor_of(getattr(self, name)) for name in _VECTORS + _NUMBERS}
         counts = {"count": self._count, "given": None if self.current is None else self.current.count}
         return {"turned": self._turned, "shares": self._every_share, **counts, **sums}
 
@@ -154,9 +171,12 @@ class PowerIteration(Learner, Generic[Basis]):
         self._turned, self._count, self._every_share = state["turned"], state["count"], state["shares"]
         self.shares = None if self._every_share is None or state["given"] is None else self._every_share[: self._count]
         self.current = None if state["given"] is None else self.leading(state["given"])
-        for name in _SUMS:
+        for name in _VECTORS:
             setattr(self, name, placed(small(state[name].clone()), self._device))
+        for name in _NUMBERS:
+            setattr(self, name, one_of(state[name], self._device))
         self._follows = self._follows > 0
+        self._recent = []
 
     def _copies(self, tensors: list[Tensor]) -> list[Tensor]:
         return [tensor.to(self._device, copy=True) for tensor in tensors]

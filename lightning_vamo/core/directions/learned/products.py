@@ -43,19 +43,19 @@ class Products:
             directions: The directions to multiply the gradient with.
             right: Whether to compute :math:`G^\top A_j`, which only learning needs.
         """
-        layout, to = self.layout, self.factors
-        views = zip(directions.lefts, directions.transposed, to.transposed, to.rights, strict=True)
-        for matrix, square, (a, (_, b), (p, _), w) in zip(layout.matrices, self._square_of, views, strict=True):
+        layout, to, on_cpu, dtype = self.layout, self.factors, self._on_cpu, self.layout.dtype
+        views = zip(layout.matrices, self._square_of, directions.lefts, directions.right_columns, strict=True)
+        for (matrix, square, a, b), p, w in zip(views, to.left_columns, to.rights, strict=True):
             gradient = layout.matrix(matrix, tensors)
             if gradient is None:
                 for part in (p, w, square):
                     part.zero_()
                 continue
             # All reads of a matrix come before those of the next matrix, so that a matrix stays in the processor's cache.
-            if gradient.dtype != p.dtype:
-                gradient = gradient.to(p.dtype)
+            if gradient.dtype is not dtype:
+                gradient = gradient.to(dtype)
             # Not on a GPU, which has the bandwidth to take all rows; finding the zeros would wait for it.
-            rows = self._rows(gradient, square) if self._on_cpu else None
+            rows = self._rows(gradient, square) if on_cpu else None
             if rows is not None:
                 gradient, a = gradient.index_select(0, rows), a.index_select(1, rows)
                 p.zero_().index_copy_(0, rows, torch.mm(gradient, b))
@@ -64,7 +64,7 @@ class Products:
             if right:
                 torch.mm(a, gradient, out=w)
         layout.rest(tensors, out=to.whole)
-        if not self._on_cpu:
+        if not on_cpu:
             # Two kernels for all parameters: one kernel per parameter would take longer to launch than to run.
             present = [local(tensor) for tensor in tensors if tensor is not None]
             norms = torch._foreach_norm(present, dtype=layout.dtype) if present else [to.whole.new_zeros(())]

@@ -191,7 +191,9 @@ class GradientCorrection:
         if unit is not None:
             products = products / torch.stack((unit**2, unit, torch.ones_like(unit)))
         products = self.shards.total(products)
-        self.factors = self.coefficient.factors(progress)
+        factors = self.coefficient.factors(progress)
+        # A regression that has seen no step yet is on the CPU. A number stays on the host: to copy one is to wait for a GPU.
+        self.factors = factors.to(products.device) if isinstance(factors, Tensor) else factors
         # Summed over all shards before the test: all shards have to leave out the same rows.
         self.usable = products[2].isfinite()
         removed = self._subtract(pairs, products, unit)
@@ -211,7 +213,7 @@ class GradientCorrection:
             removed = 2 * used * product - used**2 * square if used else 0.0
             is_finite = math.isfinite(before) and math.isfinite(removed)
             return torch.tensor([before, removed] if is_finite else [0.0, 0.0], dtype=torch.float64, device="cpu")
-        factor = torch.as_tensor(self.factors, dtype=torch.float64, device=products.device).reshape(()) * self.usable
+        factor = self.usable.double() * (self.factors.reshape(()) if isinstance(self.factors, Tensor) else self.factors)
         scaled = factor if unit is None else factor * unit
         for g, r in pairs:
             g.sub_(torch.where(self.usable, r * scaled.to(r.dtype), 0.0))

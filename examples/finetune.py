@@ -3,6 +3,7 @@
 pip install '.[finetune]'
 lightning-vamo fit --config examples/sst2.yaml --model.model FOLDER_OR_NAME --data.dataset FOLDER_OR_NAME
 lightning-vamo fit --config examples/sst2.yaml --model.model ... --data.dataset ... --model.lora_rank 8 --model.lr 1e-3
+lightning-vamo fit --config examples/sst2_mezo.yaml --model.model ... --data.dataset ...  # without a gradient
 """
 
 from pathlib import Path
@@ -13,11 +14,11 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 
 class TransformerClassifier(L.LightningModule):
-    """A pretrained transformer with a new head, fine-tuned in full or through LoRA.
+    """A pretrained transformer with a new head, fine-tuned in full, through LoRA, or in the head alone.
 
     Args:
         model: Name of the model, or its folder.
@@ -28,6 +29,9 @@ class TransformerClassifier(L.LightningModule):
         lr: Learning rate.
         dropout: Probability of each dropout. 0 by default: a step draws other masks than the probes of its batch saw, so what
             dropout adds to the noise cannot be taken out. None keeps the model's own.
+        pooling: What the head sees. ``"model"``: what the model's own class for sentences takes, such as BERT's pooler.
+            ``"mean"``: the mean of the last layer's tokens, which a linear map takes to the logits.
+        head_only: Whether the pretrained weights stay as they are. Not together with ``lora_rank``.
     """
 
     def __init__(
@@ -38,10 +42,14 @@ class TransformerClassifier(L.LightningModule):
         optimizer: Literal["sgd", "momentum", "adamw"] = "adamw",
         lr: float = 5e-5,
         dropout: float | None = 0.0,
+        pooling: Literal["model", "mean"] = "model",
+        head_only: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        net = AutoModelForSequenceClassification.from_pretrained(model, num_labels=classes)
+        net, self.head = pretrained(model, classes, pooling)
+        if head_only:
+            net.base_model.requires_grad_(False)
         self.net = (net if lora_rank is None else with_lora(net, lora_rank)).train()
         self.accuracy = torchmetrics.classification.MulticlassAccuracy(classes, average="micro")
         if dropout is not None:
@@ -51,7 +59,11 @@ class TransformerClassifier(L.LightningModule):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Logits, shape ``(batch, classes)``."""
-        return self.net(**{name: values for name, values in batch.items() if name != "labels"}).logits
+        output = self.net(**{name: values for name, values in batch.items() if name != "labels"})
+        if self.head is None:
+            return output.logits
+        mask = batch["attention_mask"].unsqueeze(-1)
+        return self.head((output.last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The cross-entropy of a batch."""
@@ -74,11 +86,25 @@ class TransformerClassifier(L.LightningModule):
         return torch.optim.SGD(weights, lr=self.hparams.lr, momentum=0.9 if self.hparams.optimizer == "momentum" else 0.0)
 
 
+def pretrained(model: str, classes: int, pooling: str) -> tuple[nn.Module, nn.Module | None]:
+    """A pretrained network, and the head on the mean of its tokens; None where the network has a head itself."""
+    if pooling == "model":
+        net = AutoModelForSequenceClassification.from_pretrained(model, num_labels=classes)
+        if net.config.pad_token_id is None:  # GPT-2's: the head reads the last token that is no padding
+            net.config.pad_token_id = net.config.eos_token_id
+        return net, None
+    net = AutoModel.from_pretrained(model)
+    if hasattr(net, "pooler"):
+        net.pooler = None  # of the first token, which nothing sees
+    return net, nn.Linear(net.config.hidden_size, classes)
+
+
 def with_lora(net: nn.Module, rank: int) -> nn.Module:
     """Freeze a network's weights but the head's, and add a pair of LoRA's matrices to each of its linear layers."""
     from peft import LoraConfig, TaskType, get_peft_model
 
-    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    task = TaskType.FEATURE_EXTRACTION if net.base_model is net else TaskType.SEQ_CLS  # which leaves the network's head alone
+    config = LoraConfig(task_type=task, r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     return get_peft_model(net, config)
 
 
@@ -120,6 +146,8 @@ class Sentences(L.LightningDataModule):
         """Read the sentences, and tokenise them."""
         options = self.hparams
         self.tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or self.trainer.lightning_module.hparams.model)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
         path = Path(options.dataset)
         if path.suffix == ".tsv":
             rows = read_tsv(path)

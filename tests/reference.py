@@ -181,3 +181,14 @@ def share_removed(u: np.ndarray, noise: np.ndarray) -> float:
     """The share of the noise's variance in the span of the rows of U."""
     basis = np.linalg.qr(u.T)[0]
     return float(np.sum((noise @ basis) ** 2) / np.sum(noise**2))
+
+
+def corrected(
+    gradient: Vector, basis: np.ndarray, rows: np.ndarray, accumulated: int, factors: Vector, present: Vector, scale: float
+) -> Vector:
+    """A step's gradient, with loss scale, without the mean row of its batches along the basis.
+
+    ``present`` is 1 for the numbers of parameters that have a gradient, and 0 for others, which stay as they are.
+    """
+    mean = rows.sum(axis=0) / accumulated
+    return gradient - scale * (factors * mean) @ basis * present

@@ -101,3 +101,14 @@ def test_carried_rows(tmp_path):
     assert "no sweep, q = 8: " in tables[0].stderr
     assert not tables[1].stderr
     assert len(tables[0].stdout.splitlines()) == 2 + 4
+
+
+def test_the_gpu_benchmark_runs_dry(tmp_path):
+    arguments = ["--dry-run", "--skip-tests", "--models", "MLP", "--json", tmp_path / "gpu.json"]
+    done = run(tmp_path, "gpu.py", *arguments, "--markdown", tmp_path / "gpu.md")
+    runs = json.loads((tmp_path / "gpu.json").read_text())["runs"]
+    assert {(found["precision"], found["compiled"]) for found in runs} == {("32-true", None), ("bf16-mixed", "eager")}
+    assert all(found["step"] > 0 and not found["note"] for found in runs), done.stderr
+    swept = [found["method"] for found in runs if found["forward"] is not None]
+    assert swept == ["plain", "VAMO, sweeps, q = 4"] * 2
+    assert (tmp_path / "gpu.md").read_text() in done.stdout

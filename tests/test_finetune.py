@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_vamo import VAMOCallback, with_vamo
+from lightning_vamo import MeZOCallback, VAMOCallback, with_vamo
 from lightning_vamo.cli import VAMOCLI
 from lightning_vamo.core.directions import GradientSubspaceDirections
 
@@ -38,6 +38,24 @@ def model(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """Folder of a tiny GPT-2 with random weights, and of a tokenizer that has no token to pad with, as GPT-2's has none."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    words = ["<|endoftext|>", "a", "bad", "film", "fine"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), words[0])
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    config = transformers.GPT2Config(vocab_size=len(words), n_positions=16, n_embd=16, n_layer=2, n_head=2, **ends)
+    torch.manual_seed(0)
+    transformers.GPT2Model(config).save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture
 def tsv(tmp_path):
     for name in ("train.tsv", "dev.tsv"):
@@ -65,6 +83,16 @@ def test_full_fine_tuning(model, tsv):
     assert moved == {name for name, _ in module.named_parameters()}
 
 
+def test_a_model_without_a_token_to_pad_with(gpt2, tsv):
+    module, callback, _, moved = fit(gpt2, tsv)
+    assert callback.report.steps == 4
+    assert moved == {name for name, _ in module.named_parameters()}
+    with torch.no_grad():  # what is padded does not matter
+        short = module({"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.ones(1, 2, dtype=torch.long)})
+        padded = {"input_ids": torch.tensor([[1, 2, 0], [1, 2, 3]]), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+        assert torch.allclose(module(padded)[0], short[0], atol=1e-6)
+
+
 def test_lora_trains_and_probes_its_own_matrices_and_the_head_alone(model, tsv):
     pytest.importorskip("peft", reason="LoRA needs peft")
     probed = []
@@ -87,6 +115,39 @@ def test_lora_trains_and_probes_its_own_matrices_and_the_head_alone(model, tsv):
     moved = {name for name, weight in module.named_parameters() if not torch.equal(weight, before[name])}
     assert moved <= trained
     assert sum("lora_B" in name for name in moved) > 6  # which start at 0, and hold back the gradients of the others
+
+
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_a_head_on_the_mean_of_the_tokens(model, tsv, lora_rank):
+    if lora_rank:
+        pytest.importorskip("peft", reason="LoRA needs peft")
+    module = TransformerClassifier(model, pooling="mean", lora_rank=lora_rank)
+    data = Sentences(str(tsv), tokenizer=model, batch_size=16)
+    data.setup("fit")
+    [batch] = data.val_dataloader()
+    assert not batch["attention_mask"].all()  # some are padded
+    words = {name: values for name, values in batch.items() if name != "labels"}
+    with torch.no_grad():
+        tokens, mask = module.net(**words).last_hidden_state, batch["attention_mask"].bool()
+        means = torch.stack([one[kept].mean(dim=0) for one, kept in zip(tokens, mask, strict=True)])
+        assert torch.allclose(module(batch), means @ module.head.weight.T + module.head.bias, atol=1e-5)
+    trained = {name for name, weight in module.named_parameters() if weight.requires_grad}
+    assert not any("pooler" in name for name, _ in module.named_parameters())
+    assert {"head.weight", "head.bias"} < trained
+    assert all("lora_" in name or name.startswith("head.") for name in trained) == bool(lora_rank)
+
+
+def test_mezo_moves_the_chosen_weights_alone(model, tsv):
+    for options, chosen in (({}, "head.*"), ({"head_only": True}, None)):
+        module = TransformerClassifier(model, optimizer="sgd", lr=0.01, pooling="mean", **options)
+        before = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+        callback = MeZOCallback(parameters=chosen)
+        trainer = L.Trainer(max_epochs=1, callbacks=[callback], enable_model_summary=False, **QUIET)
+        trainer.fit(with_vamo(module), Sentences(str(tsv), batch_size=4))
+        moved = {name for name, weight in module.named_parameters() if not torch.equal(weight, before[name])}
+        assert moved == {"head.weight", "head.bias"}
+        assert callback.report.forward_evaluations == 2 * 4
+        assert callback.report.backward_evaluations == 0
 
 
 def test_the_optimizers(model):
@@ -134,12 +195,15 @@ def test_what_datasets_reads(model, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended to run")
-def test_the_configuration(model, tsv, tmp_path, monkeypatch, capsys):
+@pytest.mark.filterwarnings("ignore:Precision bf16-mixed is not supported by the model summary")
+@pytest.mark.parametrize("name", ["sst2", "sst2_mezo", "sst2_gpt2", "sst2_roberta_large"])
+def test_the_configurations(name, model, gpt2, tsv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    config = yaml.safe_load((ROOT / "examples" / "sst2.yaml").read_text())
+    config = yaml.safe_load((ROOT / "examples" / f"{name}.yaml").read_text())
     config["trainer"].update(logger=False, enable_checkpointing=False, enable_progress_bar=False, max_epochs=1)
     (tmp_path / "sst2.yaml").write_text(yaml.safe_dump(config))
-    arguments = ["--model.model", model, "--data.dataset", str(tsv), "--data.batch_size", "4"]
+    small = gpt2 if name == "sst2_gpt2" else model
+    arguments = ["--trainer.accelerator", "cpu", "--model.model", small, "--data.dataset", str(tsv), "--data.batch_size", "4"]
     cli = VAMOCLI(args=["fit", "--config", str(tmp_path / "sst2.yaml"), *arguments])
     assert cli.trainer.global_step == 4
     assert "val_acc" in capsys.readouterr().out

@@ -4,12 +4,10 @@ A perceptron (26-64-64-1) predicts the standardised logarithm of the price, in b
 gradient's second moment that each epoch's corrections removed, and its mean training loss, with the table as it is and without
 its outliers. A share below zero says that the corrections added noise.
 
-python examples/benchmarks/heavy_tails.py --diamonds FOLDER      # holds diamonds.csv.gz of ggplot2
+python -m examples.benchmarks.heavy_tails --diamonds FOLDER      # holds diamonds.csv.gz of ggplot2
 """
 
 import argparse
-import csv
-import gzip
 import logging
 import warnings
 from collections.abc import Callable
@@ -17,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
+from examples.benchmarks.evidence.data import Batches, diamonds
 from lightning_vamo import VAMOCallback, with_vamo
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -29,40 +27,6 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "momentum": lambda parameters: torch.optim.SGD(parameters, 0.01, momentum=0.9),
 }
 METHODS: dict[str, tuple[str, int]] = {"carried rows": ("carry", 16), "sweeps": ("replay", 4)}
-
-
-class Batches(TensorDataset):
-    """Samples that a loader takes a batch at a time: what is measured is training, not the loading of single rows."""
-
-    def __getitems__(self, indices: list[int]) -> list[Tensor]:
-        """The samples of a batch, stacked."""
-        return [tensor[indices] for tensor in self.tensors]
-
-
-def diamonds(folder: Path, *, outliers: bool, samples: int = 16384) -> Batches:
-    """Training samples.
-
-    Args:
-        folder: Where ``diamonds.csv.gz`` is.
-        outliers: Whether rows with impossible sizes are kept.
-        samples: How many samples.
-
-    Returns:
-        Features, shape ``(samples, 26)``, and standardised log prices, shape ``(samples,)``.
-    """
-    with gzip.open(folder / "diamonds.csv.gz", "rt") as file:
-        rows = list(csv.DictReader(file))
-    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    numbers = {name: columns[name].astype(float) for name in ("carat", "depth", "table", "x", "y", "z")}
-    kinds = [columns[name][:, None] == np.unique(columns[name]) for name in ("cut", "color", "clarity")]
-    price = np.log(columns["price"].astype(float))
-    x, y, z = (numbers[name] for name in "xyz")
-    keep = np.ones(len(rows), bool) if outliers else (x > 2) & (y > 2) & (y < 12) & (z > 1) & (z < 8)
-    scaled = [((values - values.mean()) / values.std())[:, None] for values in numbers.values()]
-    features = np.hstack([*scaled, *kinds])[keep]
-    target = ((price - price.mean()) / price.std())[keep]
-    order = np.random.default_rng(0).permutation(len(target))[:samples]
-    return Batches(torch.tensor(features[order]).float(), torch.tensor(target[order]).float())
 
 
 class Prices(L.LightningModule):
@@ -127,7 +91,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print("| data | optimizer | method | variance removed by epoch | loss by epoch |\n|---|---|---|---|---|")
     for outliers in (True, False):
-        data = diamonds(arguments.diamonds, outliers=outliers, samples=arguments.samples)
+        data = Batches(*(each[: arguments.samples] for each in diamonds(arguments.diamonds, outliers=outliers)))
         for optimizer in arguments.optimizers:
             for method in arguments.methods:
                 seen = train(data, optimizer, method, arguments.epochs)

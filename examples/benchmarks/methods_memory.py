@@ -9,25 +9,21 @@ times compare with one another on a quiet machine, and with nothing else. If tor
 import argparse
 import importlib.util
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import lightning as L
 import torch
-from cost_memory import _held, _peak, _reset_peak
 from cost_training import silence
+from peak import alone, can_be_read, held, peak, reset_peak
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import lightning_vamo
-from lightning_vamo import SVRGCallback, VAMOCallback, with_vamo
+from lightning_vamo import MeZOCallback, SVRGCallback, VAMOCallback, ZOSVRGCallback, with_vamo
 
 WORDS, LENGTH, CLASSES = 30522, 512, 2
 SIZES = {"minilm": (384, 12, 1536, 6), "tiny": (32, 4, 64, 2)}
@@ -123,7 +119,9 @@ def torchzero(options: argparse.Namespace, module: str) -> list[float]:
     import torchzero as tz
 
     net = Encoder(options.size).to(options.device)
-    made = tz.m.MeZO() if module == "MeZO" else tz.m.SVRG(options.steps)
+    # With two evaluations per step, as here; by default it evaluates the batch a third time.
+    mezo = tz.m.MeZO(distribution="gaussian", return_approx_loss=True)
+    made = mezo if module == "MeZO" else tz.m.SVRG(options.steps)
     optimizer = tz.Optimizer(net.parameters(), made, tz.m.LR(1e-4))
 
     def step(batch: list[Tensor]) -> None:
@@ -145,6 +143,8 @@ def torchzero(options: argparse.Namespace, module: str) -> list[float]:
 
 METHODS: dict[str, Callable[[argparse.Namespace], list[float]]] = {
     "inference": inference,
+    "MeZO": lambda options: fitted(options, MeZOCallback()),
+    "ZO-SVRG": lambda options: fitted(options, ZOSVRGCallback()),
     "SGD": lambda options: fitted(options, None),
     "AdamW": lambda options: fitted(options, None, "AdamW"),
     "VAMO": lambda options: fitted(options, VAMOCallback(probes=1)),
@@ -152,8 +152,6 @@ METHODS: dict[str, Callable[[argparse.Namespace], list[float]]] = {
     "SVRG": lambda options: fitted(options, SVRGCallback()),
     "SVRG, carry": lambda options: fitted(options, SVRGCallback(gradients="carry")),
 }
-if hasattr(lightning_vamo, "MeZOCallback"):
-    METHODS["MeZO"] = lambda options: fitted(options, lightning_vamo.MeZOCallback())
 if importlib.util.find_spec("torchzero"):
     METHODS |= {f"torchzero {name}": lambda options, name=name: torchzero(options, name) for name in ("MeZO", "SVRG")}
 
@@ -164,19 +162,12 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     METHODS["inference" if name == "inference" else "SGD"](argparse.Namespace(**{**vars(options), "size": "tiny"}))  # libraries
-    before = _held(device)
-    _reset_peak(device)
+    before = held(device)
+    reset_peak(device)
     seconds = METHODS[name](options)
-    dimension = sum(parameter.numel() for parameter in Encoder(options.size).parameters())
-    return {"bytes": _peak(device) - before, "seconds": median(seconds), "parameters": dimension}
-
-
-def alone(name: str, options: argparse.Namespace) -> dict[str, float]:
-    """Run a method in a process of its own."""
-    # Read by glibc as the process starts: let it give freed memory back at once, so that the peak is that of memory in use.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measured, name, options).result()
+    taken = peak(device) - before
+    dimension = sum(parameter.numel() for parameter in Encoder(options.size).parameters())  # a second model, not counted
+    return {"bytes": taken, "seconds": median(seconds), "parameters": dimension}
 
 
 def plotted(found: dict[str, dict[str, float]], path: str) -> None:
@@ -201,19 +192,24 @@ def main() -> None:
     for name, value in (("batch-size", 8), ("tokens", 32), ("steps", 4), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--json")
+    parser.add_argument("--json", help="file to keep the figures in: methods that are in it are not measured again")
     parser.add_argument("--plot")
     options = parser.parse_args()
-    if options.device == "cpu" and not Path("/proc/self/clear_refs").exists():
+    if not can_be_read(torch.device(options.device)):
         sys.exit("The peak of a process's memory is read from Linux's /proc.")
-    found = {name: alone(name, options) for name in options.methods}
+    file = Path(options.json) if options.json else None
+    found = json.loads(file.read_text()) if file is not None and file.exists() else {}
+    for name in options.methods:
+        if name not in found:
+            found[name] = alone(measured, name, options)
+        if file is not None:
+            file.write_text(json.dumps(found, indent=2) + "\n")
+    found = {name: found[name] for name in options.methods}
     print(f"| {found[options.methods[0]]['parameters']:,} parameters | peak memory | sizes of the weights | seconds per step |")
     print("|---|---|---|---|")
     for name, row in found.items():
         weights = row["bytes"] / (4 * row["parameters"])
         print(f"| {name} | {row['bytes'] / 1e6:,.0f} MB | {weights:.2f} | {row['seconds']:.3f} |")
-    if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=2) + "\n")
     if options.plot:
         plotted(found, options.plot)
 

@@ -38,7 +38,11 @@ def wide(values: Small) -> Small:
 
 def product(left: Small, right: Small, out: Small | None = None) -> Small:
     """The matrix product of matrices or vectors, without NumPy's warning about numbers that are not finite."""
-    return torch.matmul(left, right, out=out) if isinstance(left, Tensor) else np.dot(left, right, out=out)
+    if not isinstance(left, Tensor):
+        return np.dot(left, right, out=out)
+    if out is not None and left.dim() == 1:  # `matmul` would make a matrix of the result first, and warn of that
+        return torch.mv(right.t(), left, out=out)
+    return torch.matmul(left, right, out=out)
 
 
 def inner_products(rows: Small, others: Small) -> Small:

@@ -1,4 +1,4 @@
-"""None"""
+"""Random directions have the moments of their family, depend on their generator alone, and agree with a dense matrix."""
 
 import functools
 import io

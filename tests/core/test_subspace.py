@@ -1,4 +1,4 @@
-"""None"""
+"""Directions learned from gradients: the passes that learn them, the noise they hold, and the arithmetic along them."""
 
 import io
 

@@ -1,5 +1,6 @@
 r"""SVRG's correction: subtract a control variate made of gradients from the mini-batch gradient, in place."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -137,9 +138,30 @@ class GradientCorrection:
             Shape ``()``, float64, the same on every rank.
         """
         held = [local(gradient) for gradient in gradients if gradient is not None]
-        parts = [_dot(part, part) for part in held]
+        parts = [_dot(part, part).double() for part in held]
         zero = torch.zeros((), dtype=torch.float64, device=local(self.parameters[0]).device)
         return self.shards.total(torch.stack([zero, *parts]).sum())
+
+    def add(self, sums: Sequence[Tensor], gradients: Sequence[Tensor | None], weight: Tensor) -> Tensor:
+        """Add a batch's gradient to the sums over batches, unless it is not finite; every process must call this method.
+
+        Args:
+            sums: The sums, as :meth:`zeros` makes them.
+            gradients: The gradient, by parameter; None counts as zeros.
+            weight: The batch's weight, shape ``()``.
+
+        Returns:
+            Whether it was finite on all shards, shape ``()``, bool, the same on every rank.
+        """
+        finite: Tensor = self.square(gradients).isfinite()
+        pairs = [(total, local(gradient)) for total, gradient in zip(sums, gradients, strict=True) if gradient is not None]
+        if _on_cpu(finite):
+            if finite and pairs:
+                torch._foreach_add_([total for total, _ in pairs], [part for _, part in pairs], alpha=float(weight))
+            return finite
+        for total, part in pairs:
+            total.add_(torch.where(finite, part.to(total) * weight.to(total), 0.0))
+        return finite
 
     def apply(
         self, row: Sequence[Tensor], scale: Callable[[Tensor], Tensor] | None = None, progress: float = 0.0
@@ -163,23 +185,51 @@ class GradientCorrection:
         pairs = [(local(g), part) for g, part in zip(gradients, row, strict=True) if g is not None]
         if not pairs:
             return None
-        unit = 1.0 if scale is None else scale(torch.ones((), device=pairs[0][1].device))
-        dots = [torch.stack((_dot(g, g) / unit**2, _dot(g, r) / unit, _dot(r, r))) for g, r in pairs]
-        before, product, square = self.shards.total(torch.stack(dots).sum(dim=0))
-        self.factors = self.coefficient.factors(progress)
+        dots = [product for g, r in pairs for product in (_dot(g, g), _dot(g, r), _dot(r, r))]
+        products = torch.stack(dots).double().view(-1, 3).sum(dim=0)
+        unit = None if scale is None else scale(torch.ones((), device=products.device)).to(products)
+        if unit is not None:
+            products = products / torch.stack((unit**2, unit, torch.ones_like(unit)))
+        products = self.shards.total(products)
+        factors = self.coefficient.factors(progress)
+        # A regression that has seen no step yet is on the CPU. A number stays on the host: to copy one is to wait for a GPU.
+        self.factors = factors.to(products.device) if isinstance(factors, Tensor) else factors
         # Summed over all shards before the test: all shards have to leave out the same rows.
-        self.usable = square.isfinite()
-        used = torch.as_tensor(self.factors, dtype=torch.float64, device=square.device).reshape(()) * self.usable
-        for g, r in pairs:
-            g.sub_(torch.where(self.usable, r * (used * unit).to(r.dtype), 0.0))
+        self.usable = products[2].isfinite()
+        removed = self._subtract(pairs, products, unit)
         if isinstance(self.coefficient, GradientRegression):
-            self.coefficient.see(product, square)
-        removed = torch.where(self.usable, 2 * used * product - used**2 * square, 0.0)
+            self.coefficient.see(products[1], products[2])
+        return removed
+
+    def _subtract(self, pairs: Sequence[tuple[Tensor, Tensor]], products: Tensor, unit: Tensor | None) -> Tensor:
+        """Subtract the row from the gradient; the squared norm of the gradient, and how much of it that removed."""
+        assert self.usable is not None
+        if _on_cpu(products):  # which need not be waited for: one pass over the gradient, and nothing on the side
+            before, product, square = products.tolist()
+            used = float(self.factors) if math.isfinite(square) else 0.0
+            if used:
+                step = used if unit is None else used * float(unit)
+                torch._foreach_sub_([g for g, _ in pairs], [r for _, r in pairs], alpha=step)
+            removed = 2 * used * product - used**2 * square if used else 0.0
+            is_finite = math.isfinite(before) and math.isfinite(removed)
+            return torch.tensor([before, removed] if is_finite else [0.0, 0.0], dtype=torch.float64, device="cpu")
+        factor = self.usable.double() * (self.factors.reshape(()) if isinstance(self.factors, Tensor) else self.factors)
+        scaled = factor if unit is None else factor * unit
+        for g, r in pairs:
+            g.sub_(torch.where(self.usable, r * scaled.to(r.dtype), 0.0))
+        before, product, square = products
+        removed = torch.where(self.usable, 2 * factor * product - factor**2 * square, 0.0)
         moments = torch.stack((before, removed))
         return torch.where(moments.isfinite().all(), moments, 0.0)
 
 
+def _on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
 def _dot(one: Tensor, other: Tensor) -> Tensor:
-    """The inner product of two tensors of the same shape, computed in float32 at least, shape ``()``, float64."""
-    dtype = at_least_float32(torch.promote_types(one.dtype, other.dtype))
-    return torch.dot(one.to(dtype).reshape(-1), other.to(dtype).reshape(-1)).double()
+    """The inner product of two tensors of the same shape, computed in float32 at least, shape ``()``."""
+    if one.dtype != other.dtype or one.element_size() < 4:
+        dtype = at_least_float32(torch.promote_types(one.dtype, other.dtype))
+        one, other = one.to(dtype), other.to(dtype)
+    return torch.dot(one.reshape(-1), other.reshape(-1))

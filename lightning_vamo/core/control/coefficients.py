@@ -124,6 +124,8 @@ class Regression(Coefficient):
 
     def numbers(self, progress: float = 0.0, spread: Small | None = None) -> Small:
         """See :meth:`Coefficient.numbers`."""
+        if isinstance(spread, Tensor):
+            self._sums = placed(self._sums, spread.device)  # before the first step of a run they are on the CPU
         _, r, _, _, weight, prior, _ = sums = self._sums
         # W^2 times the covariance and the variance.
         covariance, variance = weight * sums[2:4] - r * sums[:2]

@@ -15,10 +15,11 @@ from lightning_vamo.core.sharding import local
 from lightning_vamo.core.small import Small
 from lightning_vamo.errors import NonFiniteLossError, UnsupportedError
 from lightning_vamo.loop import compat
-from lightning_vamo.loop.control.anchored import Anchored, AnchoredControl, is_finite
+from lightning_vamo.loop.control.anchored import Anchored, AnchoredControl
 from lightning_vamo.loop.control.base import Snapshot
 from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.control.recompute import swept_batches
+from lightning_vamo.loop.guards.module_state import ModuleState
 from lightning_vamo.loop.ledger.seeds import seeded
 from lightning_vamo.loop.observer import probing
 from lightning_vamo.loop.plan.plan import Plan
@@ -60,6 +61,7 @@ class RecomputedGradients(Anchored):
         """Sum of the rows of the batches that the coming step accumulates; None between two steps."""
         self.lost = torch.zeros((), device=mean[0].device)
         """Number of steps whose row was not finite."""
+        self._last: ModuleState | None = None
 
     def before_step(self, here: Here, batch: Any) -> int:
         """Compute the next batch's row: differentiate the batch at the snapshot, and leave no trace.
@@ -83,18 +85,18 @@ class RecomputedGradients(Anchored):
         def see(position: int, gradients: list[Tensor | None], start: float) -> None:
             nonlocal seen
             seen += 1
-            rows = [_row(gradient, mean, own) for gradient, mean in zip(gradients, self.mean, strict=True)]
+            rows = _rows(gradients, self.mean, own)
             if self.sum is None:
                 self.sum = rows
             else:
-                for added, row in zip(self.sum, rows, strict=True):
-                    added.add_(row)
+                torch._foreach_add_(self.sum, rows)
 
         with probing(trainer, module, "row"), compat.without_buffer_sync(trainer):
             compat.resharding(module)()  # the shards are copied and put back, not whole parameters
             with torch.no_grad(), Point(parameters):
                 Point(parameters, self.origin).restore()
-                differentiate(trainer, module, [(batch_idx, fresh_copy(batch))], parameters, see, transferred=True)
+                batches, options = [(batch_idx, fresh_copy(batch))], {"transferred": True, "restored": True}
+                self._last = differentiate(trainer, module, batches, parameters, see, **options, last=self._last)
         here.totals.backward_evaluations += seen
         return seen
 
@@ -105,7 +107,9 @@ class RecomputedGradients(Anchored):
     def row(self, keys: Sequence[Any], accumulated: int, scale: Callable[[Tensor], Tensor] | None) -> list[Tensor] | None:
         """See :meth:`Anchored.row`."""
         row, self.sum = self.sum, None
-        return None if row is None else [part.div_(accumulated) for part in row]
+        if row is not None and accumulated > 1:
+            torch._foreach_div_(row, accumulated)
+        return row
 
     def correct(
         self,
@@ -136,12 +140,15 @@ class RecomputedGradients(Anchored):
         return {"origin": list(self.origin), "mean": self.mean, "sum": self.sum, "lost": self.lost}
 
 
-def _row(gradient: Tensor | None, mean: Tensor, own: bool) -> Tensor:
-    """A gradient minus the mean; with ``own``, the difference overwrites the gradient, to save memory."""
-    if gradient is None:
-        return -mean
-    given = local(gradient)
-    return given.sub_(mean) if own and given.dtype == mean.dtype else given.to(mean.dtype).sub(mean)
+def _rows(gradients: Sequence[Tensor | None], means: Sequence[Tensor], own: bool) -> list[Tensor]:
+    """Gradients minus their means; with ``own``, the differences overwrite the gradients, to save memory."""
+    given = [None if gradient is None else local(gradient) for gradient in gradients]
+    if own and all(part is not None and part.dtype == mean.dtype for part, mean in zip(given, means, strict=True)):
+        rows = [part for part in given if part is not None]
+        torch._foreach_sub_(rows, list(means))
+        return rows
+    pairs = zip(given, means, strict=True)
+    return [-mean if part is None else part.to(mean.dtype, copy=not own).sub_(mean) for part, mean in pairs]
 
 
 @dataclass(frozen=True)
@@ -166,11 +173,7 @@ class RecomputeGradients(AnchoredControl):
 
         def see(position: int, gradients: list[Tensor | None]) -> None:
             nonlocal weight
-            finite, count = is_finite(correction, gradients), counts[position]
-            weight = weight + finite * count
-            for added, gradient in zip(mean, gradients, strict=True):
-                if gradient is not None:
-                    added.add_(torch.where(finite, local(gradient).to(added) * count.to(added), 0.0))
+            weight = weight + correction.add(mean, gradients, counts[position]) * counts[position]
 
         swept = self.sweep(here, plan, see)
         if float(weight) == 0:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_vamo.core.directions import GaussianDirections
 from lightning_vamo.core.gradient.excursion import Excursion
+from lightning_vamo.core.gradient.kept import excursion as excursion_of
 from lightning_vamo.core.gradient.update import descend
 from lightning_vamo.core.probes.radius import check_mu
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
@@ -130,7 +131,7 @@ class DirectSearch(Gradient):
         directions = GaussianDirections("seeded").draw(parameters, 1, seeded(seed))
         steps = rates(trainer.optimizers, parameters)
         points = self._points([rate.lr for rate in steps], directions.dimension**0.5)
-        excursion = Excursion(parameters, directions)
+        excursion = excursion_of(parameters, directions)
         try:
             with Evaluations(step, parameters, self._others, len(points)) as evaluate:
                 losses = self._losses(evaluate, excursion, points)

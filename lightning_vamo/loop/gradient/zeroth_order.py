@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_vamo.core.directions import Directions, ProbeDirections
 from lightning_vamo.core.gradient.excursion import Excursion
+from lightning_vamo.core.gradient.kept import excursion as excursion_of
 from lightning_vamo.core.gradient.update import descend, write_gradient
 from lightning_vamo.core.probes.along import Along
 from lightning_vamo.core.probes.clipping import check_clip, clipped
@@ -148,7 +149,7 @@ class ZerothOrder(Gradient):
         along = step.shared or self._along(step)
         parameters, directions = along.parameters, along.directions
         own = self._own(trainer)
-        excursion = Excursion(parameters, directions)
+        excursion = excursion_of(parameters, directions)
         try:
             with Evaluations(step, parameters, self._others, settings.evaluations) as evaluate:
                 slopes = self._slopes(evaluate, excursion, own, along.mu, directions.dimension**0.5)

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_vamo.core.sharding import is_sharded
 from lightning_vamo.loop.guards.contents import Container, Contents
 from lightning_vamo.loop.guards.leaves import Leaf
-from lightning_vamo.loop.guards.tensors import SMALL, FrozenCopy, Place, TensorCopy, WholeCopy, can_be_copied, is_plain
+from lightning_vamo.loop.guards.tensors import FEW, SMALL, FrozenCopy, Place, TensorCopy, WholeCopy, can_be_copied, is_plain
 from lightning_vamo.loop.guards.walk import Walk
 from lightning_vamo.loop.guards.watch import Flags, Learned, Watch
 
@@ -92,11 +92,18 @@ def _copies(walk: Walk, frozen: Mapping[int, TensorCopy]) -> list[TensorCopy]:
     for tensor in filter(can_be_copied, walk.tensors):
         if not is_plain(tensor):
             copies.append(WholeCopy(tensor))
-        elif tensor.nbytes > SMALL:
+        elif tensor.nbytes > SMALL and tensor.device.type == "cpu":  # to compare numbers on a GPU is to wait for it
             copies.append(_frozen(tensor, frozen))
         else:
             copies.append(TensorCopy(tensor))
-    copies += (_frozen(tensor, frozen, "cpu") for tensor in filter(can_be_copied, walk.parameters))
+    parameters = [*filter(can_be_copied, walk.parameters)]
+    few = sum(parameter.nbytes for parameter in parameters) <= FEW
+    copies += (
+        TensorCopy(parameter)
+        if few and parameter.device.type != "cpu" and is_plain(parameter)
+        else _frozen(parameter, frozen, "cpu")
+        for parameter in parameters
+    )
     copies += (_frozen(numbers, frozen, owner=array) for array, numbers in walk.large)
     return copies
 

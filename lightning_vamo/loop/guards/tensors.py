@@ -1,6 +1,7 @@
 """Copies of tensors, which can tell whether the original tensor was written to."""
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from lightning_vamo.core.sharding import is_sharded, local
 
 SMALL = 2**16
 """Bytes up to which a tensor is copied anew for each state: a new copy is as fast as a comparison with the old copy."""
+
+FEW = 2**24
+"""Bytes of parameters up to which they are copied on the GPU that they are on, where a copy takes next to no time."""
 
 
 class Place:
@@ -154,6 +158,15 @@ class WholeCopy(TensorCopy):
         self.tensor.data = state.clone()
 
 
+def written(copies: Sequence[TensorCopy]) -> list[TensorCopy]:
+    """The copies whose tensors hold other numbers by now; a GPU is waited for once."""
+    there = [copy for copy in copies if type(copy) is TensorCopy and copy.copy is not None and copy.numbers.is_cuda]
+    pairs = [(copy.numbers, copy.copy) for copy in there if copy.copy is not None]
+    differ = [(_as_integers(one) != _as_integers(other)).any() for one, other in pairs]
+    known = dict(zip(map(id, there), torch.stack(differ).tolist() if differ else [], strict=True))
+    return [copy for copy in copies if (known[id(copy)] if id(copy) in known else copy.is_written())]
+
+
 def can_be_copied(tensor: Tensor) -> bool:
     """Whether a tensor has numbers that can be copied and written back.
 
@@ -185,6 +198,22 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     if _COMPARE is not None and one.device.type == "cpu" and _lie_alike(one, other):
         return not _COMPARE(one.data_ptr(), other.data_ptr(), one.nbytes)  # takes a tenth of torch's time
     return torch.equal(_as_integers(one), _as_integers(other))
+
+
+def all_same_bits(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether tensors hold the same bits as others, one by one: see :func:`same_bits`. A GPU is waited for once.
+
+    Args:
+        some: Any tensors with strides.
+        others: As many, each of the same shape and type, and on the same device.
+
+    Returns:
+        True if all bits are the same.
+    """
+    pairs = [*zip(some, others, strict=True)]
+    if len({one.device for one in some}) != 1 or some[0].device.type == "cpu":
+        return all(same_bits(one, other) for one, other in pairs)
+    return not bool(torch.stack([(_as_integers(one) != _as_integers(other)).any() for one, other in pairs]).any())
 
 
 def _lie_alike(one: Tensor, other: Tensor) -> bool:

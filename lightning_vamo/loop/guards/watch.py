@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_vamo.loop.guards.tensors import FrozenCopy, Place, TensorCopy, WholeCopy
+from lightning_vamo.loop.guards.tensors import FrozenCopy, Place, TensorCopy, WholeCopy, written
 
 _version = attrgetter("_version")
 # The address alone does not tell: a resized storage may keep its address, and so may another part of the same storage.
@@ -24,11 +24,13 @@ class Learned:
     Attributes:
         written: The tensors with such writes, by ``id``.
         weights: Whether the probed parameters have such writes.
+        batches: Whether batches have such writes.
         looks: Number of forward passes that were cleaned up after.
     """
 
     written: dict[int, Any] = field(default_factory=dict)
     weights: bool = False
+    batches: bool = False
     looks: int = 0
 
     @property
@@ -110,7 +112,7 @@ class Watch:
 
     def _look(self) -> None:
         """Compare all numbers; put back tensors with writes that the version counter does not show, now and each time."""
-        found = [copy for copy in self._watched if copy.is_written()]
+        found = written(self._watched)
         if found:
             self._learned.written |= {id(copy.owner): copy.owner for copy in found}
             for copy in found:

@@ -11,7 +11,7 @@ from lightning_vamo.core.probes.difference import scalar
 from lightning_vamo.core.probes.point import Point
 from lightning_vamo.loop.guards.module_state import ModuleState
 from lightning_vamo.loop.guards.randomness import RandomState
-from lightning_vamo.loop.guards.tensors import same_bits
+from lightning_vamo.loop.guards.tensors import all_same_bits
 from lightning_vamo.loop.plan.tensors import size_in_bytes, tensors_in
 from lightning_vamo.loop.sweep.lending import LentBatch
 from lightning_vamo.loop.sweep.oracle import Oracle
@@ -43,7 +43,7 @@ class SweptBatch:
         state: ModuleState,
         reshard: Callable[[], None],
     ) -> None:
-        self._batch = LentBatch(batch)
+        self._batch = LentBatch(batch, state.learned)
         self._given = batch is not None
         self.position = position
         self._oracle = oracle
@@ -127,5 +127,5 @@ class SweptBatch:
         """Whether the step writes to the parameters behind their version counters, as in ``weight.data.clamp_(-1, 1)``."""
         learned = self._state.learned
         if is_at_point and learned.looks_again and not learned.weights:
-            learned.weights = not all(map(same_bits, self._point.parameters, self._point.origin))
+            learned.weights = not all_same_bits(self._point.parameters, self._point.origin)
         return learned.weights

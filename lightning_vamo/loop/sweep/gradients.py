@@ -15,6 +15,7 @@ from lightning_vamo.core.sharding import is_sharded
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_loss
+from lightning_vamo.loop.guards.module_state import ModuleState
 from lightning_vamo.loop.guards.no_trace import no_trace
 from lightning_vamo.loop.plan.tensors import size_in_bytes
 
@@ -52,7 +53,9 @@ def differentiate(
     see: Callable[[int, list[Tensor | None], float], None],
     *,
     transferred: bool = False,
-) -> None:
+    restored: bool = False,
+    last: ModuleState | None = None,
+) -> ModuleState:
     """Compute the gradients of batches, and leave no trace.
 
     Args:
@@ -63,6 +66,11 @@ def differentiate(
         see: Called for each batch that gives a loss, with the batch's position, the gradients, and the time at which the batch
             was asked for. The gradients' tensors are not kept after the call.
         transferred: Whether the batches are on the module's device already, and the hooks around the transfer have run.
+        restored: Whether the caller restores the numbers of the parameters, in case ``training_step`` writes to them.
+        last: The state that the call before returned for the same parameters, if there was one. It spares time.
+
+    Returns:
+        The module's state, which has been put back.
 
     Raises:
         UnsupportedError: If a loss cannot be trained on, or if ``training_step`` writes to parameters that are too large to be
@@ -70,9 +78,10 @@ def differentiate(
     """
     reshard = compat.resharding(module)
     reshard()  # as before a sweep: the shards are copied and put back, not whole parameters
-    is_copied = size_in_bytes(iter(parameters)) <= SMALL_MODEL and not any(map(is_sharded, parameters))
+    is_small = size_in_bytes(iter(parameters)) <= SMALL_MODEL and not any(map(is_sharded, parameters))
+    is_copied = is_small and not restored
     versions = [parameter._version for parameter in parameters]
-    with _gradients_set_aside(parameters), no_trace(trainer, module, () if is_copied else parameters) as state:
+    with _gradients_set_aside(parameters), no_trace(trainer, module, () if is_copied else parameters, last) as state:
         start = time.perf_counter()
         for position, loaded in batches:
             batch = loaded if transferred else compat.to_device(trainer, compat.before_transfer(trainer, loaded))
@@ -83,12 +92,13 @@ def differentiate(
             reshard()
             state.put_back()
             start = time.perf_counter()
-    if not is_copied and [parameter._version for parameter in parameters] != versions:
+    if not (is_copied or restored) and [parameter._version for parameter in parameters] != versions:
         raise UnsupportedError(
             "`training_step` writes to the parameters that it trains. The gradients before the first step must leave the"
             " parameters unchanged, but these parameters are too large for a copy to be kept: write to the parameters in"
             " `on_train_batch_end`, or pass `directions` that are not learned, such as OrthonormalDirections()."
         )
+    return state
 
 
 @contextmanager

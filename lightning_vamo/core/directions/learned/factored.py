@@ -46,7 +46,7 @@ class FactoredDirections(ProbeDirections):
         """:math:`W`, symmetric, shape ``(q, q)``."""
         self.deflation: Small = placed(small(deflation(gram)), layout.device)
         """The matrix that removes from each direction its part in the span of the directions before, shape ``(q, q)``."""
-        self._metrics: dict[tuple[int, ...], Small] = {}
+        self._metrics: dict[tuple[int, ...], Small] = {(): self._metric_of(gram)}  # here, for no step to copy it to a GPU
         self._size = layout.shards.size
         self._updates = [Update(*parts) for parts in zip(factors.lefts, factors.rights, strict=True)]
 
@@ -60,7 +60,7 @@ class FactoredDirections(ProbeDirections):
 
     def whiten(self, slopes: Tensor) -> Tensor:
         """See :meth:`ProbeDirections.whiten`."""
-        return (slopes.double() @ self._whitening.to(slopes.device)).to(slopes.dtype)
+        return (slopes.double() @ tensor_of(self.whitening).to(slopes.device)).to(slopes.dtype)
 
     def move(
         self, targets: Sequence[Tensor], origins: Sequence[Tensor], index: int, distance: float, *, near: bool = False
@@ -129,9 +129,11 @@ class FactoredDirections(ProbeDirections):
         missing = tuple([position for position, vector in enumerate(vectors) if vector is None])
         if missing not in self._metrics:
             present = [position for position in range(len(vectors)) if position not in missing]
-            gram = self._grams[present].sum(dim=0)
-            self._metrics[missing] = placed(small(self._whitening @ gram @ self._whitening), self.layout.device)
+            self._metrics[missing] = self._metric_of(self._grams[present].sum(dim=0))
         return self._metrics[missing]
+
+    def _metric_of(self, gram: Tensor) -> Small:
+        return placed(small(self._whitening @ gram @ self._whitening), self.layout.device)
 
 
 class _Taken:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -48,9 +49,13 @@ class SeededDirections(ProbeDirections):
             self._streams += stream_count(parameter)
         like = local(parameters[0])
         self._device, self._dtype = like.device, at_least_float32(like.dtype)
-        mixing = family.mixing(self)
-        self._mixing = mixing.to(self._device)
-        self._terms = [[(i, weight) for i, weight in enumerate(row) if weight] for row in mixing.tolist()]
+        self._weights = family.mixing(self)
+        self._terms = [[(i, weight) for i, weight in enumerate(row) if weight] for row in self._weights.tolist()]
+
+    @cached_property
+    def _mixing(self) -> Tensor:
+        """The matrix where gradients are; copied there only if needed, as directions of a single step may not be."""
+        return self._weights.to(self._device, non_blocking=True)  # or a step would wait for a GPU
 
     def sizes(self) -> list[list[int]]:
         """See :meth:`ProbeDirections.sizes`; a part is what this process needs of a chunk."""
@@ -101,7 +106,7 @@ class SeededDirections(ProbeDirections):
 
     def remove_(self, vectors: Sequence[Tensor | None], coefficients: Small, slopes: Slopes | None = None) -> Small:
         """See :meth:`ProbeDirections.remove_`."""
-        weights = self._mixing.T @ tensor_of(coefficients).to(self._mixing)
+        weights = self._mixing.T @ tensor_of(coefficients).to(self._mixing, non_blocking=True)
         total = torch.zeros(3, dtype=torch.float64, device=weights.device)
         streams = _in_step([self.raw(index) for index in range(self.count)])
         for piece, parts in zip(self._pieces(vectors), streams, strict=True):

@@ -1,0 +1,176 @@
+"""The tables of an experiment's runs, in Markdown."""
+
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from examples.benchmarks.evidence.experiment import Experiment
+from examples.benchmarks.evidence.runs import CHOSEN_BY, TUNING_SEED, Run, final
+
+AXES: dict[str, Callable[[dict[str, float]], float]] = {
+    "steps": lambda point: point["step"],
+    "evaluations": lambda point: (point["forward"] + 2 * point["backward"]) / 3,  # in steps of plain training
+    "CPU seconds": lambda point: point["cpu_seconds"],
+}
+"""What the measurements of a run can be set against."""
+
+Groups = dict[str, list[Run]]
+"""Runs by method, in the order of the experiment's file."""
+
+
+def load(experiment: Experiment, folder: Path) -> Groups:
+    """The reported runs of an experiment.
+
+    Args:
+        experiment: The experiment.
+        folder: Folder of all runs.
+
+    Returns:
+        Runs of the experiment as its file is now: others are left out.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    runs = [json.loads(path.read_text()) for path in sorted((folder / experiment.name).glob("*.json"))]
+    runs = [run for run in runs if run["seed"] != TUNING_SEED and run["method"] in experiment.methods]
+    runs = [run for run in runs if run["config"] == experiment.config(run["method"], run["lr"], run["seed"])]
+    groups = {name: [run for run in runs if run["method"] == name] for name in experiment.methods}
+    found = {name: sorted(group, key=lambda run: (run["lr"], run["seed"])) for name, group in groups.items() if group}
+    if not found:
+        raise ValueError(f"There are no runs of {experiment.name} in {folder}: run them first.")
+    return found
+
+
+def value_at(run: Run, axis: str, budget: float, figure: str) -> float:
+    """A measured value when a run has cost so much, interpolated between the two measurements around it.
+
+    Args:
+        run: The run.
+        axis: What the cost is counted in, a key of ``AXES``.
+        budget: How much.
+        figure: The value, such as ``"train_loss"``.
+
+    Returns:
+        The value; NaN if the run cost less, or has diverged.
+    """
+    if run["diverged"]:
+        return math.nan
+    points = [(AXES[axis](point), point[figure]) for point in run["points"]]
+    for (before, old), (after, new) in itertools.pairwise(points):
+        if before <= budget <= after:
+            return old + (new - old) * (budget - before) / (after - before)
+    return math.nan
+
+
+def value_up_to(run: Run, axis: str, budget: float, figure: str) -> float:
+    """The mean over the last quarter of a budget, since single measurements jump."""
+    return statistics.mean(value_at(run, axis, budget * (1 - share / 48), figure) for share in range(13))
+
+
+def spread(values: Sequence[float]) -> str:
+    """``mean ± standard deviation``, to two digits of the latter or five of the mean, or ``diverged``; a dash for no value."""
+    if any(map(math.isnan, values)):
+        return "–"
+    if not all(map(math.isfinite, values)):
+        return "diverged"
+    mean, deviation = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    if not deviation:
+        return number(mean)
+    places = max(0, min(1 - exponent(deviation), 4 - exponent(mean)))
+    return f"{mean:.{places}f} ± {deviation:.{places}f}"
+
+
+def exponent(value: float) -> int:
+    """Of the power of ten that a value is a few times of."""
+    return math.floor(math.log10(abs(value))) if value else 0
+
+
+def number(value: float) -> str:
+    """Three digits."""
+    return f"{value:.3g}"
+
+
+def percent(value: float) -> str:
+    """Of a share; with one decimal, or two digits where it is small."""
+    return f"{100 * value:.1f} %" if abs(value) >= 0.001 else f"{100 * value:.1g} %"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cost_table(experiment: Experiment, groups: Groups) -> str:
+    """What methods reach at their best rates: after all steps, and for the evaluations of the first method."""
+    plain = next(iter(groups.values()))
+    end = plain[0]["points"][-1]
+    budget = AXES["evaluations"](end)
+    shown = [name for name in (CHOSEN_BY, *experiment.figures) if name in end]
+    header = ["method", "rate", "seeds", *(f"{words(name)}, {end['step']:.0f} steps" for name in shown)]
+    header += [f"{words(shown[-1])}, {budget:.0f} evaluations", "work", "CPU time", "removed"]
+    rows = []
+    for method, runs in groups.items():
+        cells = [method, number(runs[0]["lr"]), str(len(runs))]
+        cells += [spread([final(run, name) for run in runs]) for name in shown]
+        cells.append(spread([value_up_to(run, "evaluations", budget, shown[-1]) for run in runs]))
+        rows.append([*cells, *costs(runs, plain)])
+    return table(header, rows)
+
+
+def costs(runs: Sequence[Run], plain: Sequence[Run]) -> list[str]:
+    """The evaluations and the time of a method's runs, as multiples of the plain method's, and the share removed."""
+    cells = []
+    for axis in ("evaluations", "CPU seconds"):
+        mine, theirs = (statistics.mean(AXES[axis](run["points"][-1]) for run in some) for some in (runs, plain))
+        cells.append(f"{mine / theirs:.2f}×")
+    removed = [run["removed"] for run in runs]
+    return [*cells, "–" if None in removed else percent(statistics.mean(removed))]
+
+
+def words(figure: str) -> str:
+    """A figure's name for people."""
+    name = figure.replace("train_", "training ").replace("val_", "validation ")
+    return name.replace("_", " ")
+
+
+def rates_table(experiment: Experiment, groups: Groups, figure: str = CHOSEN_BY) -> str:
+    """A figure of each method at each learning rate."""
+    rows = []
+    for method, runs in groups.items():
+        at = {rate: [final(run, figure) for run in runs if run["lr"] == rate] for rate in experiment.rates}
+        rows.append([method, *(spread(values) if values else "" for values in at.values())])
+    return table(["method", *(f"{rate:g}" for rate in experiment.rates)], rows)
+
+
+def window_table(experiment: Experiment, groups: Groups) -> str:
+    """The best rate of each method, what it reaches there, and how wide the window of good rates is.
+
+    Args:
+        experiment: The experiment.
+        groups: Its runs.
+
+    Returns:
+        The table. A good rate is one whose loss is within a tenth of the least loss of all methods.
+    """
+    means = {
+        method: {
+            rate: statistics.mean([final(run, CHOSEN_BY) for run in runs if run["lr"] == rate] or [math.inf])
+            for rate in experiment.rates
+        }
+        for method, runs in groups.items()
+    }
+    least = min(min(values.values()) for values in means.values())
+    shown = [name for name in (CHOSEN_BY, *experiment.figures) if name in next(iter(groups.values()))[0]["points"][-1]]
+    rows = []
+    for method, values in means.items():
+        best = min(values, key=values.__getitem__)
+        runs = [run for run in groups[method] if run["lr"] == best]
+        reached = [spread([final(run, name) for run in runs]) for name in shown]
+        good = [f"{rate:g}" for rate, value in values.items() if value <= 1.1 * least]
+        rows.append([method, f"{best:g}", *reached, ", ".join(good) or "none", *costs(runs, next(iter(groups.values())))])
+    header = ["method", "best rate", *map(words, shown), "rates within 10 % of the least loss"]
+    return table([*header, "work", "CPU time", "removed"], rows)

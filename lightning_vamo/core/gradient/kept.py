@@ -1,0 +1,99 @@
+"""An excursion of few weights: a copy brings them back, and their direction is drawn once."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.directions import ProbeDirections
+from lightning_vamo.core.gradient.excursion import Excursion
+from lightning_vamo.core.sharding import local
+
+FEW = 2**20
+"""Weights up to which a copy and a direction are kept: 8 MB in float32, which is little beside a process that trains."""
+
+
+def excursion(parameters: Sequence[Tensor], directions: ProbeDirections) -> Excursion:
+    """An excursion of the kind that suits the weights.
+
+    Args:
+        parameters: See :class:`~lightning_vamo.core.gradient.excursion.Excursion`.
+        directions: Likewise.
+
+    Returns:
+        One that keeps a copy if there are few weights, which takes the least time; else one that takes the least memory.
+
+    Raises:
+        InvalidArgumentError: If a parameter's type is not one that can be moved and brought back.
+        UnsupportedError: If the directions have no parts.
+    """
+    held = [local(parameter) for parameter in parameters]
+    few = sum(part.numel() for part in held) <= FEW and all(part.is_contiguous() for part in held)
+    return KeptExcursion(parameters, directions) if few else Excursion(parameters, directions)
+
+
+class KeptExcursion(Excursion):
+    """Moves weights as :class:`~lightning_vamo.core.gradient.excursion.Excursion` does, with a copy and a direction in memory.
+
+    Args:
+        parameters: The live parameters, contiguous, which are moved in place.
+        directions: The directions, drawn for these parameters.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], directions: ProbeDirections) -> None:
+        super().__init__(parameters, directions)
+        self._flat = [parameter.view(-1) for parameter in self._parameters]
+        self._origin: list[Tensor] = []
+        self._drawn: tuple[int, list[Tensor | None]] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """See :attr:`Excursion.bytes`."""
+        return sum(part.nbytes for part in self._origin)
+
+    def go(self, index: int, distance: float | Sequence[float]) -> None:
+        """See :meth:`Excursion.go`."""
+        if self._origin:
+            torch._foreach_copy_(self._flat, self._origin)
+        else:
+            self._origin = [part.clone() for part in self._flat]
+        distances = [distance] * len(self._flat) if isinstance(distance, (int, float)) else list(distance)
+        triples = zip(self._flat, self._direction(index), distances, strict=True)
+        moved = [(piece, part, step) for piece, part, step in triples if part is not None]
+        if moved and all(step == moved[0][2] for _, _, step in moved):
+            torch._foreach_add_([piece for piece, _, _ in moved], [part for _, part, _ in moved], alpha=moved[0][2])
+        else:
+            for piece, part, step in moved:
+                piece.add_(part, alpha=step)
+        self._at = index, distances
+
+    def back(self, then: Callable[[int, Tensor, Tensor | None], object] | None = None) -> None:
+        """See :meth:`Excursion.back`."""
+        if self._at is None:
+            return
+        torch._foreach_copy_(self._flat, self._origin)
+        if then is not None:
+            for number, (piece, part) in enumerate(zip(self._flat, self._direction(self._at[0]), strict=True)):
+                then(number, piece, part)
+        self.stay()
+
+    def stay(self) -> None:
+        """See :meth:`Excursion.stay`."""
+        self._at, self._origin = None, []
+
+    def _direction(self, index: int) -> list[Tensor | None]:
+        """A direction's numbers for each parameter; None where it has none."""
+        if self._drawn is None or self._drawn[0] != index:
+            parts = self._directions.parts(index)
+            drawn = [_joined([(size, next(parts)) for size in own]) for own in self._sizes]
+            for _ in parts:  # lets the iterator end
+                pass
+            self._drawn = index, drawn
+        return self._drawn[1]
+
+
+def _joined(parts: Sequence[tuple[int, Tensor | None]]) -> Tensor | None:
+    given = [part for _, part in parts if part is not None]
+    if not given or len(parts) == 1:
+        return given[0] if given else None
+    return torch.cat([given[0].new_zeros(size) if part is None else part for size, part in parts])

@@ -40,8 +40,8 @@ class Digits(VAMOMixin, L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def digits(callback, epochs, samples=None):
-    images, labels = (part[:samples] for part in load_digits(return_X_y=True))
+def digits(callback, epochs):
+    images, labels = load_digits(return_X_y=True)
     data = TensorDataset(torch.tensor(images).float() / 16, torch.tensor(labels))
     L.seed_everything(1, verbose=False)
     run = trainer(callbacks=[callback], max_epochs=epochs)
@@ -95,7 +95,7 @@ def test_between_sweeps_they_stay_fresh():
     for carry in (False, True):
         control = Carry(sweep_every_n_epochs=5, turn_every_n_epochs=5) if carry else Replay(every_n_epochs=5)
         callback = WatchedSweeps(probes=8, directions=LEARNED, seed=1, control=control, alpha="theory")
-        run = digits(callback, epochs=10, samples=600)
+        run = digits(callback, epochs=10)
         removed[carry] = callback.report.variance_removed
         assert len(callback.sweeps) == 2
         assert run.callback_metrics["vamo/rows_unused"] == 0

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from lightning.pytorch import Trainer
 
-OF_METHOD = ("variance_removed", "forward_evaluations", "backward_evaluations")
+OF_METHOD = ("variance_removed", "decision", "forward_evaluations", "backward_evaluations")
 
 
 def drawn(trainer: Trainer, figures: Mapping[str, float], prefix: str) -> dict[str, float]:

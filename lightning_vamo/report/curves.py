@@ -35,8 +35,13 @@ class _Panel:
 _PANELS = (
     _Panel("Loss", "loss", lambda name: "loss" in name),
     _Panel("Noise removed", "share of the gradient's second moment", lambda name: _last(name) == "variance_removed"),
+    _Panel("Choice", "what corrects the steps", lambda name: _last(name) == "decision"),
     _Panel("Cost", "evaluations of a batch so far", lambda name: _last(name).endswith("ward_evaluations")),
 )
+
+
+_CHOICES = ("nothing", "look", "carried rows", "sweep")
+"""What the numbers of the logged name ``decision`` mean, from 0."""
 
 
 def _last(name: str) -> str:
@@ -70,8 +75,9 @@ def draw(curves: Mapping[str, Curve], title: str) -> "Figure":
         title: The title above the panels.
 
     Returns:
-        A matplotlib figure of up to three panels: all curves whose names contain "loss", the share of the gradient's second
-        moment that the corrections removed, and the evaluations of a batch so far. A panel without a curve is left out.
+        A matplotlib figure of up to four panels: all curves whose names contain "loss", the share of the gradient's second
+        moment that the corrections removed, what corrected the steps if that is chosen by measurement, and the evaluations of
+        a batch so far. A panel without a curve is left out.
 
     Raises:
         UnsupportedError: If matplotlib is not installed, or the run has logged nothing that a panel shows.
@@ -99,13 +105,16 @@ def draw(curves: Mapping[str, Curve], title: str) -> "Figure":
 def _draw_panel(axes: Any, panel: _Panel, curves: Mapping[str, Curve]) -> None:
     for name, curve in curves.items():
         often = len(curve.steps) > 60  # logged within epochs: markers would hide the line
-        style = {"alpha": 0.5, "linewidth": 0.8} if often else {"marker": ".", "markersize": 5}
+        style: dict[str, Any] = {"alpha": 0.5, "linewidth": 0.8} if often else {"marker": ".", "markersize": 5}
+        style |= {"drawstyle": "steps-pre"} if panel.title == "Choice" else {}
         axes.plot(curve.steps, curve.values, label=name, **style)
     values = [value for curve in curves.values() for value in curve.values]
     if panel.title == "Loss" and min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
     if panel.title == "Noise removed":
         axes.axhline(0, color="gray", linewidth=0.8)  # below, the corrections added noise
+    if panel.title == "Choice":
+        axes.set_yticks(range(len(_CHOICES)), _CHOICES)
     if panel.title == "Cost":
         axes.set_ylim(bottom=0)
     axes.set(title=panel.title, xlabel="optimizer step", ylabel=panel.unit)

@@ -93,6 +93,13 @@ def test_curves_leave_out_epochs_without_the_figure_and_panels_without_curves():
         draw({"accuracy": Curve([1], [0.5])}, "a run")
 
 
+def test_choices_are_drawn_by_their_names():
+    curves = curves_of([{"step": 4, "vamo/decision": 0.0}, {"step": 8, "vamo/decision": 2.0}])
+    [axes] = draw(curves, "a run").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["nothing", "look", "carried rows", "sweep"]
+    assert list(axes.get_lines()[0].get_ydata()) == [0.0, 2.0]
+
+
 def test_a_picture_without_matplotlib_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'lightning-vamo\[plot\]'"):

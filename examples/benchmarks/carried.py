@@ -79,7 +79,7 @@ def learned(probes: int, rank: int | None = 1, **arguments: Any) -> VAMOCallback
 
 def kept() -> VAMOCallback:
     """Corrects nothing, and keeps the composition of the batches."""
-    return VAMOCallback(directions=OrthonormalDirections(), alpha=0.0, control="carry")
+    return VAMOCallback(probes=1, directions=OrthonormalDirections(), alpha=0.0, control="carry")
 
 
 METHODS: dict[str, Callable[[], VAMOCallback | SVRGCallback | None]] = {

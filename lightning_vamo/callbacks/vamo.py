@@ -6,6 +6,7 @@ from lightning_vamo.callbacks.base import MethodCallback
 from lightning_vamo.callbacks.renamed import old_names
 from lightning_vamo.core.directions import Directions, GradientSubspaceDirections
 from lightning_vamo.core.schedules import EfficientProbes, ProbeSchedule, as_schedule
+from lightning_vamo.errors import InvalidArgumentError
 from lightning_vamo.loop.control.base import Control
 from lightning_vamo.loop.control.choose import Named, as_control
 from lightning_vamo.loop.control.chosen import Chosen
@@ -32,7 +33,7 @@ class VAMOCallback(MethodCallback):
 
     and the optimizer that the module configures steps with :math:`v_k`. By default the directions :math:`u_j` are learned in
     training, along the largest gradient noise, and a regression scales each correction. The method of the paper is
-    ``VAMOCallback(directions=SphereDirections(), alpha="theory")``.
+    ``VAMOCallback(probes=1, directions=SphereDirections(), alpha="theory")``.
 
     Cost, beside plain training: ``1 + q`` forward passes per batch and sweep (``1 + 2q`` with central differences), and none
     in a step; with ``control="carry"`` no pass at all; with ``control="recompute"`` ``1 + q`` forward passes per step and the
@@ -50,7 +51,8 @@ class VAMOCallback(MethodCallback):
     Args:
         probes: ``q``, the number of probes, or a schedule of it, a :class:`~lightning_vamo.core.schedules.ProbeSchedule`. 0 is
             plain first-order training. ``"auto"``, the default, is :class:`~lightning_vamo.core.schedules.EfficientProbes`: the
-            callback measures in training whether carried rows or sweeps pay, and leaves the steps plain if nothing does.
+            callback measures in training whether carried rows or sweeps pay, and leaves the steps plain if nothing does. That
+            needs learned ``directions`` and ``alpha="adaptive"``.
         directions: The family of probe directions; by default
             :class:`~lightning_vamo.core.directions.GradientSubspaceDirections`, learned from the gradients of training. The
             paper's are :class:`~lightning_vamo.core.directions.SphereDirections`.
@@ -98,9 +100,23 @@ class VAMOCallback(MethodCallback):
         verbose: bool = True,
     ) -> None:
         family = GradientSubspaceDirections() if directions is None else directions
+        if probes == "auto":
+            _check_measurable(family, alpha)
         settings = ProbeSettings(as_schedule(probes), family, mu, alpha, difference, sweep_precision)
         chosen: Control = as_control(control)
         if isinstance(settings.schedule, EfficientProbes):
             chosen = Chosen.of(chosen)
         plain = settings.never_probes
         super().__init__(FirstOrder(), Nothing() if plain else chosen, settings, seed, plain=plain, verbose=verbose)
+
+
+def _check_measurable(directions: Directions, alpha: object) -> None:
+    """Refuse arguments with which ``probes="auto"`` could only find that nothing pays."""
+    learned = type(directions).learner is not Directions.learner
+    if learned and alpha == "adaptive":
+        return
+    what = f"alpha={alpha!r}" if learned else f"directions={type(directions).__name__}(...)"
+    raise InvalidArgumentError(
+        f"`probes` must be a number or a schedule with {what}, got 'auto', which measures along learned directions and with"
+        " alpha='adaptive' whether probes pay: set a number, such as probes=1."
+    )

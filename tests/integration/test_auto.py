@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_vamo import InvalidArgumentError, VAMOCallback, VAMOMixin
+from lightning_vamo.core.directions import SphereDirections
 from lightning_vamo.core.schedules import EfficientProbes
 from lightning_vamo.loop.control.looks import BURST, JUDGED
 from lightning_vamo.loop.ledger.clocks import StepTimes
@@ -245,3 +246,12 @@ def test_times_of_steps_are_kept_apart_by_what_corrected_them(monkeypatch):
     assert not times.steady("sweep")
     assert not StepTimes({"plain": [1.0] * 8 + [2.0] * 8}).steady("plain")
     assert StepTimes(times.state_dict()).median("plain") == 2.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [({"alpha": "theory"}, "alpha='theory'"), ({"directions": SphereDirections()}, r"directions=SphereDirections\(\.\.\.\)")],
+)
+def test_arguments_with_which_nothing_could_be_chosen_are_refused(arguments, named):
+    with pytest.raises(InvalidArgumentError, match=rf"`probes` must be a number or a schedule with {named}, .* probes=1"):
+        VAMOCallback(**arguments)

@@ -233,7 +233,9 @@ def test_batches_whose_losses_are_not_finite_have_no_row():
 
 def test_a_coefficient_that_decays_over_an_unknown_number_of_steps():
     with pytest.raises(UnsupportedError, match=r"set control=Recompute\(every_n_train_steps=...\), or another `alpha`"):
-        trainer(callbacks=[VAMOCallback(alpha="linear-decay")]).fit(VAMOLeastSquares(9, RATE), DataLoader(Stream(), 6))
+        trainer(callbacks=[VAMOCallback(probes=1, alpha="linear-decay")]).fit(
+            VAMOLeastSquares(9, RATE), DataLoader(Stream(), 6)
+        )
 
 
 # ---- resuming

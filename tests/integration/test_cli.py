@@ -237,7 +237,7 @@ class Evaluated(Everything):
 
 
 EXAMPLES = {
-    "the demo": ["-m", "lightning_vamo", "fit", "--config", "examples/digits.yaml", "--trainer.max_epochs=2"],
+    "a configuration": ["-m", "lightning_vamo", "fit", "--config", "examples/digits.yaml", "--trainer.max_epochs=2"],
     "a command of one's own": ["examples/own_cli.py", "fit", "--config", "examples/own_cli.yaml", "--trainer.max_epochs=2"],
     "from Python": ["examples/python_api.py"],
 }
@@ -249,7 +249,7 @@ def test_examples_run(arguments, tmp_path):
         arguments = [*arguments, f"--trainer.default_root_dir={tmp_path}"]
     arguments = [str(ROOT / a) if a.startswith("examples/") and a.endswith(".py") else a for a in arguments]
     working = tmp_path if arguments[0].endswith("python_api.py") else ROOT
-    if "-m" in arguments:  # as `make demo` starts it
+    if "-m" in arguments:
         options = {"capture_output": True, "text": True, "timeout": 1800, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
         done = subprocess.run([sys.executable, *arguments], cwd=working, **options)
     else:
@@ -258,6 +258,14 @@ def test_examples_run(arguments, tmp_path):
     assert list(tmp_path.rglob("events.out.tfevents.*"))
     if "own_cli" not in arguments[0]:
         assert "VAMO: " in done.stderr
+
+
+def test_the_demo_trains_plainly_and_with_vamo(tmp_path):
+    done = scripts.run(str(ROOT / "examples" / "demo.py"), "--trainer.max_epochs=10", cwd=ROOT, scratch=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.startswith(("plain ", "VAMO "))}
+    assert rows["plain"][3:6] == rows["VAMO"][3:6] == ["560", "and", "560"]
+    assert float(rows["VAMO"][2]) < 0.2 * float(rows["plain"][2])
 
 
 def test_the_defaults(tmp_path):

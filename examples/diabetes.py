@@ -1,7 +1,7 @@
 """A linear model and its data, scikit-learn's patients with diabetes: nothing here knows of VAMO.
 
-Ten measurements of each of 442 patients explain half of how far the disease has come a year later. So gradients of small batches
-are noisy, and at a constant learning rate plain SGD stays above the least loss.
+Ten measurements of each of 442 patients explain half of how far the disease has come a year later. So gradients of small
+batches are noisy, and at a constant learning rate plain SGD stays above the least loss.
 """
 
 import lightning as L

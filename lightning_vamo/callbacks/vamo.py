@@ -100,23 +100,14 @@ class VAMOCallback(MethodCallback):
         verbose: bool = True,
     ) -> None:
         family = GradientSubspaceDirections() if directions is None else directions
-        if probes == "auto":
-            _check_measurable(family, alpha)
         settings = ProbeSettings(as_schedule(probes), family, mu, alpha, difference, sweep_precision)
+        if probes == "auto" and type(family).learner is Directions.learner:
+            raise InvalidArgumentError(
+                f"`probes` must be a number or a schedule with directions={type(family).__name__}(...), got 'auto', which measures"
+                " along learned directions whether probes pay: set a number, such as probes=1."
+            )
         chosen: Control = as_control(control)
         if isinstance(settings.schedule, EfficientProbes):
             chosen = Chosen.of(chosen)
         plain = settings.never_probes
         super().__init__(FirstOrder(), Nothing() if plain else chosen, settings, seed, plain=plain, verbose=verbose)
-
-
-def _check_measurable(directions: Directions, alpha: object) -> None:
-    """Refuse arguments with which ``probes="auto"`` could only find that nothing pays."""
-    learned = type(directions).learner is not Directions.learner
-    if learned and alpha == "adaptive":
-        return
-    what = f"alpha={alpha!r}" if learned else f"directions={type(directions).__name__}(...)"
-    raise InvalidArgumentError(
-        f"`probes` must be a number or a schedule with {what}, got 'auto', which measures along learned directions and with"
-        " alpha='adaptive' whether probes pay: set a number, such as probes=1."
-    )

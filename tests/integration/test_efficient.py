@@ -215,7 +215,7 @@ def test_each_fit_chooses_anew(clock):
 
 @pytest.mark.parametrize("alpha", ["theory", "linear-decay", 0.5])
 def test_it_needs_the_adaptive_coefficient(alpha):
-    with pytest.raises(InvalidArgumentError, match=r"`alpha` must be 'adaptive' with EfficientProbes, .* got"):
+    with pytest.raises(InvalidArgumentError, match=r"`alpha` must be 'adaptive' where .* got"):
         VAMOCallback(probes=EfficientProbes(maximum=2), alpha=alpha)
 
 

@@ -45,8 +45,8 @@ class ProbeSettings:
             )
         if isinstance(self.schedule, EfficientProbes) and self.alpha != "adaptive":
             raise InvalidArgumentError(
-                f"`alpha` must be 'adaptive' with EfficientProbes, which chooses by the factors of 'adaptive', got"
-                f" {self.alpha!r}."
+                "`alpha` must be 'adaptive' where the number of probes is measured, by probes='auto' or EfficientProbes, got"
+                f" {self.alpha!r}: set a number, such as probes=1, or leave `alpha` out."
             )
 
     @property

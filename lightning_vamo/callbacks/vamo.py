@@ -103,8 +103,8 @@ class VAMOCallback(MethodCallback):
         settings = ProbeSettings(as_schedule(probes), family, mu, alpha, difference, sweep_precision)
         if probes == "auto" and type(family).learner is Directions.learner:
             raise InvalidArgumentError(
-                f"`probes` must be a number or a schedule with directions={type(family).__name__}(...), got 'auto', which measures"
-                " along learned directions whether probes pay: set a number, such as probes=1."
+                f"`probes` must be a number or a schedule with directions={type(family).__name__}(...), got 'auto', which"
+                " measures along learned directions whether probes pay: set a number, such as probes=1."
             )
         chosen: Control = as_control(control)
         if isinstance(settings.schedule, EfficientProbes):

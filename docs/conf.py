@@ -90,3 +90,8 @@ autosummary_context = {
         "lightning_vamo.cli.VAMOCLI": "subcommands, add_arguments_to_parser, instantiate_classes, instantiate_trainer",
     }
 }
+
+
+def setup(app):
+    """Leave out the fields of named tuples as members: the class's docstring lists them."""
+    app.connect("autodoc-skip-member", lambda app, what, name, obj, *_: type(obj).__name__ == "_tuplegetter" or None)

@@ -94,10 +94,9 @@ class MethodCallback(DrivingCallback):
         """The cost of the method so far and the noise that it removed; printed, the report is a few lines of text."""
         report = self._run.ledger.report(self._run.sums.moments)
         title = self.title or type(self).__name__.removesuffix("Callback")
-        ways, made_of = self.ways, self._method.control.made_of
-        decisions = () if self._run.choice is None else tuple(self._run.choice.decisions)
-        ways_to = replace(report, plain=ways.plain, recompute=ways.recompute)
-        return replace(ways_to, method=title, made_of=made_of, decisions=decisions, measured=self._run.choice is not None)
+        ways, made_of, choice = self.ways, self._method.control.made_of, self._run.choice
+        chosen: dict[str, Any] = {} if choice is None else {"decisions": tuple(choice.decisions), "measured": True}
+        return replace(report, method=title, made_of=made_of, plain=ways.plain, recompute=ways.recompute, **chosen)
 
     @property
     def settings(self) -> ProbeSettings:
@@ -231,6 +230,8 @@ class MethodCallback(DrivingCallback):
             return
         self._resumption = None
         taken = self._run.before_batch(trainer, pl_module, batch_idx)
+        for sentence in [] if self._run.choice is None else self._run.choice.news():
+            self._say(f"{self.report.method}, {sentence}")
         if taken is not None:
             figures = {f"{self.prefix}/{name}": float(taken.logs[name]) for name in AT_SNAPSHOT if name in taken.logs}
             for logger in trainer.loggers:

@@ -101,7 +101,7 @@ class VAMOCallback(MethodCallback):
     ) -> None:
         family = GradientSubspaceDirections() if directions is None else directions
         settings = ProbeSettings(as_schedule(probes), family, mu, alpha, difference, sweep_precision)
-        if probes == "auto" and type(family).learner is Directions.learner:
+        if probes == "auto" and not family.learns:
             raise InvalidArgumentError(
                 f"`probes` must be a number or a schedule with directions={type(family).__name__}(...), got 'auto', which"
                 " measures along learned directions whether probes pay: set a number, such as probes=1."

@@ -113,6 +113,14 @@ def test_carried_rows_are_found_to_pay_without_an_evaluation(driven, caplog):
     )
 
 
+def test_a_callback_that_is_not_verbose_says_nothing(caplog):
+    with caplog.at_level("INFO"):
+        callback = auto(verbose=False)
+        fit(callback, epochs=3)
+    assert callback.report.decisions
+    assert [record.message for record in caplog.records if record.message.startswith("VAMO")] == []
+
+
 def test_where_rows_explain_nothing_training_is_plain_and_looks_ever_more_rarely(driven, caplog):
     with caplog.at_level("INFO"):
         callback = auto(maximum=8, retry_after=2)
@@ -217,7 +225,9 @@ def test_only_what_the_user_allows_is_chosen():
     fit(carried)
     fit(swept, epochs=4)
     assert {decided.kind for decided in carried.report.decisions} == {"look", "carry"}
-    assert {decided.kind for decided in swept.report.decisions} <= {"nothing", "sweep"}
+    kinds = {decided.kind for decided in swept.report.decisions}
+    assert kinds
+    assert kinds <= {"nothing", "sweep"}
 
 
 def test_costs_are_counted_in_seconds_or_evaluations():

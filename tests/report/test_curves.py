@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning_vamo import InvalidArgumentError, UnsupportedError, VAMOCallback
 from lightning_vamo.cli import main
 from lightning_vamo.core.directions import SphereDirections
+from lightning_vamo.core.schedules.decision import NUMBERS
 from lightning_vamo.report.curves import Curve, curves_of, draw
 from lightning_vamo.report.logs import read_run
 from tests.support.modules import Data, VAMOEverything
@@ -98,6 +99,7 @@ def test_choices_are_drawn_by_their_names():
     [axes] = draw(curves, "a run").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["nothing", "look", "carried rows", "sweep"]
     assert list(axes.get_lines()[0].get_ydata()) == [0.0, 2.0]
+    assert NUMBERS == {"nothing": 0, "look": 1, "carry": 2, "sweep": 3}  # what the names stand for
 
 
 def test_a_picture_without_matplotlib_says_what_to_install(monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.control.coefficients import Coefficient
-from lightning_vamo.core.control.correction import check_dense
+from lightning_vamo.core.control.correction import any_present
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import local, shard_group
 
@@ -181,10 +181,9 @@ class GradientCorrection:
             UnsupportedError: If a gradient is sparse.
         """
         gradients = [parameter.grad for parameter in self.parameters]
-        check_dense(gradients)
-        pairs = [(local(g), part) for g, part in zip(gradients, row, strict=True) if g is not None]
-        if not pairs:
+        if not any_present(gradients):
             return None
+        pairs = [(local(g), part) for g, part in zip(gradients, row, strict=True) if g is not None]
         dots = [product for g, r in pairs for product in (_dot(g, g), _dot(g, r), _dot(r, r))]
         products = torch.stack(dots).double().view(-1, 3).sum(dim=0)
         unit = None if scale is None else scale(torch.ones((), device=products.device)).to(products)

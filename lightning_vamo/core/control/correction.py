@@ -192,20 +192,8 @@ class Correction:
         return self.directions.shards.total(moments)
 
 
-def check_dense(gradients: Sequence[Tensor | None]) -> None:
-    """Refuse sparse gradients, which cannot be projected on directions.
-
-    Args:
-        gradients: The gradients.
-
-    Raises:
-        UnsupportedError: If a gradient is sparse.
-    """
-    any_present(gradients)
-
-
 def any_present(gradients: Sequence[Tensor | None]) -> bool:
-    """Tell whether there is a gradient, and refuse sparse gradients as :func:`check_dense` does.
+    """Tell whether there is a gradient, and refuse sparse gradients, which cannot be projected on directions.
 
     Args:
         gradients: The gradients.

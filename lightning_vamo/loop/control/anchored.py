@@ -190,9 +190,8 @@ class AnchoredControl(Control):
 
     def period(self, here: Here) -> int:
         """The number of optimizer steps until the next snapshot."""
-        steps = here.trainer.num_training_batches / here.trainer.accumulate_grad_batches
-        if math.isfinite(steps):
-            return math.ceil(steps) * self.every_n_epochs
+        if math.isfinite(here.steps_per_epoch):
+            return math.ceil(here.steps_per_epoch) * self.every_n_epochs
         raise UnsupportedError(
             f"{self.title} takes the gradient of all the data at its snapshots, but the training data has no length: set"
             " Trainer(limit_train_batches=...) to a whole number, or use VAMOCallback(control='recompute'), which needs no pass"

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_vamo.core.directions.learner import Learner
@@ -68,6 +67,7 @@ class Choice:
         self._rows = 0.0
         self._factors: Tensor | None = None
         self._steps = 0
+        self._untold: list[str] = []
 
     @classmethod
     def of(cls, schedule: ProbeSchedule) -> "Choice | None":
@@ -125,6 +125,11 @@ class Choice:
             self._steps += steps
 
     # ---- choosing
+
+    def news(self) -> list[str]:
+        """A sentence for each choice since the last call."""
+        told, self._untold = self._untold, []
+        return told
 
     def decide(
         self,
@@ -197,11 +202,11 @@ class Choice:
         return (False, None, 1.0) if cost == "evaluations" else (True, forward, work)
 
     def _announce(self, trainer: Trainer, decision: Decision, *, pauses: bool) -> None:
-        """Say what is chosen, and keep it for the report."""
+        """Keep what is chosen, for :meth:`news` and for the report."""
         epoch, more = trainer.current_epoch, ""
         if not decision.probes and pauses:
             more = f"; training plainly, next look at epoch {epoch + self.schedule.wait}"
-        rank_zero_info(f"VAMO, epoch {epoch}: {decision.reason}{more}.")
+        self._untold.append(f"epoch {epoch}: {decision.reason}{more}.")
         self.decisions.append(
             Decided(
                 epoch, trainer.global_step, decision.kind, decision.probes, decision.removed, decision.work, decision.reason

@@ -158,12 +158,12 @@ class Chosen(Control):
     def _look(self, here: Here, *, pause: bool = False) -> None:
         """Begin a look, if enough epochs are left for what it may lead to."""
         every = self._every(here)
-        if every is not None or epochs_left(here.trainer) >= (2 if self._carries(here) else 1):
+        if every is not None or epochs_left(here) >= (2 if self._carries(here) else 1):
             begin_look(here, every, pause=pause)
 
     def _every(self, here: Here) -> float | None:
         """Steps from one snapshot to the next, infinitely many where the epoch has no end; None where epochs tell."""
-        endless = math.isinf(here.trainer.num_training_batches)
+        endless = math.isinf(here.steps_per_epoch)
         return self.every_n_train_steps or (math.inf if endless else None)
 
     def _carries(self, here: Here) -> bool:
@@ -175,8 +175,7 @@ class Chosen(Control):
         option = self.sweep.option(here) if isinstance(self.sweep, Auto) else self.sweep
         if option is None:
             return None
-        steps = here.trainer.num_training_batches / here.trainer.accumulate_grad_batches
-        return option.sweeps(steps, twice=not isinstance(option, Recompute) or swept_batches(here) is not None)
+        return option.sweeps(here.steps_per_epoch, twice=not isinstance(option, Recompute) or swept_batches(here) is not None)
 
     def _decided(self, here: Here, before: Snapshot | None, carried: Carried | None) -> Snapshot | None:
         choice, settings, learner = _choice(here), here.settings, here.learning.learner
@@ -206,7 +205,7 @@ class Chosen(Control):
             again = BURST * (RARE if choice.stage == "sweep" else 1)
             choice.stage = "sweep"
             snapshot = self.sweep.take(here, None if carried is not None else before)
-            if math.isinf(here.trainer.num_training_batches):
+            if math.isinf(here.steps_per_epoch):
                 here.learning.learned_at = here.trainer.global_step + again
             return snapshot
         choice.stage = "rest"
@@ -222,8 +221,7 @@ def _choice(here: Here) -> Choice:
 
 def _of_random(here: Here, maximum: int) -> Tensor:
     """The share of the noise in the span of as many random directions."""
-    dimension = sum(parameter.numel() for parameter in here.parameters)
-    return torch.arange(1, maximum + 1, dtype=torch.float64, device="cpu") / dimension
+    return torch.arange(1, maximum + 1, dtype=torch.float64, device="cpu") / here.dimension
 
 
 def _explained(here: Here) -> Tensor | None:

@@ -101,9 +101,9 @@ def begin_learning(here: Here, batches: Callable[[], Swept | None], warmup: int)
     """Begin to learn directions, unless they are being learned; batches without a step may train the learner first.
 
     Args:
-        here: Where the run stands.
+        here: The present state of the run.
         batches: See :func:`draw`.
-        warmup: How many of them to learn from.
+        warmup: Number of batches to learn from.
 
     Returns:
         Whether the learning has begun: at first, and where other parameters are trained than before.
@@ -133,7 +133,7 @@ def turn(here: Here) -> None:
 def _most(here: Here) -> int:
     """How many directions to learn: of a measured choice, at most as many as there are dimensions."""
     most = here.settings.most(here.trainer.current_epoch)
-    return most if here.choice is None else min(most, sum(parameter.numel() for parameter in here.parameters))
+    return most if here.choice is None else min(most, here.dimension)
 
 
 def _warmup(here: Here, probes: int) -> int:
@@ -141,9 +141,9 @@ def _warmup(here: Here, probes: int) -> int:
     batches = here.settings.directions.warmup_batches
     if batches != "auto":
         return batches
-    steps = here.trainer.num_training_batches / here.trainer.accumulate_grad_batches
+    steps = here.steps_per_epoch
     fewest = max(BURST, 2 * (probes + 1))
-    if not has_plan(here.trainer) or steps < fewest or epochs_left(here.trainer) < 1 or here.learning.learner is not None:
+    if not has_plan(here.trainer) or steps < fewest or epochs_left(here) < 1 or here.learning.learner is not None:
         return BURST
     here.learning.turn_at = here.trainer.global_step + int(steps) // 2
     return 0

@@ -54,3 +54,13 @@ class Here:
     def parameters(self) -> list[Tensor]:
         """The parameters that are corrected."""
         return trainable_parameters(self.trainer.optimizers)
+
+    @property
+    def dimension(self) -> int:
+        """``d``, the number of weights that are corrected."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """The number of optimizer steps of an epoch; infinite if the training data has no length."""
+        return self.trainer.num_training_batches / self.trainer.accumulate_grad_batches

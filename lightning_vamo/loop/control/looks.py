@@ -24,7 +24,7 @@ def begin_look(here: Here, every: float | None, *, pause: bool = False) -> None:
     """Begin a look: the last steps of the epoch, or where snapshots are timed by steps, the next ones.
 
     Args:
-        here: Where the run stands.
+        here: The present state of the run.
         every: Steps from one snapshot to the next, infinitely many where the epoch has no end; None where epochs tell.
         pause: Whether there was a look just before, which has told the directions.
     """
@@ -47,9 +47,9 @@ def begin_look(here: Here, every: float | None, *, pause: bool = False) -> None:
     here.learning.learned_at = None if every is None else since + burst
 
 
-def epochs_left(trainer: Trainer) -> float:
-    """How many epochs come after the present one, as far as that is known."""
-    most, steps = trainer.max_epochs, trainer.num_training_batches / trainer.accumulate_grad_batches
+def epochs_left(here: Here) -> float:
+    """The number of epochs after the present epoch; infinite if it is not known."""
+    trainer, most, steps = here.trainer, here.trainer.max_epochs, here.steps_per_epoch
     if not math.isfinite(steps):
         return math.inf
     by_epochs = math.inf if most is None or most < 0 else most - trainer.current_epoch - 1

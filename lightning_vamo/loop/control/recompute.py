@@ -109,7 +109,7 @@ class Recompute(ProbedControl):
         """The number of optimizer steps until the next snapshot; None if epochs have no known length."""
         if self.every_n_train_steps is not None:
             return self.every_n_train_steps
-        steps = here.trainer.num_training_batches / here.trainer.accumulate_grad_batches * self.epochs
+        steps = here.steps_per_epoch * self.epochs
         if math.isfinite(steps):
             return math.ceil(steps)
         if here.settings.alpha == "linear-decay":

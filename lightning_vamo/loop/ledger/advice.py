@@ -1,5 +1,6 @@
 """Warnings about sweeps and warm-ups with problems: each warning is given once per fit."""
 
+from collections.abc import Callable
 from typing import Literal
 
 from lightning.pytorch import Trainer
@@ -33,10 +34,10 @@ class Advice:
         self._ways = ways
         self._given: set[str] = set()
 
-    def _once(self, topic: str, message: str) -> None:
+    def _once(self, topic: str, message: str, tell: Callable[[str], None] = rank_zero_warn) -> None:
         if topic not in self._given:
             self._given.add(topic)
-            rank_zero_warn(message)
+            tell(message)
 
     def on_dropped(self, dropped: int, count: int, mu: float) -> None:
         """Warn of directions along which a loss was not finite.
@@ -134,9 +135,7 @@ class Advice:
         Args:
             sentence: The reason and the consequence.
         """
-        if "unknown batches" not in self._given:
-            self._given.add("unknown batches")
-            rank_zero_info(sentence)
+        self._once("unknown batches", sentence, rank_zero_info)
 
     def on_reloaded_rows(self) -> None:
         """Warn that carried rows are lost, since the training loader was made anew."""

@@ -82,15 +82,10 @@ class Ledger:
             totals.training_seconds += time.perf_counter() - self._epoch_began
         return totals
 
-    def pending_rows(self) -> tuple[float, int]:
-        """Seconds and evaluations of the rows since the last :meth:`tell_rows`."""
-        return self._row_time.read() - self._told[0], self._row_evaluations - self._told[1]
-
     def tell_rows(self) -> tuple[float, int]:
-        """Return :meth:`pending_rows`, and count from zero again."""
-        pending = self.pending_rows()
-        self._told = (self._row_time.read(), self._row_evaluations)
-        return pending
+        """Seconds and evaluations of the rows since the last call."""
+        before, self._told = self._told, (self._row_time.read(), self._row_evaluations)
+        return self._told[0] - before[0], self._told[1] - before[1]
 
     def end_rows(self) -> float:
         """Close an epoch's rows: add their time to the totals, and return the time."""

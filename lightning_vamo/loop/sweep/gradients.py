@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
 
-from lightning_vamo.core.control.correction import check_dense
+from lightning_vamo.core.control.correction import any_present
 from lightning_vamo.core.sharding import is_sharded
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
@@ -37,7 +37,7 @@ def gradients_of(trainer: Trainer, parameters: Sequence[Tensor]) -> list[Tensor 
         UnsupportedError: If a gradient is sparse.
     """
     gradients: list[Tensor | None] = [parameter.grad for parameter in parameters]
-    check_dense(gradients)
+    any_present(gradients)  # refuses sparse ones
     scale = compat.grad_scale(trainer)
     if scale is not None:
         factor = 1 / scale(torch.ones((), device=parameters[0].device))

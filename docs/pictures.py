@@ -1,6 +1,6 @@
 """Draw the pictures of the documentation that need no downloads, each panel by itself, so that a phone can stack them.
 
-python docs/pictures.py lightning_logs/version_0    # the folder of a run of the demo: make pictures
+python docs/pictures.py lightning_logs/version_0    # the folder of a run of examples/digits.yaml: make pictures
 """
 
 import sys
@@ -27,7 +27,7 @@ def save(figure: Figure, name: str) -> None:
 
 
 def main() -> None:
-    """Draw the demo's run, and what the finder says of the demo's model."""
+    """Draw a run of ``examples/digits.yaml``, and what the finder says of its model."""
     save(draw(read_run(sys.argv[1]), "lightning-vamo fit --config examples/digits.yaml"), "demo")
     L.seed_everything(0)
     trainer = L.Trainer(accelerator="cpu", logger=False)

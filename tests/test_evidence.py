@@ -59,7 +59,7 @@ def run(monkeypatch, *arguments):
     command.main()
 
 
-def test_an_experiment_and_its_report(folder, monkeypatch, capsys):
+def test_an_experiment_and_its_report(folder, monkeypatch):
     kept, into = folder / "runs", folder / "report"
     run(monkeypatch, "run", "tiny", "--runs", kept, "--seeds", 2)
     with monkeypatch.context() as patch:

@@ -13,21 +13,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from examples.benchmarks.cost_models import idx
-from examples.benchmarks.heavy_tails import diamonds
+from examples.benchmarks.evidence.data import Batches, diamonds
 
 OPTIMIZERS: dict[str, Callable[[Any, float], torch.optim.Optimizer]] = {
     "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr),
     "momentum": lambda parameters, lr: torch.optim.SGD(parameters, lr, momentum=0.9),
     "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr),
 }
-
-
-class Batches(TensorDataset):
-    """Samples that a loader takes a batch at a time: what is measured is training, not the loading of single rows."""
-
-    def __getitems__(self, indices: list[int]) -> list[Tensor]:
-        """The samples of a batch, stacked."""
-        return [tensor[indices] for tensor in self.tensors]
 
 
 @dataclass(frozen=True)
@@ -145,7 +137,7 @@ def label_noise(data: Path) -> Task:
 
 
 def digits(data: Path) -> Task:
-    """The perceptron of the demonstration on scikit-learn's digits."""
+    """The perceptron of ``examples/digits.py`` on scikit-learn's digits."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -169,8 +161,8 @@ def prices(optimizer: str, *, outliers: bool) -> Callable[[Path], Task]:
     """The prices of diamonds: 16,384 to train on, and 8,192 to validate on."""
 
     def task(data: Path) -> Task:
-        both = diamonds(data / "diamonds", outliers=outliers, samples=16384 + 8192)
-        train, val = (Batches(*(t[rows] for t in both.tensors)) for rows in (slice(16384), slice(16384, None)))
+        both = diamonds(data / "diamonds", outliers=outliers)
+        train, val = (Batches(*(t[rows] for t in both)) for rows in (slice(16384), slice(16384, 24576)))
         lr = {"adam": 1e-3, "momentum": 0.01}[optimizer]
         return Task(lambda: _perceptron(26, 64, 64, 1), _squared, train, val, optimizer, lr, 16, 6)
 

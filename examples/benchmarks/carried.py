@@ -121,14 +121,18 @@ class Watch(L.Callback):
 
 
 class Removed(L.Callback):
-    """Keeps what each epoch has removed; behind the callback that logs it."""
+    """Keeps what each epoch has removed; behind the callback that logs it.
 
-    def __init__(self) -> None:
-        self.shares: list[float] = []
+    Args:
+        prefix: What the names of the callback's figures begin with.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.name, self.shares = f"{prefix}/variance_removed", list[float]()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
         """Read the last figure."""
-        self.shares.append(float(trainer.callback_metrics.get("vamo/variance_removed", 0.0)))
+        self.shares.append(float(trainer.callback_metrics.get(self.name, 0.0)))
 
 
 def train(method: str, data: TensorDataset, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -145,7 +149,8 @@ def train(method: str, data: TensorDataset, arguments: argparse.Namespace, seed:
     """
     L.seed_everything(seed, verbose=False)
     module = Logistic(data, arguments.lr)
-    vamo, watch, removed = METHODS[method](), Watch(), Removed()
+    vamo, watch = METHODS[method](), Watch()
+    removed = Removed("vamo" if vamo is None else vamo.prefix)
     if vamo is not None:
         module = with_vamo(module)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}

@@ -1,8 +1,8 @@
-"""Copies the code out of a page of the documentation and runs it as a reader would, in a process of its own.
+"""Copies the code out of a page of the documentation and runs it as a reader would, away from all other pages.
 
 The blocks ``python``, ``testcode`` and ``doctest`` of a page run from top to bottom; a ``testoutput`` has the last lines that
-the block before it prints, with ``...`` for what may differ. Nothing that the reader does not see is run. A block with a guard
-` is a script, which stands alone: it is saved to a file and run by a new interpreter.
+the block before it prints, with ``...`` for what may differ. Nothing that the reader does not see is run. A block with the
+guard ``if __name__ == "__main__":`` is a script, which stands alone: it is saved to a file and run in a process of its own.
 """
 
 import doctest

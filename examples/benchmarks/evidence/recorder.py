@@ -88,21 +88,21 @@ def measure(module: L.LightningModule, part: Part) -> dict[str, float]:
     with torch.no_grad():
         outputs = torch.cat([module(inputs) for inputs, _ in part])
         targets = torch.cat([targets for _, targets in part])
-        found = {"loss": float(data_loss(outputs, targets)) + penalty(module)}
+        found = {"loss": float(data_loss(outputs, targets) + penalty(module))}
     if not targets.is_floating_point():
         found["accuracy"] = float((outputs.argmax(1) == targets).float().mean())
     return found
 
 
-def penalty(module: nn.Module) -> float:
+def penalty(module: nn.Module) -> Tensor | float:
     """What a module adds to the loss of the data."""
-    return float(module.penalty()) if hasattr(module, "penalty") else 0.0
+    return module.penalty() if hasattr(module, "penalty") else 0.0
 
 
 def gradient_norm(module: L.LightningModule, part: Part) -> float:
-    """The norm of the gradient of the mean loss of a part of the data, which is one batch."""
+    """The norm of the gradient of the mean loss, and of what the module adds to it, of a part of the data: one batch."""
     [(inputs, targets)] = part
     with torch.enable_grad():
-        loss = data_loss(module(inputs), targets)
-        gradient = torch.autograd.grad(loss, list(module.parameters()))
+        loss = data_loss(module(inputs), targets) + penalty(module)
+        gradient = torch.autograd.grad(loss, [weight for weight in module.parameters() if weight.requires_grad])
     return float(torch.cat([each.flatten() for each in gradient]).norm())

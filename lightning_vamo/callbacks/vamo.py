@@ -46,7 +46,8 @@ class VAMOCallback(MethodCallback):
     the probe differences relative to their own error; ``directions_dropped``, the number of directions along which a loss was
     not finite; ``rows_unused``, the number of batches that differed from the batches of the sweep, or of recomputed rows that
     were not finite; ``forward_evaluations`` and ``backward_evaluations``, the passes over a batch so far; ``sweep_seconds``,
-    and ``row_seconds`` where rows are recomputed.
+    ``row_seconds`` where rows are recomputed; and where ``probes`` are chosen by measurement ``decision``, ``expected_removed``
+    and ``expected_work``.
 
     Args:
         probes: ``q``, the number of probes, or a schedule of it, a :class:`~lightning_vamo.core.schedules.ProbeSchedule`. 0 is

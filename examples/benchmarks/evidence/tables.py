@@ -165,12 +165,13 @@ def window_table(experiment: Experiment, groups: Groups) -> str:
     }
     least = min(min(values.values()) for values in means.values())
     shown = [name for name in (CHOSEN_BY, *experiment.figures) if name in next(iter(groups.values()))[0]["points"][-1]]
+    chosen = {method: min(values, key=values.__getitem__) for method, values in means.items()}
+    at_best = {method: [run for run in groups[method] if run["lr"] == rate] for method, rate in chosen.items()}
     rows = []
     for method, values in means.items():
-        best = min(values, key=values.__getitem__)
-        runs = [run for run in groups[method] if run["lr"] == best]
+        best, runs = chosen[method], at_best[method]
         reached = [spread([final(run, name) for run in runs]) for name in shown]
         good = [f"{rate:g}" for rate, value in values.items() if value <= 1.1 * least]
-        rows.append([method, f"{best:g}", *reached, ", ".join(good) or "none", *costs(runs, next(iter(groups.values())))])
+        rows.append([method, f"{best:g}", *reached, ", ".join(good) or "none", *costs(runs, next(iter(at_best.values())))])
     header = ["method", "best rate", *map(words, shown), "rates within 10 % of the least loss"]
     return table([*header, "work", "CPU time", "removed"], rows)

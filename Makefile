@@ -34,9 +34,8 @@ docs: $(DEV)  ## Build the documentation, warnings being errors; `make test` run
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 pictures: $(DEV)  ## Draw the pictures of the documentation that need no downloads
-	OMP_NUM_THREADS=1 $(BIN)/lightning-vamo fit --config examples/digits.yaml --trainer.default_root_dir docs/_build/demo
-	PYTHONPATH=. $(BIN)/python docs/pictures.py "$$(ls -td docs/_build/demo/lightning_logs/version_* | head -1)"
-	cd examples && ../$(BIN)/python compare.py --plot ../docs/images/compare.png
+	OMP_NUM_THREADS=1 $(BIN)/lightning-vamo fit --config examples/digits.yaml --trainer.default_root_dir docs/_build/digits
+	PYTHONPATH=. $(BIN)/python docs/pictures.py "$$(ls -td docs/_build/digits/lightning_logs/version_* | head -1)"
 
 build: $(DEV)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -109,14 +109,14 @@ def assert_within_sampling_error(measured, expected, most=0.02):
     assert mean == pytest.approx(expected, abs=4 * error + 1e-12)
 
 
-@pytest.mark.parametrize(("d", "q"), [(10, 1), (10, 5), (20, 15), (60, 6), (60, 20)])
+@pytest.mark.parametrize(("d", "q"), [(10, 1), (20, 15), (60, 6)])
 @pytest.mark.parametrize("family", [ORTHONORMAL, CoordinateDirections()], ids=lambda family: type(family).__name__)
 def test_orthonormal_directions_leave_the_share_one_minus_q_over_d_of_the_variance(family, d, q):
     experiment = Experiment(LeastSquares(20, SHAPES[d]), family, q, draws=150 if d < 60 else 60)
     assert_within_sampling_error(experiment.ratio(vamo("theory")), 1 - q / d)
 
 
-@pytest.mark.parametrize(("d", "q"), [(10, 1), (10, 10), (20, 5), (10, 20), (60, 6)])
+@pytest.mark.parametrize(("d", "q"), [(10, 1), (20, 5), (10, 20)])
 @pytest.mark.parametrize("family", [SPHERE, RademacherDirections()], ids=lambda family: type(family).__name__)
 def test_independent_directions_with_the_best_alpha_leave_one_minus_q_over_d_plus_q_minus_one(family, d, q):
     experiment = Experiment(LeastSquares(20, SHAPES[d]), family, q, draws=150 if d < 60 else 60)

@@ -138,8 +138,8 @@ def test_snapshot_loss_is_the_training_loss_at_the_snapshot():
     inputs, labels = train.dataset.tensors
     expected = torch.nn.functional.cross_entropy(module.net(inputs), labels).item()
 
-    callback = WatchedSweeps(probes=1)
-    fit(callback, module, max_epochs=2)
+    callback = WatchedSweeps(probes=1, mu=1e-3)
+    fit(callback, module, max_epochs=1)
     assert callback.sweeps[0].snapshot_loss == pytest.approx(expected, rel=1e-5)
 
 
@@ -155,14 +155,14 @@ def test_probe_counts_follow_the_schedule():
 
 
 def test_no_probes_between_snapshots_of_no_probes():
-    callback = VAMOCallback(probes=LinearProbes(start=0, end=2, epochs=3), control=Replay(every_n_epochs=2))
+    callback = VAMOCallback(probes=LinearProbes(start=0, end=2, epochs=3), mu=1e-3, control=Replay(every_n_epochs=2))
     _, _, epochs = fit(callback, max_epochs=4)
     assert [epoch["vamo/probes"] for epoch in epochs] == [0, 0, 2, 2]
 
 
 def test_the_seed_decides_the_directions():
     def weights(**arguments):
-        _, module, _ = fit(VAMOCallback(probes=2, **arguments), max_epochs=1)
+        _, module, _ = fit(VAMOCallback(probes=2, mu=1e-3, **arguments), max_epochs=1, limit_train_batches=6)
         return module.net[0].weight.detach()
 
     assert torch.equal(weights(seed=1), weights(seed=1))
@@ -172,7 +172,7 @@ def test_the_seed_decides_the_directions():
 
 def test_both_storages_train_alike():
     def weights(storage):
-        _, module, _ = fit(VAMOCallback(probes=3, directions=OrthonormalDirections(storage), seed=1), max_epochs=2)
+        _, module, _ = fit(VAMOCallback(probes=3, mu=1e-3, directions=OrthonormalDirections(storage), seed=1), max_epochs=1)
         return module.net[0].weight.detach()
 
     assert torch.allclose(weights("stored"), weights("seeded"), atol=1e-4)
@@ -214,7 +214,7 @@ def test_parameters_that_are_frozen_or_unused_stay_as_they_are():
 
     module = Partial()
     before = {name: p.clone() for name, p in module.named_parameters()}
-    fit(VAMOCallback(probes=2), module)
+    fit(VAMOCallback(probes=2, mu=1e-3), module)
     changed = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {"net.0.weight", "net.1.weight", "net.1.bias", "net.4.weight", "net.4.bias"}
 
@@ -244,7 +244,7 @@ def test_progress_bars(bar, capsys):
                 shown.extend(task.description for task in progress.progress.tasks)
             return super().probe_loss(batch, batch_idx)
 
-    callback = VAMOCallback(probes=1)
+    callback = VAMOCallback(probes=1, mu=1e-3)
     progress = bar()
     fit(callback, Slow(), callbacks=[progress], enable_progress_bar=True, max_epochs=2)
     output = capsys.readouterr().out
@@ -280,7 +280,7 @@ def test_outside_fit_the_module_is_the_plain_one():
 
 def test_checkpoints_load_into_the_plain_class_and_back(tmp_path):
     saver = ModelCheckpoint(tmp_path, filename="last")
-    _, module, _ = fit(VAMOCallback(probes=2), callbacks=[saver], enable_checkpointing=True, max_epochs=2)
+    _, module, _ = fit(VAMOCallback(probes=2, mu=1e-3), callbacks=[saver], enable_checkpointing=True, max_epochs=1)
     plain = Everything.load_from_checkpoint(tmp_path / "last.ckpt")
     assert type(plain) is Everything
     assert torch.equal(plain.net[0].weight, module.net[0].weight)
@@ -307,13 +307,12 @@ def test_resuming_at_an_epochs_end_goes_on_as_if_nothing_had_happened(tmp_path):
             super().__init__()
             self.net[3] = torch.nn.Identity()
 
-    whole = VAMOCallback(probes=2)
-    _, expected = resumable(tmp_path / "whole", whole, 4, cls=NoDropout)
-    resumable(tmp_path / "parts", VAMOCallback(probes=2), 2, cls=NoDropout)
-    resumed = VAMOCallback(probes=2)
+    whole, parts, resumed = (VAMOCallback(probes=2, mu=1e-3) for _ in range(3))
+    _, expected = resumable(tmp_path / "whole", whole, 3, cls=NoDropout)
+    resumable(tmp_path / "parts", parts, 1, cls=NoDropout)
     L.seed_everything(99, verbose=False)
-    run, module = resumable(tmp_path / "parts", resumed, 4, ckpt=tmp_path / "parts" / "epoch=1.ckpt", cls=NoDropout)
-    assert run.global_step == 48
+    run, module = resumable(tmp_path / "parts", resumed, 3, ckpt=tmp_path / "parts" / "epoch=0.ckpt", cls=NoDropout)
+    assert run.global_step == 36
     for name, weight in expected.state_dict().items():
         assert torch.equal(module.state_dict()[name], weight)
     for figure in ("snapshots", "steps", "forward_evaluations", "backward_evaluations", "variance_removed"):
@@ -325,10 +324,10 @@ def test_resuming_at_an_epochs_end_goes_on_as_if_nothing_had_happened(tmp_path):
 def test_a_plain_run_resumes_with_vamo_and_the_other_way_round(first, tmp_path):
     second = VAMOCallback if first is None else None
     before, after = (Everything if c is None else VAMOEverything for c in (first, second))
-    resumable(tmp_path, first and first(probes=1), 2, cls=before)
-    run, _ = resumable(tmp_path, second and second(probes=1), 3, ckpt=tmp_path / "epoch=1.ckpt", cls=after)
-    assert run.global_step == 36
-    assert run.current_epoch == 3
+    resumable(tmp_path, first and first(probes=1, mu=1e-3), 1, cls=before)
+    run, _ = resumable(tmp_path, second and second(probes=1, mu=1e-3), 2, ckpt=tmp_path / "epoch=0.ckpt", cls=after)
+    assert run.global_step == 24
+    assert run.current_epoch == 2
 
 
 def test_interrupting_by_hand_gives_everything_back():
@@ -340,7 +339,7 @@ def test_interrupting_by_hand_gives_everything_back():
     module = Interrupted()
     train, val = loaders()
     sampler = train.batch_sampler
-    run = trainer(callbacks=[VAMOCallback(probes=1)])
+    run = trainer(callbacks=[VAMOCallback(probes=1, mu=1e-3)])
     with pytest.raises(SystemExit):
         run.fit(module, train, val)
     assert train.batch_sampler is sampler
@@ -353,7 +352,7 @@ def test_interrupting_by_hand_gives_everything_back():
 
 
 def test_a_second_fit_counts_and_seeds_anew():
-    callback = VAMOCallback(probes=2)
+    callback = VAMOCallback(probes=2, mu=1e-3)
     _, first, _ = fit(callback, max_epochs=1)
     _, second, _ = fit(callback, max_epochs=1)
     assert callback.report.snapshots == 1

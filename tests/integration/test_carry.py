@@ -94,7 +94,7 @@ def test_between_sweeps_they_stay_fresh():
     removed = {}
     for carry in (False, True):
         control = Carry(sweep_every_n_epochs=5, turn_every_n_epochs=5) if carry else Replay(every_n_epochs=5)
-        callback = WatchedSweeps(probes=8, directions=LEARNED, seed=1, control=control, alpha="theory")
+        callback = WatchedSweeps(probes=8, mu=1e-3, directions=LEARNED, seed=1, control=control, alpha="theory")
         run = digits(callback, epochs=10)
         removed[carry] = callback.report.variance_removed
         assert len(callback.sweeps) == 2
@@ -119,8 +119,7 @@ def test_probes_that_change_and_directions_that_turn_keep_what_is_known():
 # Exactly what they say
 
 
-@pytest.mark.parametrize("batches", [{}, {"shuffle": False}, {"num_workers": 2}])
-@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize(("group", "batches"), [(1, {"shuffle": False}), (1, {"num_workers": 2}), (3, {})])
 def test_along_all_directions_each_step_is_corrected_with_its_gradient_of_the_epoch_before(group, batches):
     """Against the oracle; seven batches, of which the last has fewer samples, and is alone in its step."""
     callback = VAMOCallback(probes=9, directions=OrthonormalDirections(), control="carry", seed=0, alpha="theory")

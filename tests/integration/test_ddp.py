@@ -62,9 +62,19 @@ def assert_same(one, two, tolerance):
         assert two["metrics"][figure] == pytest.approx(float(one["metrics"][figure]), rel=1e-4)
 
 
-@pytest.mark.parametrize("directions", [None, OrthonormalDirections()], ids=["default", "orthonormal"])
-@pytest.mark.parametrize("arguments", STRATEGIES.values(), ids=STRATEGIES)
-def test_two_processes_equal_one(arguments, directions, tmp_path):
+@pytest.mark.parametrize(
+    ("strategy", "directions"),
+    [
+        ("fork", None),
+        ("fork", OrthonormalDirections()),
+        ("unused parameters", OrthonormalDirections()),
+        ("bucket view", None),
+        ("static graph", None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "orthonormal" if value else "default",
+)
+def test_two_processes_equal_one(strategy, directions, tmp_path):
+    arguments = STRATEGIES[strategy]
     inputs, labels = classification_data(48).tensors
     data = TensorDataset(inputs.double(), labels)
     options = {"precision": "64-true", "use_distributed_sampler": False}
@@ -101,16 +111,22 @@ def test_the_sampler_that_lightning_injects_and_a_sample_too_few(strategy, tmp_p
     assert two["step"] == 2 * 6
 
 
-NOTHING = [{"probes": 0}, {"probes": 2, "alpha": 0.0}, {"probes": 2, "alpha": 0.0, "control": "recompute"}]
+TWO = {"probes": 2, "mu": 1e-3}
+NOTHING = [{"probes": 0}, {"probes": 2, "alpha": 0.0}, {**TWO, "alpha": 0.0, "control": "recompute"}]
+ACCUMULATED = {"devices": 2, "batch_size": 5, "accumulate_grad_batches": 2}
 
 
-@pytest.mark.parametrize("arguments", [*NOTHING, {"probes": 2}, {"probes": 2, "control": "recompute"}])
-def test_batch_norm_dropout_and_accumulation(arguments, tmp_path):
+@pytest.fixture(scope="module")
+def plain_ddp(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ddp") / "plain"
+    return run(Everything(), folder, classification_data(60), callback=None, **ACCUMULATED)[0]
+
+
+@pytest.mark.parametrize("arguments", [*NOTHING, TWO, {**TWO, "control": "recompute"}])
+def test_batch_norm_dropout_and_accumulation(arguments, plain_ddp, tmp_path):
     """Ranks agree to the bit, BatchNorm's buffers included; without a correction, with plain DDP too."""
-    data = classification_data(60)
-    options = {"devices": 2, "batch_size": 5, "accumulate_grad_batches": 2}
-    first, second = run(VAMOEverything(), tmp_path / "vamo", data, callback=VAMOCallback(**arguments), **options)
-    plain, _ = run(Everything(), tmp_path / "plain", data, callback=None, **options)
+    data, plain = classification_data(60), plain_ddp
+    first, second = run(VAMOEverything(), tmp_path / "vamo", data, callback=VAMOCallback(**arguments), **ACCUMULATED)
     assert all(torch.equal(first["state"][name], second["state"][name]) for name in dict(VAMOEverything().named_parameters()))
     assert first["step"] == plain["step"]
     same = all(torch.equal(first["state"][name], plain["state"][name]) for name in plain["state"])
@@ -127,7 +143,7 @@ def test_spawned_processes_get_a_class_made_on_the_fly(tmp_path):
         devices=2,
         batch_size=6,
         callback=VAMOCallback(probes=1),
-        strategy=DDPStrategy(start_method="spawn"),
+        strategy=DDPStrategy(start_method="forkserver"),  # which pickles what it sends, as spawning does
         max_epochs=1,
     )
     assert all(torch.equal(first["state"][name], second["state"][name]) for name in dict(module.named_parameters()))

@@ -163,8 +163,8 @@ def same(one, other):
 
 CALLBACKS = {
     "probes=0": {"probes": 0},
-    "alpha=0": {"probes": 1, "alpha": 0.0, "seed": 3, "mu": 1e-2},
-    "alpha=0, recomputed": {"probes": 1, "alpha": 0.0, "seed": 3, "mu": 1e-2, "control": "recompute"},
+    "alpha=0": {"probes": 1, "alpha": 0.0, "seed": 3, "mu": 1e-3},
+    "alpha=0, recomputed": {"probes": 1, "alpha": 0.0, "seed": 3, "mu": 1e-3, "control": "recompute"},
 }
 MEASURED = ("plain", "accumulate and clip", "bf16-mixed", "bf16-true", "64-true", "limit batches")
 """Configurations with the radius that is measured, which is as much work as two sweeps."""

@@ -43,6 +43,7 @@ pytestmark = WARNINGS
 
 CONFIGURATIONS = {
     "plain loader": {},
+    "a radius that is measured": {"vamo": {"mu": "auto"}},
     "two workers": {"loader": {"num_workers": 2}},
     "persistent workers": {"loader": {"num_workers": 2, "persistent_workers": True}},
     "its own generator": {"loader": {"generator": 3}},
@@ -92,13 +93,14 @@ def kill_points():
         if phase == "step" and "accumulate_grad_batches" in CONFIGURATIONS[name]:
             batch |= 1  # a batch that steps
             batch = min(batch, batches - 1)
-        epoch = draw.randrange(1, 4)
+        epoch = draw.randrange(1, 3)
         if phase == "sweep" and name == "a snapshot for two epochs":
             epoch = 2
         points[name].append((epoch, batch, phase))
     return points
 
 
+CONFIGURATIONS = {name: {"max_epochs": 3, **configuration} for name, configuration in CONFIGURATIONS.items()}
 KILLS = kill_points()
 WHOLE = {}
 
@@ -140,7 +142,7 @@ def test_a_run_that_gets_a_signal(sent, kill, tmp_path, tmp_path_factory):
     process.join(1800)
     assert (process.exitcode == -signal.SIGKILL) == (sent == signal.SIGKILL)
     checkpoint = last_checkpoint(tmp_path)
-    assert checkpoint.name < "epoch=3"
+    assert checkpoint.name < "epoch=2-step=21"  # that of the end
     assert_continues(run(tmp_path, CONFIGURATIONS["plain loader"], ckpt=checkpoint, seed=99), uninterrupted, checkpoint)
 
 
@@ -176,7 +178,8 @@ def run_saving(folder, ckpt=None, seed=1, hook=None, batch_idx=None, before=True
     L.seed_everything(seed, verbose=False)
     torch.manual_seed(seed)
     watch, rows = Watch(), Rows()
-    callbacks = [VAMOCallback(probes=2, seed=4, control=Replay(every_n_epochs=2)), watch, *options.pop("callbacks", ())]
+    vamo = VAMOCallback(probes=2, mu=1e-3, seed=4, control=Replay(every_n_epochs=2))
+    callbacks = [vamo, watch, *options.pop("callbacks", ())]
     if hook:
         callbacks.insert(0 if before else len(callbacks), SavesAt(folder, hook, batch_idx))
     fit = trainer(folder, callbacks=callbacks, logger=rows, **{"max_epochs": 3, "enable_checkpointing": False, **options})
@@ -492,7 +495,8 @@ class Parts(VAMOModule):
 def thawing(folder, control, kill=None, ckpt=None):
     L.seed_everything(1, verbose=False)
     saver = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1)
-    callbacks = [BackboneFinetuning(1, verbose=False), VAMOCallback(probes=2, control=control, seed=3), Watch(kill), saver]
+    vamo = VAMOCallback(probes=2, mu=1e-3, control=control, seed=3)
+    callbacks = [BackboneFinetuning(1, verbose=False), vamo, Watch(kill), saver]
     fit = trainer(folder, callbacks=callbacks, enable_checkpointing=True, max_epochs=3)
     module = Parts()
     with contextlib.suppress(Killed):

@@ -159,7 +159,7 @@ def run(folder, configuration, kill=None, ckpt=None, seed=1, how=None):
     loader = {"shuffle": True, "batch_size": BATCH, **options.pop("loader", {})}
     saver = Saver(folder, **options.pop("saver", {"every_n_train_steps": 3}))
     built = options.pop("module", VAMOModule)
-    make = options.pop("make", lambda: VAMOCallback(**{"probes": 2, "seed": 4, **options.pop("vamo", {})}))
+    make = options.pop("make", lambda: VAMOCallback(**{"probes": 2, "mu": 1e-3, "seed": 4, **options.pop("vamo", {})}))
     callback = make()
     options.setdefault("max_epochs", 4)
     L.seed_everything(seed, verbose=False)
@@ -251,7 +251,7 @@ def run_ranks(folder, kill=None, ckpt=None, seed=1, arguments=None, **options):
 
     watch = KillsARank(kill, kill_itself)
     saver = ModelCheckpoint(folder, filename="{epoch}-{step}", save_top_k=-1, every_n_train_steps=2)
-    callback = VAMOCallback(**{"probes": LinearProbes(start=3, end=1, epochs=3), "seed": 4, **(arguments or {})})
+    callback = VAMOCallback(**{"probes": LinearProbes(start=3, end=1, epochs=3), "mu": 1e-3, "seed": 4, **(arguments or {})})
     fit = trainer(
         folder,
         callbacks=[callback, watch, saver, Ranks(folder, watch)],

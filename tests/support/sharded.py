@@ -99,7 +99,7 @@ def whole(parameter):
 
 def probing(family, **options):
     # Differences over a long step, whose rounding is that of the loss.
-    arguments = {"probes": 4, "directions": family, "mu": 1e-2, "difference": "central", "seed": 1, **options}
+    arguments = {"probes": 2, "directions": family, "mu": 1e-2, "difference": "central", "seed": 1, **options}
     return WatchedSweeps(**arguments)
 
 
@@ -121,7 +121,7 @@ def as_ddp(folder, **options):
     for dtype, name in [*((torch.float64, name) for name in FAMILIES), (torch.float32, "seeded")]:
         results = {}
         for sharded in (False, True):
-            callback = probing(FAMILIES[name](), alpha=0.1 if name in ("sphere", "rademacher") else "theory")
+            callback = probing(FAMILIES[name](), alpha=0.04 if name in ("sphere", "rademacher") else "theory")
             weights = train(VAMO, [callback], sharded, dtype, **options)
             totals = callback.state_dict()["totals"]
             figures = [totals["moment_before"], totals["moment_removed"], *(s.snapshot_loss for s in callback.sweeps)]

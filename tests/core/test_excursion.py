@@ -15,10 +15,10 @@ from lightning_vamo.core.gradient.moved import Moved
 from lightning_vamo.core.gradient.remainder import Remainder
 from lightning_vamo.core.gradient.update import Rate, descend, write_gradient
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from tests.support.bits import same_bits
 from tests.support.points import ALL, each, irregular, layouts, noise
 from tests.support.problems import seeded
 
-WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 MOVING = [*ALL, CoordinateDirections(2), *(MaskedDirections(family, 0.5) for family in ALL)]
 
@@ -27,14 +27,6 @@ MOVING = [*ALL, CoordinateDirections(2), *(MaskedDirections(family, 0.5) for fam
 def no_copies(monkeypatch):
     """Small pieces are copied; here they stand for large ones."""
     monkeypatch.setattr(moved, "SMALL", 0)
-
-
-def bits(tensor):
-    return tensor.contiguous().view(WHOLE[tensor.element_size()])
-
-
-def same_bits(some, others):
-    return all(torch.equal(bits(one), bits(other)) for one, other in zip(some, others, strict=True))
 
 
 def weights(dtype, scale, seed=0, size=5000):

@@ -9,14 +9,11 @@ from lightning_vamo.core.gradient import kept
 from lightning_vamo.core.gradient.excursion import Excursion
 from lightning_vamo.core.gradient.kept import KeptExcursion, excursion
 from lightning_vamo.core.gradient.update import Rate, descend
+from tests.support.bits import same_bits
 from tests.support.points import ALL, each, layouts, noise
 from tests.support.problems import seeded
 
 MOVING = [*ALL, CoordinateDirections(2), *(MaskedDirections(family, 0.5) for family in ALL)]
-
-
-def same_bits(some, others):
-    return all(torch.equal(one.view(torch.uint8), other.view(torch.uint8)) for one, other in zip(some, others, strict=True))
 
 
 @pytest.mark.parametrize("chunk", [4, streams.CHUNK])

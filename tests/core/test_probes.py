@@ -11,6 +11,7 @@ from lightning_vamo.core.probes.point import Point
 from lightning_vamo.core.probes.radius import auto_mu, check_mu
 from lightning_vamo.errors import InvalidArgumentError
 from tests import reference
+from tests.support.bits import same_bits
 from tests.support.problems import (
     LeastSquares,
     LogisticRegression,
@@ -27,14 +28,6 @@ SCHEMES = ["forward", "central"]
 
 # Forward-mode differentiation in torch 2.13 compiles its decompositions with what torch itself deprecates.
 quiet_jvp = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-
-
-def bits(tensors):
-    return [tensor.detach().clone().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors]
-
-
-def same_bits(one, other):
-    return all(torch.equal(a, b) for a, b in zip(bits(one), bits(other), strict=True))
 
 
 def points(dtype=torch.float32):

@@ -32,7 +32,7 @@ def double(samples):
     return data
 
 
-def same_bits(some, others):
+def same_weights(some, others):
     return all(torch.equal(some[name], others[name]) for name in some)
 
 
@@ -53,7 +53,7 @@ def test_two_ranks_are_one_process_with_both_batches(arguments, sgd, options, tm
     ranks, metrics = states(tmp_path / "two", MeZOCallback(seed=2, **arguments), 2, module=Plain(**sgd), **options)
     # A rank's samples are every other one, so batches of twice the size hold the same samples.
     [alone], [figures] = states(tmp_path / "one", MeZOCallback(seed=2, **arguments), 1, 8, module=Plain(**sgd), **options)
-    assert same_bits(*ranks)
+    assert same_weights(*ranks)
     assert close(ranks[0], alone)
     for name in ("derivative", "forward_evaluations", "clipped"):
         assert float(metrics[0][f"mezo/{name}"]) == pytest.approx(float(figures[f"mezo/{name}"]), rel=1e-5)
@@ -75,7 +75,7 @@ def test_a_step_takes_one_exchange(share, accumulated, tmp_path):
         accumulate_grad_batches=accumulated,
         behind=Collectives(folder),
     )
-    assert same_bits(*(one["state"] for one in states_of))
+    assert same_weights(*(one["state"] for one in states_of))
     for rank in range(2):
         counts = [int(count) for count in (folder / f"{rank}.txt").read_text().split()]
         assert counts == [int((batch + 1) % accumulated == 0) for batch in range(6)]
@@ -93,7 +93,7 @@ def test_shared_probes_are_one_process_with_all_of_them(tmp_path):
     two = MeZOCallback(2, directions=GaussianDirections(), share="probes", seed=2)
     ranks, metrics = states(tmp_path / "two", two, 2, 8, datamodule=Dealt, use_distributed_sampler=False)
     [alone], [figures] = states(tmp_path / "one", MeZOCallback(4, seed=2), 1, 8, datamodule=Dealt)
-    assert same_bits(*ranks)
+    assert same_weights(*ranks)
     assert close(ranks[0], alone)
     assert metrics[0]["mezo/forward_evaluations"] == figures["mezo/forward_evaluations"] / 2
 
@@ -119,7 +119,7 @@ def shards(folder):
         callbacks = [MeZOCallback(2, seed=2) for _ in range(2)]
         found[name] = [train(cls, [callback], sharded, torch.float64) for sharded, callback in enumerate(callbacks)]
     offloaded = train(Offloaded, [MeZOCallback(2, seed=2)], True, torch.float64)
-    assert same_bits(offloaded, found["in place"][1])
+    assert same_weights(offloaded, found["in place"][1])
     try:
         train(VAMO, [MeZOCallback(share="probes")])
     except UnsupportedError as error:
@@ -130,6 +130,6 @@ def test_shards_move_as_whole_weights_do(tmp_path):
     """On each rank the teacher of the module, which is frozen, changes once per batch."""
     one, other = in_processes(shards, tmp_path)
     for name, (ddp, fsdp) in one["found"].items():
-        assert same_bits(fsdp, other["found"][name][1])
+        assert same_weights(fsdp, other["found"][name][1])
         assert sharded_close(fsdp, ddp, 1e-8), name  # rounding of the loss, divided by a radius of 1e-3
     assert "MeZOCallback(share='probes') needs whole weights on each rank" in one["refused"]

@@ -73,6 +73,11 @@ def on_both(make, monkeypatch, batches=FEW, **options):
     return plain, there, gpu.waits
 
 
+def assert_near(some, others):
+    for one, other in zip(some, others, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
 def waits(make, monkeypatch, batches, **options):
     """What waits in a fit on the pretended GPU."""
     with pretended_gpu(monkeypatch) as gpu:
@@ -112,8 +117,7 @@ TWO_EPOCHS = ("carried", "SVRG, carried gradients")  # the first fills their tab
 def test_training_is_that_of_a_cpu_and_no_step_waits(name, monkeypatch):
     epochs = 2 if name in TWO_EPOCHS else 1
     plain, there, few = on_both(METHODS[name], monkeypatch, epochs=epochs)
-    for one, other in zip(plain, there, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert_near(plain, there)
     assert not growing(few, waits(METHODS[name], monkeypatch, MANY, epochs=epochs))
 
 
@@ -130,8 +134,7 @@ ONE_READ = {
 def test_without_a_backward_pass_each_batch_waits_once(name, monkeypatch):
     make, reads = ONE_READ[name]
     plain, there, few = on_both(make, monkeypatch)
-    for one, other in zip(plain, there, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert_near(plain, there)
     [(line, count)] = growing(few, waits(make, monkeypatch, MANY)).items()
     assert reads in line
     assert count == MANY - FEW
@@ -142,8 +145,7 @@ def test_a_step_that_writes_to_its_batch_behind_the_counters_is_noticed(monkeypa
         return VAMOCallback(probes=2, directions=OrthonormalDirections(), alpha="theory", **GIVEN)
 
     plain, there, _ = on_both(make, monkeypatch, cls=WritesToItsBatch)
-    for one, other in zip(plain, there, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert_near(plain, there)
 
 
 @pytest.mark.parametrize("name", ["factored", "carried", "SVRG, kept gradients", "MeZO"])

@@ -210,7 +210,8 @@ def assert_continues(resumed, uninterrupted, checkpoint):
 def assert_survives(folder, configuration, kills, uninterrupted):
     """A run that is killed at each of some points in turn, and resumed each time, goes on bit for bit to the same end.
 
-    Each process after the first begins with another seed: whatever it has done to its random states must not matter.
+    Each process after the first begins with another seed: whatever it has done to its random states must not matter. What
+    comes after the last kill is compared, and that is enough: an error at any point stays in all that follows from it.
     """
     checkpoint = None
     for seed, kill in enumerate(sorted(kills, key=uninterrupted[2].reached.index), start=1):

@@ -17,6 +17,9 @@ AXES: dict[str, Callable[[dict[str, float]], float]] = {
 }
 """What the measurements of a run can be set against."""
 
+HARD = "\u00a0"
+"""A space at which no line breaks, for the tables of a phone."""
+
 Groups = dict[str, list[Run]]
 """Runs by method, in the order of the experiment's file."""
 
@@ -71,7 +74,7 @@ def value_up_to(run: Run, axis: str, budget: float, figure: str) -> float:
 
 
 def spread(values: Sequence[float]) -> str:
-    """``mean ± standard deviation``, to two digits of the latter or five of the mean, or ``diverged``; a dash for no value."""
+    """``mean ± standard deviation``, in one piece, to two digits of the latter or five of the mean; a dash for no value."""
     if any(map(math.isnan, values)):
         return "–"
     if not all(map(math.isfinite, values)):
@@ -80,7 +83,7 @@ def spread(values: Sequence[float]) -> str:
     if not deviation:
         return number(mean)
     places = max(0, min(1 - exponent(deviation), 4 - exponent(mean)))
-    return f"{mean:.{places}f} ± {deviation:.{places}f}"
+    return f"{mean:.{places}f}{HARD}±{HARD}{deviation:.{places}f}"
 
 
 def exponent(value: float) -> int:
@@ -95,7 +98,7 @@ def number(value: float) -> str:
 
 def percent(value: float) -> str:
     """Of a share; with one decimal, or two digits where it is small."""
-    return f"{100 * value:.1f} %" if abs(value) >= 0.001 else f"{100 * value:.1g} %"
+    return f"{100 * value:.1f}{HARD}%" if abs(value) >= 0.001 else f"{100 * value:.1g}{HARD}%"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -110,11 +113,12 @@ def cost_table(experiment: Experiment, groups: Groups) -> str:
     end = plain[0]["points"][-1]
     budget = AXES["evaluations"](end)
     shown = [name for name in (CHOSEN_BY, *experiment.figures) if name in end]
-    header = ["method", "rate", "seeds", *(f"{words(name)}, {end['step']:.0f} steps" for name in shown)]
+    seeds = len({len(runs) for runs in groups.values()}) > 1  # a column only where methods differ
+    header = ["method", "rate", *["seeds"] * seeds, *(f"{words(name)}, {end['step']:.0f} steps" for name in shown)]
     header += [f"{words(shown[-1])}, {budget:.0f} evaluations", "work", "CPU time", "removed"]
     rows = []
     for method, runs in groups.items():
-        cells = [method, number(runs[0]["lr"]), str(len(runs))]
+        cells = [method, number(runs[0]["lr"]), *[str(len(runs))] * seeds]
         cells += [spread([final(run, name) for run in runs]) for name in shown]
         cells.append(spread([value_up_to(run, "evaluations", budget, shown[-1]) for run in runs]))
         rows.append([*cells, *costs(runs, plain)])

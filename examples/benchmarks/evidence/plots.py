@@ -6,17 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
+from examples.benchmarks import panels
 from examples.benchmarks.evidence.experiment import Experiment
 from examples.benchmarks.evidence.runs import CHOSEN_BY, Run, final
 from examples.benchmarks.evidence.tables import AXES, Groups, words
-
-SIZE = 3.7, 2.8
-"""Of a panel, in inches: as wide as a phone's page, on which the text keeps its size."""
-
-STYLE = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "evidence"}
 
 
 def banded(axes: Any, costs: Sequence[float], values: Sequence[Sequence[float]], **style: Any) -> None:
@@ -28,7 +21,7 @@ def banded(axes: Any, costs: Sequence[float], values: Sequence[Sequence[float]],
 def over_cost(experiment: Experiment, groups: Groups, path: Path) -> None:
     """Figures against steps, evaluations and time, at each method's best rate."""
     names = drawn(experiment, groups)
-    rows = [[panel() for _ in names] for _ in AXES]
+    rows = [[panels.panel() for _ in names] for _ in AXES]
     for method, runs in groups.items():
         if experiment.shown and method not in experiment.shown:
             continue
@@ -52,7 +45,7 @@ def over_rates(experiment: Experiment, groups: Groups, path: Path) -> None:
     """Figures over the learning rate, constant and decayed, and over the length of a step that the rate leads to."""
     names = drawn(experiment, groups)
     labels = "learning rate, constant", "learning rate, cosine decay", "length of a step, constant rate"
-    rows = [[panel() for _ in names] for _ in labels]
+    rows = [[panels.panel() for _ in names] for _ in labels]
     for method, runs in groups.items():
         at = {rate: [run for run in runs if run["lr"] == rate] for rate in experiment.rates}
         at = {rate: some for rate, some in at.items() if some and all(math.isfinite(final(run, CHOSEN_BY)) for run in some)}
@@ -77,14 +70,6 @@ def drawn(experiment: Experiment, groups: Groups) -> list[str]:
     return [name for name in experiment.drawn or (CHOSEN_BY, *experiment.figures) if name in measured]
 
 
-def panel() -> Any:
-    """The axes of a panel."""
-    with mpl.rc_context(STYLE):
-        axes = Figure(figsize=SIZE, layout="constrained").subplots()
-    axes.grid(alpha=0.3)
-    return axes
-
-
 def step_length(runs: Sequence[Run]) -> float:
     """How far the measured steps of the last quarter of some runs move the weights, on average."""
     return statistics.mean(final(run, "step_length") for run in runs)
@@ -101,11 +86,6 @@ def save(rows: Sequence[Sequence[Any]], path: Path) -> None:
         limits = [axes.get_ylim() for axes in column]
         for axes in column:
             axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-    handles = dict(zip(*reversed(rows[0][0].get_legend_handles_labels()), strict=True))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(STYLE):
-        legend = Figure(figsize=(SIZE[0], 0.22 * len(handles) + 0.2))
-        legend.legend(handles.values(), handles.keys(), loc="center", frameon=False)
-        figures = {str(number): axes.figure for number, axes in enumerate((axes for row in rows for axes in row), 1)}
-        for name, figure in (figures | {"legend": legend}).items():
-            figure.savefig(f"{path}-{name}.svg", metadata={"Date": None})
+    for number, axes in enumerate((axes for row in rows for axes in row), 1):
+        panels.save(axes.figure, f"{path}-{number}.svg")
+    panels.save(panels.legend(rows[0][0]), f"{path}-legend.svg")

@@ -183,11 +183,11 @@ def test_values_at_equal_cost():
     assert math.isnan(tables.value_at(groups["plain"][0], "evaluations", 2.5, "train_loss"))
     experiment = Experiment("made", "", {}, {}, [0.1])
     assert tables.cost_table(experiment, groups).replace("\u00a0", " ").splitlines()[2:] == [
-        "| plain | 0.1 | 2.0 ± 1.4 | 2.2 ± 1.4 | 1.00× | 1.00× | – |",
-        "| probed | 0.1 | 0 | 1.25 | 2.00× | 1.00× | 50.0 % |",
+        "| plain | 2.0 ± 1.4 | 2.2 ± 1.4 | 1.00× | 1.00× | – |",
+        "| probed | 0 | 1.25 | 2.00× | 1.00× | 50.0 % |",
     ]
     groups["plain"].append(made([4.0, math.nan, math.nan], 1, diverged=True))
     plain, _ = tables.cost_table(experiment, groups).splitlines()[2:]
-    assert plain.startswith("| plain | 0.1 | 3 | diverged | – |")
+    assert plain.startswith("| plain | 3 | diverged | – |")  # three seeds, where the other has two
     halves = [made([4.0, 2.0], 1, removed=0.0)] * 2
     assert tables.cost_table(experiment, {"plain": groups["plain"][:2], "short": halves}).splitlines()[3].count(" – ") == 1

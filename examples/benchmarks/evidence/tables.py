@@ -108,17 +108,27 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def cost_table(experiment: Experiment, groups: Groups) -> str:
-    """What methods reach at their best rates: after all steps, and for the evaluations of the first method."""
+    """What methods reach at their best rates: after all steps, and for the evaluations of the first method.
+
+    Args:
+        experiment: The experiment.
+        groups: Its runs.
+
+    Returns:
+        The table, with columns for rates and numbers of seeds only where methods differ in them.
+    """
     plain = next(iter(groups.values()))
     end = plain[0]["points"][-1]
     budget = AXES["evaluations"](end)
     shown = [name for name in (CHOSEN_BY, *experiment.figures) if name in end]
-    seeds = len({len(runs) for runs in groups.values()}) > 1  # a column only where methods differ
-    header = ["method", "rate", *["seeds"] * seeds, *(f"{words(name)}, {end['step']:.0f} steps" for name in shown)]
+    settings = {"rate": {m: number(runs[0]["lr"]) for m, runs in groups.items()}}
+    settings |= {"seeds": {m: str(len(runs)) for m, runs in groups.items()}}
+    settings = {name: values for name, values in settings.items() if len(set(values.values())) > 1}  # what is not the same
+    header = ["method", *settings, *(f"{words(name)}, {end['step']:.0f} steps" for name in shown)]
     header += [f"{words(shown[-1])}, {budget:.0f} evaluations", "work", "CPU time", "removed"]
     rows = []
     for method, runs in groups.items():
-        cells = [method, number(runs[0]["lr"]), *[str(len(runs))] * seeds]
+        cells = [method, *(values[method] for values in settings.values())]
         cells += [spread([final(run, name) for run in runs]) for name in shown]
         cells.append(spread([value_up_to(run, "evaluations", budget, shown[-1]) for run in runs]))
         rows.append([*cells, *costs(runs, plain)])

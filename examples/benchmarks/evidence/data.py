@@ -103,7 +103,9 @@ class Digits(Samples):
 
         found = load_digits()
         order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
-        super().__init__(torch.tensor(found.data).float()[order] / 16, torch.tensor(found.target)[order], train_size, batch_size)
+        super().__init__(
+            torch.tensor(found.data).float()[order] / 16, torch.tensor(found.target)[order], train_size, batch_size
+        )
 
 
 class Mnist(Samples):

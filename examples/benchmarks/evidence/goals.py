@@ -127,32 +127,34 @@ def judged(experiment: Experiment, groups: tables.Groups, data: str) -> Iterator
     least = least_of(experiment, data)
     for rate in experiment.rates:
         at = {name: {run["seed"]: run for run in runs if run["lr"] == rate} for name, runs in groups.items()}
-        seeds = sorted(set.intersection(*(set(runs) for runs in at.values())))
-        if seeds and {PLAIN, AUTO} <= set(at):
+        seeds = sorted(set(at.get(AUTO, {})) & set(at.get(PLAIN, {})))
+        if seeds:
             title = f"{experiment.title}, {rate:g}" if len(experiment.rates) > 1 else experiment.title
-            one = _judged(experiment.goals, {name: [runs[seed] for seed in seeds] for name, runs in at.items()}, least)
-            yield replace(one, title=title)
+            yield replace(_judged(experiment.goals, at, seeds, least), title=title)
 
 
-def _judged(asked: dict[str, float], runs: dict[str, list[Run]], least: float) -> Judged:
-    auto, plain = runs[AUTO], runs[PLAIN]
-    step = statistics.median(run["points"][-1]["cpu_seconds"] / run["points"][-1]["step"] for run in plain)
-    seconds = next(most for above, most in MOST_SECONDS.items() if step >= above)
+def _judged(asked: dict[str, float], at: dict[str, dict[int, Run]], seeds: list[int], least: float) -> Judged:
+    auto, plain = ([at[name][seed] for seed in seeds] for name in (AUTO, PLAIN))
     pairs = list(zip(auto, plain, strict=True))
-    goals = {
-        "evaluations": Goal(_median([slower(*pair, EVALUATIONS) for pair in pairs]), MOST_EVALUATIONS),
-        "seconds": Goal(_median([slower(*pair, SECONDS) for pair in pairs]), seconds),
-        "validation": _validation(auto, plain),
-    }
-    for axis in (EVALUATIONS, SECONDS):
-        own = [losses(pair, axis, least) for pair in pairs]
-        goals[f"loss at equal {axis}"] = Goal(_median([mine / usual for mine, usual in own]), asked.get(axis, math.inf))
-    for axis in (EVALUATIONS, SECONDS):
-        all_losses = [losses(some, axis, least) for some in zip(*runs.values(), strict=True)]
-        means = dict(zip(runs, map(statistics.mean, zip(*all_losses, strict=True)), strict=True))
-        best = min(mean for name, mean in means.items() if name != AUTO)
-        goals[f"of the best, at equal {axis}"] = Goal(means[AUTO] / best, MOST_OF_BEST)
-    return Judged("", len(plain), step, goals, _chosen(auto[0]))
+    step = statistics.median(run["points"][-1]["cpu_seconds"] / run["points"][-1]["step"] for run in plain)
+    most = {EVALUATIONS: MOST_EVALUATIONS, SECONDS: next(most for above, most in MOST_SECONDS.items() if step >= above)}
+    goals = {f"{axis} to plain's loss": Goal(_median([slower(*pair, axis) for pair in pairs]), most[axis]) for axis in most}
+    goals["validation loss"] = _validation(auto, plain)
+    for axis in most:
+        ratios = [mine / usual for mine, usual in (losses(pair, axis, least) for pair in pairs)]
+        goals[f"loss at equal {axis}"] = Goal(_median(ratios), asked.get(axis, math.inf))
+    for axis in most:
+        goals[f"of the best's loss at equal {axis}"] = _of_the_best(at, axis, least)
+    return Judged("", len(seeds), step, goals, _chosen(auto[0]))
+
+
+def _of_the_best(at: dict[str, dict[int, Run]], axis: str, least: float) -> Goal:
+    """The mean loss at equal cost, relative to the least mean loss of plain training and the fixed choices."""
+    methods = [name for name, runs in at.items() if runs]
+    seeds = sorted(set.intersection(*(set(at[name]) for name in methods)))
+    found = [losses([at[name][seed] for name in methods], axis, least) for seed in seeds]
+    means = dict(zip(methods, map(statistics.mean, zip(*found, strict=True)), strict=True))
+    return Goal(means[AUTO] / min(mean for name, mean in means.items() if name != AUTO), MOST_OF_BEST)
 
 
 def _validation(auto: Sequence[Run], plain: Sequence[Run]) -> Goal:

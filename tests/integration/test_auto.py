@@ -265,11 +265,11 @@ def test_times_of_steps_are_kept_apart_by_what_corrected_them(monkeypatch):
     times.stop()  # a sweep, or a validation
     for _ in range(9):
         times.batch_starts("carry")
-    assert (times.median("plain"), times.median("carry"), times.median("sweep")) == (2.0, 3.0, None)
+    assert (times.typical("plain"), times.typical("carry"), times.typical("sweep")) == (2.0, 3.0, None)
     assert times.steady("plain")
     assert not times.steady("sweep")
     assert not StepTimes({"plain": [1.0] * 8 + [2.0] * 8}).steady("plain")
-    assert StepTimes(times.state_dict()).median("plain") == 2.0
+    assert StepTimes(times.state_dict()).typical("plain") == 2.0
 
 
 @pytest.mark.parametrize(

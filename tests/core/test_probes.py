@@ -214,7 +214,7 @@ def test_some_of_the_directions_only():
 
 
 @quiet_jvp
-@pytest.mark.parametrize("dimension", [10, 10**3, 10**5, 10**6, 10**7])
+@pytest.mark.parametrize("dimension", [10, 10**3, 10**5, 10**7])
 @pytest.mark.parametrize("build", [softmax_regression, tanh_mlp])
 def test_with_the_automatic_radius_probe_differences_are_within_two_percent_of_the_slopes(build, dimension):
     module = build(dimension)
@@ -223,7 +223,7 @@ def test_with_the_automatic_radius_probe_differences_are_within_two_percent_of_t
     actual = sum(point.numel() for point in points)
     assert actual == pytest.approx(dimension, rel=0.1)
     batch = classification_batch(module, 64 if dimension < 10**5 else 4)
-    count = 16 if dimension < 10**7 else 12
+    count = 16 if dimension < 10**7 else 6
     directions = SphereDirections("stored" if dimension < 10**6 else "seeded").draw(points, count, seeded(1))
 
     losses = {}

@@ -152,12 +152,13 @@ def words(figure: str) -> str:
 
 
 def rates_table(experiment: Experiment, groups: Groups, figure: str = CHOSEN_BY) -> str:
-    """A figure of each method at each learning rate."""
+    """A figure of each method at each learning rate that was run."""
+    rates = [rate for rate in experiment.rates if any(run["lr"] == rate for runs in groups.values() for run in runs)]
     rows = []
     for method, runs in groups.items():
-        at = {rate: [final(run, figure) for run in runs if run["lr"] == rate] for rate in experiment.rates}
+        at = {rate: [final(run, figure) for run in runs if run["lr"] == rate] for rate in rates}
         rows.append([method, *(spread(values) if values else "" for values in at.values())])
-    return table(["method", *(f"{rate:g}" for rate in experiment.rates)], rows)
+    return table(["method", *(f"{rate:g}" for rate in rates)], rows)
 
 
 def window_table(experiment: Experiment, groups: Groups) -> str:

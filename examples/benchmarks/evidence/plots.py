@@ -61,6 +61,7 @@ def over_rates(experiment: Experiment, groups: Groups, path: Path) -> None:
         for axes, name in zip(row, names, strict=True):
             least = min(final(run, name) for runs in groups.values() for run in runs)
             axes.set(xscale="log", yscale="log", xlabel=label, ylabel=words(name), ylim=(0.95 * least, 4 * least))
+            axes.xaxis.set_minor_formatter("")  # labels of minor ticks overlap where there are few rates
     save(rows, path)
 
 

@@ -74,7 +74,7 @@ def value_up_to(run: Run, axis: str, budget: float, figure: str) -> float:
 
 
 def spread(values: Sequence[float]) -> str:
-    """``mean ± standard deviation``, in one piece, to two digits of the latter or five of the mean; a dash for no value."""
+    """``mean ± standard deviation``, in one piece, to a digit of the latter or five of the mean; a dash for no value."""
     if any(map(math.isnan, values)):
         return "–"
     if not all(map(math.isfinite, values)):
@@ -82,7 +82,9 @@ def spread(values: Sequence[float]) -> str:
     mean, deviation = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
     if not deviation:
         return number(mean)
-    places = max(0, min(1 - exponent(deviation), 4 - exponent(mean)))
+    digit = -exponent(deviation)
+    precise = digit + (f"{deviation:.1e}"[0] == "1")  # a first digit of 1 alone would say too little
+    places = max(0, min(precise, 4 - exponent(mean)))
     return f"{mean:.{places}f}{HARD}±{HARD}{deviation:.{places}f}"
 
 
@@ -152,12 +154,13 @@ def words(figure: str) -> str:
 
 
 def rates_table(experiment: Experiment, groups: Groups, figure: str = CHOSEN_BY) -> str:
-    """A figure of each method at each learning rate."""
+    """The mean of a figure of each method at each learning rate that was run; its spread is in the plots."""
+    rates = [rate for rate in experiment.rates if any(run["lr"] == rate for runs in groups.values() for run in runs)]
     rows = []
     for method, runs in groups.items():
-        at = {rate: [final(run, figure) for run in runs if run["lr"] == rate] for rate in experiment.rates}
-        rows.append([method, *(spread(values) if values else "" for values in at.values())])
-    return table(["method", *(f"{rate:g}" for rate in experiment.rates)], rows)
+        at = {rate: [final(run, figure) for run in runs if run["lr"] == rate] for rate in rates}
+        rows.append([method, *(number(statistics.mean(values)) if values else "" for values in at.values())])
+    return table(["method", *(f"{rate:g}" for rate in rates)], rows)
 
 
 def window_table(experiment: Experiment, groups: Groups) -> str:
@@ -187,5 +190,5 @@ def window_table(experiment: Experiment, groups: Groups) -> str:
         reached = [spread([final(run, name) for run in runs]) for name in shown]
         good = [f"{rate:g}" for rate, value in values.items() if value <= 1.1 * least]
         rows.append([method, f"{best:g}", *reached, ", ".join(good) or "none", *costs(runs, next(iter(at_best.values())))])
-    header = ["method", "best rate", *map(words, shown), "rates within 10 % of the least loss"]
+    header = ["method", "best rate", *map(words, shown), "good rates"]
     return table([*header, "work", "CPU time", "removed"], rows)

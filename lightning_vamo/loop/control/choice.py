@@ -134,6 +134,17 @@ class Choice:
         told, self._untold = self._untold, []
         return told
 
+    def rests(self, trainer: Trainer) -> bool:
+        """Whether the pause after a failure goes on, on all ranks: see :meth:`EfficientProbes.rests`.
+
+        Args:
+            trainer: The trainer.
+
+        Returns:
+            Whether it does.
+        """
+        return self.schedule.rests(trainer.strategy.broadcast(self.losses.fall()))
+
     def decide(
         self,
         trainer: Trainer,

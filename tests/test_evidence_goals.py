@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended to run from within Python"),
     # Lightning 2.6 with jsonargparse 4.49
     pytest.mark.filterwarnings(r"ignore:\s+By default only one JsonargparseDeprecationWarning"),
-    pytest.mark.filterwarnings(r"ignore:\s+``ArgumentParser.add_instantiator`` was deprecated"),
+    pytest.mark.filterwarnings(r"ignore:\s+``[\w.]+`` was deprecated"),
 ]
 
 

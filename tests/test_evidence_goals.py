@@ -11,12 +11,13 @@ from examples.benchmarks.evidence.experiment import Experiment, merged
 from examples.benchmarks.evidence.goals import Goal
 from examples.benchmarks.evidence.runs import train
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended to run from within Python"),
-    # Lightning 2.6 with jsonargparse 4.49
-    pytest.mark.filterwarnings(r"ignore:\s+By default only one JsonargparseDeprecationWarning"),
-    pytest.mark.filterwarnings(r"ignore:\s+``ArgumentParser.add_instantiator`` was deprecated"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended to run from within Python")
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """Lightning 2.6 calls jsonargparse 4.49 by names that it deprecates."""
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 
 def made(losses, seconds=1.0, forwards=1, seed=0, val=1.0, decisions=()):

@@ -28,7 +28,7 @@ def least_loss(module: nn.Module, loss: Callable[[], Tensor], convexity: float) 
         optimizer.zero_grad()
         value = loss()
         value.backward()
-        return value
+        return value.detach()
 
     optimizer.step(closure)
     value = float(closure())

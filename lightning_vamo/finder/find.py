@@ -16,6 +16,7 @@ from lightning_vamo.finder.finding import ProbeFinding
 from lightning_vamo.finder.measurement import Measurement, Settings
 from lightning_vamo.loop import checks, compat
 from lightning_vamo.loop.control.automatic import Auto
+from lightning_vamo.loop.control.chosen import Chosen
 from lightning_vamo.loop.guards.silence import silent
 from lightning_vamo.loop.guards.trainer_state import as_found, generators_as_found
 from lightning_vamo.loop.plan.record import recording
@@ -43,9 +44,10 @@ def find_probes(
     """Measure on a model's own gradients how much noise probes would remove, and whether they would pay.
 
     The finder begins a fit and computes mini-batch gradients at the first step. It learns directions from one half of the
-    gradients, measures how much noise of the other half the directions hold, and sweeps the batches of the other half. No step
-    is taken: the model, the Trainer with its callbacks and loggers, the data module and all random states are left as they
-    were, even after an error.
+    gradients, measures how much noise of the other half the directions hold, and sweeps the batches of the other half. Where
+    rows could be carried, the fit then takes a step on each of these batches, and measures how far their rows have aged. All is
+    undone: the model, the Trainer with its callbacks and loggers, the data module and all random states are left as they were,
+    even after an error.
 
     Args:
         trainer: The Trainer to train with, on a single device or with DDP. Its callbacks and loggers are set aside. If it has a
@@ -98,6 +100,7 @@ def find_probes(
         sweep_precision=sweep_precision or training.sweep_precision,
         seed=callback.seed if seed is None else seed,
         control=Auto() if training.never_probes else callback.control,
+        carries=isinstance(callback.control, Chosen) and callback.control.carry is not None,
         accumulation=next((c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)), None),  # type: ignore[attr-defined]
     )
     if isinstance(trainer.strategy, ModelParallelStrategy):

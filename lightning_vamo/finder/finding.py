@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+WORTH_OF_CARRIED = 1.02
+"""What carried rows have to be worth, since the batches that they belong to keep their composition."""
+
+
 @dataclass(frozen=True)
 class ProbeFigures:
     r"""The gradient noise that a number of probes removes, and the work of these probes.
@@ -67,6 +71,10 @@ class ProbeFinding:
         step_seconds: Time of a training step's forward and backward pass, including the loading of its batch.
         forward_seconds: Time of a sweep's forward pass, including all overhead.
         figures: The figures for each number of probes.
+        carried: Share of the noise that carried rows along all learned directions would remove after an epoch; None if no rows
+            can be carried, or if that could not be measured.
+        aged: Number of batches between the two measurements of the rows.
+        epoch_batches: Number of batches of an epoch.
     """
 
     epoch: int
@@ -85,6 +93,9 @@ class ProbeFinding:
     forward_seconds: float
     figures: tuple[ProbeFigures, ...]
     comes_twice: bool = True
+    carried: float | None = None
+    aged: int = 0
+    epoch_batches: int = 0
 
     @property
     def noise_scale(self) -> float:
@@ -99,7 +110,15 @@ class ProbeFinding:
     @property
     def probes(self) -> int:
         """The number of probes to train with: 0 if probes do not pay or noise does not matter."""
+        if self.carries:
+            return len(self.spectrum)
         return self.best.probes if self.best.efficiency > 1 and self._noise_matters else 0
+
+    @property
+    def carries(self) -> bool:
+        """Whether carried rows are what pays most, counted in evaluations, of which they need none."""
+        carried = 0.0 if self.carried is None else self.carried
+        return self._noise_matters and 1 / (1 - carried) > max(1.0, self.best.efficiency) * WORTH_OF_CARRIED
 
     @property
     def _noise_matters(self) -> bool:
@@ -108,6 +127,11 @@ class ProbeFinding:
     @property
     def advice(self) -> str:
         """The advice in a sentence."""
+        if self.carries:
+            assert self.carried is not None
+            what = f"carried rows along {len(self.spectrum)} directions remove {100 * self.carried:.0f} % of the gradient noise"
+            use = f"train with VAMOCallback(), or with probes={len(self.spectrum)} and control='carry'"
+            return f"{what} at no extra evaluation: {use}"
         if self.comes_twice:
             return self._advice
         return f"the data gives other batches when it is read again, so rows are recomputed in each step; {self._advice}" + (
@@ -152,6 +176,9 @@ class ProbeFinding:
                 f"  {row.probes:>6}   {row.random:7.2g}  {learned}  {removed}  {_factor(row.worth):>6}×"
                 f" {_factor(row.work):>6}×       {row.efficiency:.2f}"
             )
+        if self.carried is not None:
+            line = f"  carried  {self.carried:.3f} by rows of the epoch before, at no extra evaluation"
+            lines += ["", f"{line} (from {self.aged} steps of {self.epoch_batches} batches)"]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -164,7 +191,7 @@ class ProbeFinding:
         Args:
             path: The file.
         """
-        derived = {"noise_scale": self.noise_scale, "probes": self.probes, "advice": self.advice}
+        derived = {"noise_scale": self.noise_scale, "probes": self.probes, "carries": self.carries, "advice": self.advice}
         Path(path).write_text(json.dumps(asdict(self) | derived, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def plot(self) -> "Figure":

@@ -94,6 +94,11 @@ class HeldOut:
             self._chance.append(self._random.project(gradients).double().cpu())
 
     @property
+    def along(self) -> Tensor:
+        """Coordinates of the gradients along the learned directions, shape ``(n, q)``, float64."""
+        return torch.stack(self._along)
+
+    @property
     def seconds(self) -> float:
         """Seconds of a training step; the first step does not count, since it may wait for workers to start."""
         return sum(self._times[1:]) / len(self._times[1:])
@@ -114,7 +119,7 @@ class HeldOut:
             The spectrum, and the figures for 1, 2, 4 and so on probes.
         """
         turn, whole, chance = nested(self._learned), self.moments.squares, torch.stack(self._chance)
-        along = torch.stack(self._along) @ turn
+        along = self.along @ turn
         rows = along if rows is None else rows @ turn
         spectrum, _ = ratio(noise_along(along).square(), whole)
         random, _ = ratio(removed(chance, chance), whole[: len(chance) - 1])

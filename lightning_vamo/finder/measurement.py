@@ -1,7 +1,7 @@
 """The finder's measurements, at the first batch of a fit that takes no step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from lightning_vamo.core.noise import GradientMoments, noise_of
 from lightning_vamo.core.probes.difference import Difference, check_difference
 from lightning_vamo.core.probes.radius import auto_mu, check_mu
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.finder.aging import Aging, carried_share
 from lightning_vamo.finder.finding import ProbeFinding
 from lightning_vamo.finder.held_out import FEWEST_BATCHES, BatchGradients, Gradients, HeldOut
 from lightning_vamo.loop import checks, compat
@@ -25,7 +26,7 @@ from lightning_vamo.loop.ledger.clocks import now
 from lightning_vamo.loop.ledger.seeds import seeded
 from lightning_vamo.loop.parameters import trainable_parameters
 from lightning_vamo.loop.plan.fingerprint import BatchWatch
-from lightning_vamo.loop.plan.plan import Plan, plan_of
+from lightning_vamo.loop.plan.plan import Plan, has_plan, plan_of
 from lightning_vamo.loop.step.driver import DrivingCallback
 from lightning_vamo.loop.sweep.agree import least
 from lightning_vamo.loop.sweep.oracle import Oracle
@@ -60,6 +61,8 @@ class Settings:
     """The control variate of the later training, which determines the work."""
     accumulation: GradientAccumulationScheduler | None = None
     """The Trainer's scheduler of gradient accumulation, if it has one."""
+    carries: bool = False
+    """Whether rows may be carried in the later training."""
 
     def __post_init__(self) -> None:
         for name, value, fewest in (("maximum", self.maximum, 1), ("batches", self.batches, FEWEST_BATCHES)):
@@ -76,11 +79,12 @@ class Settings:
 
 
 class _AtTheFirstBatch(DrivingCallback):
-    """Measures at the first batch of a fit, and ends the fit there."""
+    """Measures at the first batch of a fit, and ends the fit there, or a few steps later if rows can be carried."""
 
     def __init__(self, measurement: "Measurement") -> None:
         super().__init__()
         self._measurement = measurement
+        self._first = 0
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -93,14 +97,21 @@ class _AtTheFirstBatch(DrivingCallback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Measure, and end the fit."""
-        compat.drop_gradients(trainer, pl_module, batch_idx)
-        self._measurement.measure(trainer, pl_module, plan_of(trainer))
-        raise compat.FitEnded
+        """Measure, and end the fit when nothing waits for further steps."""
+        measurement = self._measurement
+        if measurement.finding is None:
+            compat.drop_gradients(trainer, pl_module, batch_idx)
+            measurement.measure(trainer, pl_module, plan_of(trainer))
+            self._first = batch_idx
+        aging = measurement.aging
+        if aging is None or batch_idx - self._first >= aging.held.length:
+            compat.drop_gradients(trainer, pl_module, batch_idx)
+            measurement.measure_aging(trainer, pl_module)
+            raise compat.FitEnded
 
 
 class Measurement:
-    """The finder's measurements in a fit that takes no step.
+    """The finder's measurements in a fit that takes a few steps at most, which are undone.
 
     Args:
         settings: The settings of the measurement.
@@ -109,6 +120,7 @@ class Measurement:
         settings: The settings of the measurement.
         callback: Measures at the first batch of a fit.
         finding: The result; None before the first batch.
+        aging: Slopes that wait for the weights to move; None if no rows can be carried.
         bar: Progress bar that counts the evaluations of batches; None if no bar is shown.
         watch: Remembers the fit's first batch.
     """
@@ -117,6 +129,7 @@ class Measurement:
         self.settings = settings
         self.callback = _AtTheFirstBatch(self)
         self.finding: ProbeFinding | None = None
+        self.aging: Aging | None = None
         self.bar: Any = None
         self.watch = BatchWatch()
 
@@ -135,6 +148,20 @@ class Measurement:
         """
         with self.watch.looking_away():
             self.finding = self._measured(trainer, module, plan)
+
+    def measure_aging(self, trainer: Trainer, module: LightningModule) -> None:
+        """Measure what is left of the slopes that have waited, if some have.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+        """
+        aging, self.aging = self.aging, None
+        if aging is None or self.finding is None:
+            return
+        with self.watch.looking_away():
+            share = carried_share(aging.explained(trainer, module), self.finding.spectrum)
+        self.finding = replace(self.finding, carried=share, aged=aging.held.length, epoch_batches=aging.epoch)
 
     def _measured(self, trainer: Trainer, module: LightningModule, plan: Plan) -> ProbeFinding:
         settings = self.settings
@@ -166,6 +193,8 @@ class Measurement:
             accumulated = settings.accumulation.get_accumulate_grad_batches(trainer.current_epoch)
         sweeps = control.sweeps(plan.length / accumulated)
         spectrum, figures = seen.figures(rows, forward_seconds / step_seconds, settings.difference, sweeps)
+        if settings.carries and has_plan(trainer) and compat.grad_scale(trainer) is None:
+            self.aging = Aging.of(seen, held, plan.length, parameters, learned)
         noise = noise_of(torch.cat((moments.squares, seen.moments.squares)), torch.stack(seen.products))
         return ProbeFinding(
             epoch=trainer.current_epoch,

@@ -8,7 +8,7 @@ import torch
 
 from lightning_vamo.core.efficiency import batch_factor, efficiency, work_factor
 from lightning_vamo.core.schedules import EfficientProbes, ProbeSchedule
-from lightning_vamo.core.schedules.decision import Carriable, of_sweeps
+from lightning_vamo.core.schedules.decision import Carriable, of_sweeps, surely
 from lightning_vamo.errors import InvalidArgumentError
 
 STEEP = [0.60, 0.08, 0.05, 0.02, 0.01, 0.01, 0.005, 0.005]
@@ -280,3 +280,53 @@ def test_what_was_chosen_of_carried_rows_is_saved():
     resumed.load_state_dict(schedule.state_dict())
     assert (resumed.kind, resumed.chosen) == ("look", 2)
     assert carried(resumed, BAD) == carried(schedule, BAD)
+
+
+def judged_at(fall, work=1.5, removed=0.6):
+    schedule = EfficientProbes(maximum=2, retry_after=5)
+    carried(schedule, None)
+    known = Carriable(torch.full((2,), removed), work)
+    return schedule, schedule.decide(shares([0.9, 0.1]), None, sweeps=None, carriable=known, fall=fall)
+
+
+@pytest.mark.parametrize(
+    ("fall", "work", "kind"),
+    [
+        (None, 1.5, "carry"),
+        (0.01, 1.5, "carry"),
+        (-0.2, 1.5, "carry"),
+        (0.04, 1.5, "carry"),
+        (0.2, 1.5, "nothing"),
+        (0.2, 1.0, "carry"),  # costs nothing
+    ],
+)
+def test_time_is_paid_for_less_noise_only_where_noise_limits(fall, work, kind):
+    assert judged_at(fall, work)[1].kind == kind
+
+
+def test_rows_that_wait_for_the_loss_are_looked_at_as_soon_as_it_falls_slowly():
+    schedule, decision = judged_at(0.2)
+    assert decision.reason == (
+        "carried rows remove 60 % of the gradient noise for 1.50 times the time of a step, but noise does not limit yet:"
+        " the loss falls by 20 % an epoch"
+    )
+    assert [schedule.rests(fall) for fall in (0.2, None, 0.1)] == [True] * 3
+    again = EfficientProbes(maximum=2, retry_after=5)
+    again.load_state_dict(schedule.state_dict())
+    assert not schedule.rests(0.04)
+    assert not again.rests(0.04)
+
+
+def test_carried_rows_are_given_up_only_after_two_doubts():
+    schedule, decision = judged_at(None, removed=0.5)
+    kinds = []
+    for removed in (0.1, 0.5, 0.1, 0.1):
+        known = Carriable(torch.full((2,), removed), 1.5)
+        kinds.append(schedule.decide(shares([0.9, 0.1]), None, sweeps=None, carriable=known).kind)
+    assert decision.kind == "carry"
+    assert kinds == ["carry", "carry", "carry", "nothing"]
+
+
+def test_a_sweep_that_was_never_tried_is_counted_less_its_standard_error():
+    assert surely(torch.tensor([0.0, 0.25, 1.0]), 100).tolist() == pytest.approx([0.0, 0.25 - 0.075, 1.0])
+    assert surely(torch.tensor([0.001])).tolist() == [0.0]

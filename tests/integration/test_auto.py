@@ -113,6 +113,27 @@ def test_carried_rows_are_found_to_pay_without_an_evaluation(driven, caplog):
     )
 
 
+class Epochs(L.Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_epoch_end(self, fit, module):
+        metrics = fit.callback_metrics
+        self.seen.append((int(metrics["vamo/probes"]), float(metrics.get("vamo/alpha", 0)) > 0))
+
+
+@pytest.mark.parametrize("callback", [auto(), VAMOCallback(probes=4, control="carry", seed=1)], ids=["auto", "carry"])
+def test_only_what_is_applied_is_logged(callback):
+    """An epoch of looks, or of a table that fills, applies nothing."""
+    epochs = Epochs()
+    fit(callback, epochs=4, callbacks=[epochs])
+    applied = [probes > 0 for probes, _ in epochs.seen]
+    assert applied == sorted(applied)
+    assert applied[0] is False
+    assert [factor for _, factor in epochs.seen] == applied
+    assert epochs.seen[-1] == (4, True)
+
+
 def test_a_callback_that_is_not_verbose_says_nothing(caplog):
     with caplog.at_level("INFO"):
         callback = auto(verbose=False)

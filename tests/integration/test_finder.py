@@ -64,9 +64,10 @@ def noisy_loader(dimension=60, batch_size=4):
     return DataLoader(TensorDataset(z), batch_size, shuffle=True)
 
 
-def found(model, loader=None, **options):
+def found(model, loader=None, control="replay", **options):
     torch.manual_seed(7)
-    return find_probes(trainer(), model, train_dataloaders=loader or noisy_loader(), **{"seed": 1, **options})
+    run = trainer(callbacks=[] if control is None else [VAMOCallback(control=control)])
+    return find_probes(run, model, train_dataloaders=loader or noisy_loader(), **{"seed": 1, **options})
 
 
 # ---- what it finds

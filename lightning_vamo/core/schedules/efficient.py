@@ -102,6 +102,8 @@ class EfficientProbes(ProbeSchedule):
         self._idle = 0
         self._retrying = False
         self._doubted = 0
+        # The fall of the loss at which carried rows would pay, if they were rejected for its fall alone.
+        self._until: float | None = None
 
     def probes_at(self, epoch: int) -> int:
         """The number that was chosen last, in every epoch; the maximum before the first choice."""
@@ -119,8 +121,17 @@ class EfficientProbes(ProbeSchedule):
         if forward is not None:
             self._forward = forward if self._forward is None else (self._forward + forward) / 2
 
-    def rests(self) -> bool:
-        """Whether the pause after a failure goes on, for which a call counts as one of its snapshots."""
+    def rests(self, fall: float | None = None) -> bool:
+        """Whether the pause after a failure goes on, for which a call counts as one of its snapshots.
+
+        Args:
+            fall: See :meth:`decide`.
+
+        Returns:
+            Whether it does; not if the loss has come to fall so slowly that what was rejected for its fall would pay.
+        """
+        if self._until is not None and fall is not None and fall <= self._until:
+            self._idle, self._until = self.wait, None
         rests = self.chosen is not None and self._idle < self.wait
         self._idle += rests
         return rests
@@ -166,12 +177,15 @@ class EfficientProbes(ProbeSchedule):
         swept = sweeps is not None and (carriable is None or explained is not None)
         removed = self._expected(own, explained) if swept else torch.zeros_like(own)
         limits = 1.0 if fall is None or fall <= _SLOW else _SLOW / fall
+        self._until = None
         values = efficiency(limits * removed, forward, difference, sweeps or 0.0)
         carried, worth = 0.0, -1.0
         if carriable is not None:
             carried = _carried(own, explained)
             speeds = carried if carriable.work == 1 else limits * carried
             worth = float(batch_factor(torch.tensor(speeds))) / (carriable.work * _KEPT)
+            if worth <= 1 < 1 / ((1 - carried) * carriable.work * _KEPT):
+                self._until = _SLOW * carried / (1 - 1 / (carriable.work * _KEPT))
         best = self._best(values, worth)
         if again and carriable is None:
             best = min(best, 1)
@@ -248,6 +262,7 @@ class EfficientProbes(ProbeSchedule):
             "wait": self.wait,
             "retrying": self._retrying,
             "doubted": self._doubted,
+            "until": self._until,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -261,7 +276,7 @@ class EfficientProbes(ProbeSchedule):
         self.kind = state["kind"]
         self._forward, self._factors = state["forward"], state["factors"]
         self._idle, self.wait, self._retrying = state["idle"], state["wait"], state["retrying"]
-        self._doubted = state["doubted"]
+        self._doubted, self._until = state["doubted"], state["until"]
 
 
 def _padded(measured: Tensor, count: int) -> Tensor:

@@ -134,6 +134,17 @@ class Choice:
         told, self._untold = self._untold, []
         return told
 
+    def rests(self, trainer: Trainer) -> bool:
+        """Whether the pause after a failure goes on, on all ranks: see :meth:`EfficientProbes.rests`.
+
+        Args:
+            trainer: The trainer.
+
+        Returns:
+            Whether it does.
+        """
+        return self.schedule.rests(trainer.strategy.broadcast(self.losses.fall()))
+
     def decide(
         self,
         trainer: Trainer,
@@ -196,10 +207,12 @@ class Choice:
         """Whether work is counted in seconds, and then the time of a sweep's forward pass and of a step with carried rows."""
         times, cost = self.times, self.schedule.cost
         # Where all steps had a sweep's rows, these steps tell whether the clock is steady.
+        corrects = "carry" if judged else "look"
         steady = times.steady("plain" if times.typical("plain") is not None else "sweep")
+        steady &= times.typical(corrects) is None or times.steady(corrects)
         if cost is None and (torch.are_deterministic_algorithms_enabled() or not steady):
             cost = "evaluations"
-        plain, corrected = times.typical("plain"), times.typical("carry" if judged else "look")
+        plain, corrected = times.typical("plain"), times.typical(corrects)
         swept = times.typical("sweep")
         step = plain or (None if swept is None else max(swept - self._rows, 0.0))
         forward = self._evaluation / step if self._evaluation is not None and step else None

@@ -150,7 +150,7 @@ class Chosen(Control):
                 return False
             if learning.learner is not None and learning.learner.ready:
                 return True
-        elif self._carries(here) and choice.schedule.rests():
+        elif self._carries(here) and choice.rests(here.trainer):
             return False
         self._look(here)
         return False

@@ -8,16 +8,19 @@ from lightning_vamo.loop.ledger.totals import Totals
 from lightning_vamo.loop.run.parts import Sums
 
 
-def mean_factor(sums: Sums) -> dict[str, float]:
+def mean_factor(sums: Sums, snapshot: Snapshot | None) -> dict[str, float]:
     """The mean effective coefficient of the epoch's steps.
 
     Args:
         sums: The sums over the steps.
+        snapshot: The snapshot that corrects the steps; None if there is none.
 
     Returns:
-        The figure by name; nothing if no step was corrected.
+        The figure by name, 0 if the snapshot has corrected no step, as in an epoch that fills a table; nothing without both.
     """
-    return {"alpha": float(torch.as_tensor(sums.factors).mean()) / sums.steps} if sums.steps else {}
+    if not sums.steps:
+        return {} if snapshot is None else {"alpha": 0.0}
+    return {"alpha": float(torch.as_tensor(sums.factors).mean()) / sums.steps}
 
 
 def removed(sums: Sums, snapshot: Snapshot | None, totals: Totals) -> dict[str, float]:

@@ -213,12 +213,14 @@ class Run:
         self.ledger.stop()
         totals, snapshot = self.ledger.totals, self.snapshot
         figures: dict[str, float] = {} if snapshot is None else dict(snapshot.logs)
-        figures |= {} if self.learning.coefficient is None else mean_factor(self.sums)
+        adapts = self.learning.coefficient is not None
+        figures |= mean_factor(self.sums, snapshot) if adapts else {}
+        applied = snapshot is not None and (self.sums.steps > 0 or not adapts)
         self._tell()
         figures |= {} if self.choice is None else self.choice.figures
         figures |= removed(self.sums, snapshot, totals)
         if self.method.control.made_of != "gradients":
-            figures["probes"] = 0 if snapshot is None else snapshot.count
+            figures["probes"] = snapshot.count if snapshot is not None and applied else 0
         figures |= self.method.gradient.end_epoch()
         figures["forward_evaluations"] = totals.forward_evaluations
         figures["backward_evaluations"] = totals.backward_evaluations

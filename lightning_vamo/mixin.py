@@ -71,7 +71,7 @@ class VAMOMixin:
         """Whether a class before or after the mixin defines ``probe_loss``."""
         return any("probe_loss" in vars(base) for base in cls.__mro__ if base is not VAMOMixin)
 
-    def probe_loss(self, batch: Any, batch_idx: int) -> Tensor | None:
+    def probe_loss(self, batch: Any, batch_idx: int) -> Tensor | float | None:
         """The loss that the sweep evaluates; by default the loss that ``training_step`` returns.
 
         Define this method if ``training_step`` has side effects, or if there is a cheaper form of the loss: the sweep calls
@@ -83,11 +83,11 @@ class VAMOMixin:
             batch_idx: Position of the batch in the epoch.
 
         Returns:
-            A tensor of one element, or None to skip the batch.
+            A tensor of one element or a number, or None to skip the batch.
         """
         own = getattr(super(), "probe_loss", None)
         if own is not None:  # a class after the mixin defines `probe_loss`
-            loss: Tensor | None = own(batch, batch_idx)
+            loss: Tensor | float | None = own(batch, batch_idx)
             return loss
         step: Callable[..., Any] = self.training_step  # type: ignore[attr-defined]
         return compat.step_loss(step(*compat.step_arguments(step, batch, batch_idx)))

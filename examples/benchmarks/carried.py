@@ -27,6 +27,7 @@ from typing import Any
 import lightning as L
 import torch
 from cost_models import perceptron
+from least import least_loss
 from subspace import digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -164,27 +165,6 @@ def train(method: str, data: TensorDataset, arguments: argparse.Namespace, seed:
     return {"losses": watch.losses, **times, "removed": removed.shares, "forwards": forwards}
 
 
-def least_loss(data: TensorDataset) -> float:
-    """The optimum, by LBFGS in float64; the loss is strongly convex, so the gradient bounds the error."""
-    module = Logistic(TensorDataset(data.tensors[0].double(), data.tensors[1]), 0.0).double()
-    optimizer = torch.optim.LBFGS(
-        module.parameters(), max_iter=500, history_size=20, line_search_fn="strong_wolfe", tolerance_change=1e-15
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = module.loss(*module.data.tensors)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    loss = closure()
-    square = sum(float(parameter.grad.square().sum()) for parameter in module.parameters() if parameter.grad is not None)
-    if square / (2 * L2) > 1e-6:
-        raise RuntimeError(f"LBFGS has not converged: the loss may be {square / (2 * L2):.2g} above its least value.")
-    return float(loss)
-
-
 def table(runs: dict[str, list[dict[str, Any]]], least: float, last: int) -> None:
     """Print the figures: means over the runs, with the standard deviation of the gap."""
     print("| method | forwards beyond SGD's | gap | variance removed | time per epoch, SGD's = 1 | processor time |")
@@ -219,7 +199,8 @@ def main() -> None:
     images, labels = digits() if arguments.mnist is None else perceptron(arguments.mnist).data[:8192]
     images = (images - images.mean()) / images.std()
     data = TensorDataset(images, labels)
-    least = least_loss(data)
+    module = Logistic(TensorDataset(data.tensors[0].double(), data.tensors[1]), 0.0).double()
+    least = least_loss(module, lambda: module.loss(*module.data.tensors), L2)
     runs: dict[str, list[dict[str, Any]]] = {}
     if arguments.json is not None and arguments.json.exists():
         runs = json.loads(arguments.json.read_text())["runs"]

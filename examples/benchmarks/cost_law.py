@@ -1,6 +1,6 @@
 """Plots the law of VAMO's cost: a sweep takes n(q + 1) evaluations of a sample, and a correction takes time as q times d.
 
-    python examples/benchmarks/cost_law.py docs/images/cost-law.png   # a minute or two on one core
+    python examples/benchmarks/cost_law.py docs/images/cost-law   # a minute or two on one core
 
 The number of samples n, of probes q and of parameters d each go over two decades. The clock is that of what this process
 computes, on one thread. A straight line of slope one in both pictures is the law.
@@ -162,37 +162,33 @@ def measured(scale: float = 1.0) -> tuple[list[Point], list[Point]]:
 
 
 def plot(sweeps: list[Point], corrections: list[Point], to: Path) -> None:
-    """Draw both pictures, with a line of slope one through each.
+    """Draw both pictures, with a line of slope one through each, to ``NAME-1.svg`` and ``NAME-2.svg``.
 
     Args:
         sweeps: The sweeps.
         corrections: The corrections.
-        to: The file.
+        to: ``NAME``.
     """
-    import matplotlib as mpl
+    import panels  # matplotlib is for those who draw
 
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     texts = (("A sweep", "n (q + 1)", sweeps), ("A step's learning and correction", "q d", corrections))
-    for axis, (title, label, points) in zip(axes, texts, strict=True):
+    for number, (title, label, points) in enumerate(texts, 1):
+        axes = panels.panel((3.7, 3.2))
         for series in dict.fromkeys(point.series for point in points):
             chosen = [point for point in points if point.series == series]
-            axis.loglog([point.law for point in chosen], [point.seconds for point in chosen], "o-", label=series)
+            axes.loglog([point.law for point in chosen], [point.seconds for point in chosen], "o-", ms=3.5, label=series)
         last = max(points, key=lambda point: point.law)
         laws = [min(point.law for point in points), last.law]
-        axis.loglog(laws, [last.seconds * law / last.law for law in laws], "k:", label="proportional")
-        axis.set(title=title, xlabel=label, ylabel="processor time, seconds")
-        axis.grid(visible=True, alpha=0.3)
-        axis.legend(fontsize="small")
-    figure.savefig(to, dpi=110)
+        axes.loglog(laws, [last.seconds * law / last.law for law in laws], "k:", label="proportional")
+        axes.set(title=title, xlabel=label, ylabel="processor time, seconds")
+        axes.legend(fontsize="small")
+        panels.save(axes.figure, f"{to}-{number}.svg")
 
 
 def main() -> None:
     """Measure, and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("picture", type=Path, help="the PNG file to write")
+    parser.add_argument("picture", type=Path, help="the SVG files to write, without -1.svg and -2.svg")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies n and d, for a quick look")
     parser.add_argument("--json", type=Path, help="file for every single figure")
     arguments = parser.parse_args()

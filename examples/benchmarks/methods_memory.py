@@ -1,6 +1,6 @@
 """Peak memory and time per step of each method, on a transformer of MiniLM's size that is made from a configuration.
 
-python examples/benchmarks/methods_memory.py --plot docs/images/methods-memory.png
+python examples/benchmarks/methods_memory.py --plot docs/images/methods-memory.svg
 
 Each method trains in a process of its own, which gives freed memory back. That makes peaks exact and allocation slow, so
 times compare with one another on a quiet machine, and with nothing else. If torchzero is installed, its modules run beside.
@@ -171,17 +171,17 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def plotted(found: dict[str, dict[str, float]], path: str) -> None:
-    """Draw the peaks as bars, in units of the weights."""
-    from matplotlib.figure import Figure
+    """Draw the peaks as bars, in units of the weights, to an SVG file."""
+    import panels  # matplotlib is for those who draw
 
-    figure = Figure(figsize=(8, 0.45 * len(found) + 1.2), layout="constrained")
-    axes = figure.subplots()
+    axes = panels.panel((4.2, 0.3 * len(found) + 0.7))
     names = list(found)[::-1]
     sizes = [found[name]["bytes"] / (4 * found[name]["parameters"]) for name in names]
     colors = ["tab:gray" if name.startswith("torchzero") else "tab:blue" for name in names]
     axes.bar_label(axes.barh(names, sizes, color=colors), fmt=" %.2f", padding=2)
-    axes.set(xlabel="peak memory, in sizes of the weights", xlim=(0, 1.12 * max(sizes)))
-    figure.savefig(path, dpi=150)
+    axes.grid(visible=False)
+    axes.set(xlabel="peak memory, in sizes of the weights", xlim=(0, 1.18 * max(sizes)))
+    panels.save(axes.figure, path)
 
 
 def main() -> None:

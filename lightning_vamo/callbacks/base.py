@@ -179,7 +179,7 @@ class MethodCallback(DrivingCallback):
                 run.ledger.stepped_plainly,
             )
         )
-        run.ledger.begin_epoch()
+        run.ledger.begin_epoch(trainer.current_epoch)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -30,7 +30,7 @@ class MeZOCallback(MethodCallback):
 
     The logs and counters of ``training_step`` count once per batch, from the first evaluation: at :math:`x + \mu z_1`, or at
     :math:`x` with forward differences. If the module defines ``probe_loss``, its value is minimised; it needs no gradient, and
-    can be ``1 - accuracy``, for example.
+    can be ``1 - accuracy``, or a plain number such as an error rate of decoded text.
 
     Logged at the end of each epoch under ``mezo/``: ``probes``; ``derivative``, the root mean square of the directional
     derivatives; ``clipped``, the share of the derivatives that ``clip`` bounded; ``not_finite``, the number of derivatives

@@ -32,9 +32,10 @@ class ZOSVRGCallback(MethodCallback):
     Cost of a step, per batch: ``2q`` forward passes (``1 + q`` with ``difference="forward"``), and with
     ``control=Recompute(...)`` another ``1 + 2q`` (``1 + q``) at the snapshot. A snapshot costs ``1 + 2q`` (``1 + q``) forward
     passes of each batch of an epoch; for data that cannot be read twice, a running mean is used instead. There is no backward
-    pass. Memory beside a forward pass: ``.grad``, and with ``Recompute`` two copies of the weights. Communication of a step
-    under DDP: ``q`` numbers per rank, with ``Recompute`` another ``q``; with ``Replay`` one number per batch, so that all ranks
-    leave out a row whose batch has changed on one rank. Communication of a snapshot: one reduction of the table.
+    pass. Memory beside a forward pass: ``.grad``, and with ``Recompute`` the snapshot. The weights to return to from the
+    snapshot are kept too, but are gone before ``.grad`` is made. Communication of a step under DDP: ``q`` numbers per rank,
+    with ``Recompute`` another ``q``; with ``Replay`` one number per batch, so that all ranks leave out a row whose batch has
+    changed on one rank. Communication of a snapshot: one reduction of the table.
 
     Logged at the end of each epoch under ``zosvrg/``: the figures of :class:`~lightning_vamo.MeZOCallback`, and the figures of
     :class:`~lightning_vamo.VAMOCallback` that concern the snapshot and its rows.

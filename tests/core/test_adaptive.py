@@ -84,6 +84,28 @@ def test_a_step_that_is_not_finite_is_left_out():
     assert torch.equal(clean.factors(), soiled.factors())
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_single_enormous_slope_does_not_decide(sign):
+    rows = noise(200, 3, 1)
+    slopes = 0.5 * rows + 0.1 * noise(200, 3, 2)
+    usual = fed(Regression(3), slopes, rows)
+    slopes[190] = sign * 1000.0 * rows[190].sign()
+    assert (fed(Regression(3), slopes, rows) - usual).abs().max() < 0.05
+
+
+def test_enormous_slopes_that_the_rows_tell_exactly_count_as_one():
+    rows = noise(200, 3, 1)
+    rows[::20] *= 100
+    assert (fed(Regression(3), rows, rows) - 1).abs().max() < 1e-9
+
+
+def test_slopes_that_are_zero_most_often_count_once_they_are_not():
+    """As of a direction along an embedding's row that few batches touch."""
+    rows = torch.zeros(200, 1).double()
+    rows[30::40] = torch.tensor([[1.0], [-2.0], [1.5], [-1.0], [0.5]]).double()
+    assert (fed(Regression(1), 0.5 * rows, rows) - 0.5).abs().max() < 0.1
+
+
 def test_another_number_of_directions_keeps_what_is_known():
     coefficient = Regression(4)
     before = fed(coefficient, noise(200, 4, 1), noise(200, 4, 2))

@@ -75,38 +75,51 @@ def test_corrections_of_bounded_rows_cancel(weights):
         assert rows.abs().max() < 20
 
 
-def train(bounds, epochs=4, outliers=6):
-    """Carried rows on a table with some impossible samples, by steps that do not depend on a gradient's size."""
-    generator, count, size = seeded(3), 80, 8
+def train(bounds, seed=3, outliers=6, epochs=4):
+    """Carried rows on a table with some impossible samples, by steps that do not depend on a gradient's size.
+
+    Returns:
+        The shares of the second moment that each epoch's corrections removed, of the usual steps and of all.
+    """
+    generator, count, size = seeded(seed), 80, 8
     inputs = torch.randn(count * size, 4, generator=generator, dtype=torch.float64)
     inputs[torch.randperm(len(inputs), generator=generator)[:outliers], 2] = 60.0
     targets = inputs @ torch.tensor([1.0, -2.0, 0.02, 0.5]).double() + torch.randn(
         len(inputs), generator=generator, dtype=torch.float64
     )
+    usual = (inputs.abs() < 60).all(dim=1).reshape(count, size).all(dim=1)
     weight = torch.zeros(4, dtype=torch.float64)
     directions = OrthonormalDirections().draw([weight], 3, generator)
     table = CarriedRows(torch.full((count,), float(size)), 3, bounds=bounds)
     correction = Correction([weight], directions, table, coefficient=Regression(3))
     optimizer, shares = torch.optim.Adam([weight], 0.02), []
     for _ in range(epochs):
-        total = torch.zeros(2, dtype=torch.float64)
+        total = torch.zeros(2, 2, dtype=torch.float64)
         table.begin_epoch()
         for key in torch.randperm(count, generator=generator).tolist():
             part = slice(key * size, key * size + size)
             weight.grad = 2 / size * (inputs[part] @ weight - targets[part]) @ inputs[part]
             moments = correction.apply([key])
-            total += 0 if moments is None else moments
+            if moments is not None:
+                total += torch.outer(torch.stack([usual[key], usual[key] | True]).double(), moments)
             optimizer.step()
-        shares.append(float(total[1] / total[0]) if total[0] else 0.0)
-    return shares[1:]
+        shares.append((total[:, 1] / total[:, 0]).tolist())
+    return np.array(shares[1:])
 
 
 def test_bounded_rows_do_no_harm_where_gradients_have_heavy_tails():
-    assert min(train(bounds=False)) < -0.01
-    assert min(train(bounds=True)) > -0.01
+    """The few enormous gradients meet rows that have nothing to do with them: their shares are of either sign, and large."""
+    usual, every = np.stack([train(bounds=True, seed=seed) for seed in range(5)]).transpose(2, 0, 1)
+    assert usual.min() > -0.01
+    assert usual.mean() > 0.33  # 0.28 if the regression counts each step alike
+    assert every.mean() > -0.01
+    assert min(train(bounds=False, seed=seed)[:, 1].min() for seed in range(5)) < -0.1
+
+
+def test_bounds_lose_nothing_without_outliers():
     without = train(bounds=True, outliers=0)
     assert np.allclose(without, train(bounds=False, outliers=0), rtol=0, atol=0.01)
-    assert min(without) > 0.1
+    assert without.min() > 0.1
 
 
 @pytest.mark.parametrize("bounds", [False, True])

@@ -1,7 +1,5 @@
 """The adaptive coefficient in training: it trusts probes that help, and turns those off that do not."""
 
-import functools
-
 import lightning as L
 import pytest
 import torch
@@ -54,9 +52,8 @@ def fit(cls, callback=None, epochs=12, batch_size=4, **options):
     return (module.net.weight.detach()[0] - optimum).norm().item(), module.net.weight.detach().clone(), fit.callback_metrics
 
 
-@functools.cache
-def plain():
-    return fit(Linear)
+def plain(epochs):
+    return fit(Linear, epochs=epochs)
 
 
 def probing(alpha):
@@ -64,9 +61,9 @@ def probing(alpha):
 
 
 def test_probes_that_are_right_are_trusted():
-    distance, _, _ = plain()
-    theory, _, _ = fit(VAMOLinear, probing("theory"))
-    adaptive, _, metrics = fit(VAMOLinear, probing("adaptive"))
+    distance, _, _ = plain(8)
+    theory, _, _ = fit(VAMOLinear, probing("theory"), epochs=8)
+    adaptive, _, metrics = fit(VAMOLinear, probing("adaptive"), epochs=8)
     assert metrics["vamo/alpha"] > 0.9
     assert theory < distance / 4
     assert adaptive < distance / 4
@@ -75,9 +72,9 @@ def test_probes_that_are_right_are_trusted():
 
 @pytest.mark.filterwarnings("ignore:The probe differences hardly stand out")
 def test_probes_that_mislead_are_turned_off():
-    distance, reference, _ = plain()
-    theory, misled, _ = fit(Misled, probing("theory"))
-    adaptive, weights, metrics = fit(Misled, probing("adaptive"))
+    distance, reference, _ = plain(4)
+    theory, misled, _ = fit(Misled, probing("theory"), epochs=4)
+    adaptive, weights, metrics = fit(Misled, probing("adaptive"), epochs=4)
     assert metrics["vamo/alpha"] < 0.1
     assert (weights - reference).norm() < 0.25 * (misled - reference).norm()
     assert adaptive < 1.5 * distance

@@ -172,21 +172,35 @@ def test_accumulated_batches_are_corrected_together(driven):
     assert [batch + 1 for batch in driven[::2]] == driven[1::2]
 
 
+class Dies(L.Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, fit, *arguments):
+        if fit.global_step == self.step:
+            raise resuming.Killed
+
+
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @pytest.mark.parametrize("fresh", [0.0, 1.0])
 def test_a_resumed_run_chooses_and_trains_as_the_whole_one(fresh, tmp_path):
-    def run(folder, ckpt=None):
+    def run(dies=None, ckpt=None):
         callback, module = auto(retry_after=1), VAMOSoftmax(fresh)
-        saver = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=45)
-        fit(callback, module, epochs=5, callbacks=[saver], ckpt=ckpt, enable_checkpointing=True)
+        saver = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=45)
+        fit(callback, module, epochs=5, callbacks=[saver, Dies(dies)], ckpt=ckpt, enable_checkpointing=True)
         return callback, module
 
-    whole, module = run(tmp_path / "whole")
+    callback, module = auto(retry_after=1), VAMOSoftmax(fresh)
+    fit(callback, module, epochs=5)
+    checkpoint = None
     # In a plain part, a burst, a table that fills, rows that are judged, and rows that are used or given up.
     for step in (45, 90, 135, 225, 315):
-        resumed, other = run(tmp_path / str(step), ckpt=tmp_path / "whole" / f"step={step}.ckpt")
-        assert resumed.report.decisions == whole.report.decisions
-        assert same(module, other)
+        with pytest.raises(resuming.Killed):
+            run(step + 4, checkpoint)
+        checkpoint = tmp_path / f"step={step}.ckpt"
+    resumed, other = run(ckpt=checkpoint)
+    assert resumed.report.decisions == callback.report.decisions
+    assert same(module, other)
 
 
 class Keep(L.Callback):
@@ -251,11 +265,11 @@ def test_times_of_steps_are_kept_apart_by_what_corrected_them(monkeypatch):
     times.stop()  # a sweep, or a validation
     for _ in range(9):
         times.batch_starts("carry")
-    assert (times.median("plain"), times.median("carry"), times.median("sweep")) == (2.0, 3.0, None)
+    assert (times.typical("plain"), times.typical("carry"), times.typical("sweep")) == (2.0, 3.0, None)
     assert times.steady("plain")
     assert not times.steady("sweep")
     assert not StepTimes({"plain": [1.0] * 8 + [2.0] * 8}).steady("plain")
-    assert StepTimes(times.state_dict()).median("plain") == 2.0
+    assert StepTimes(times.state_dict()).typical("plain") == 2.0
 
 
 @pytest.mark.parametrize(

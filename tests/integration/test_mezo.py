@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.functional.classification import multiclass_f1_score
 
 from lightning_vamo import InvalidArgumentError, MeZOCallback, UnsupportedError, VAMOMixin
 from lightning_vamo.core.directions import (
@@ -219,11 +220,28 @@ class Accuracy(Plain):
         return 1 - (self.net(batch[0]).argmax(dim=1) == batch[1]).double().mean()
 
 
-def test_an_objective_needs_no_gradient():
+class F1(Plain):
+    """The F1 score, of torchmetrics, as a user would write it."""
+
+    def probe_loss(self, batch, batch_idx):
+        return 1 - multiclass_f1_score(self.net(batch[0]), batch[1], num_classes=3, average="macro")
+
+
+class Decoded(Plain):
+    """The share of wrong letters in text that is decoded from the logits; nothing in it is a tensor."""
+
+    def probe_loss(self, batch, batch_idx):
+        text = "".join("abc"[index] for index in self.net(batch[0]).argmax(dim=1).tolist())
+        wanted = "".join("abc"[index] for index in batch[1].tolist())
+        return sum(letter != other for letter, other in zip(text, wanted, strict=True)) / len(wanted)
+
+
+@pytest.mark.parametrize("objective", [Accuracy, F1, Decoded])
+def test_an_objective_needs_no_gradient(objective):
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(64, 6, generator=generator, dtype=torch.float64)
     labels = inputs[:, :3].argmax(dim=1)
-    module = built(Accuracy, hidden=8, lr=0.05)
+    module = built(objective, hidden=8, lr=0.05)
 
     def accuracy():
         return float((module.net(inputs).argmax(dim=1) == labels).double().mean())

@@ -1,6 +1,7 @@
 """Each thing that VAMO cannot train is refused with one sentence that says what to do, and nothing is changed."""
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
@@ -279,13 +280,13 @@ def test_complex_parameters():
         fit(Complex())
 
 
-@pytest.mark.parametrize("loss", [torch.zeros(3), 1.0])
+@pytest.mark.parametrize("loss", [torch.zeros(3), "1.0"])
 def test_a_probe_loss_that_is_no_loss(loss):
     class Odd(Vamo):
         def probe_loss(self, batch, batch_idx):
             return loss
 
-    with pytest.raises(InvalidArgumentError, match="tensor of one element"):
+    with pytest.raises(InvalidArgumentError, match="a number or a tensor of one element"):
         fit(Odd())
 
 
@@ -366,9 +367,9 @@ def test_no_optimizer():
     [
         (lambda loss: loss.to(torch.complex64), "`loss` must be a real number, got a complex tensor"),
         (lambda loss: None, "returned None for every batch of the epoch.*from `probe_loss` if the module defines it"),
-        (lambda loss: float(loss), "`loss` must be a tensor of one element, got "),
+        (lambda loss: [float(loss)], "`loss` must be a number or a tensor of one element, got "),
     ],
-    ids=["complex", "None", "a number"],
+    ids=["complex", "None", "a list"],
 )
 def test_a_probe_loss_that_cannot_be_probed(change, message, control):
     class Odd(Vamo):
@@ -377,6 +378,25 @@ def test_a_probe_loss_that_cannot_be_probed(change, message, control):
 
     with pytest.raises((InvalidArgumentError, UnsupportedError), match=message):
         fit(Odd(), callback=VAMOCallback(probes=1, control=control))
+
+
+@pytest.mark.parametrize("control", ["replay", "recompute"])
+@pytest.mark.parametrize("number", [float, lambda loss: np.float32(float(loss))], ids=["Python", "NumPy"])
+def test_a_probe_loss_that_is_a_plain_number(number, control):
+    def weights(change):
+        class Scored(Vamo):
+            def probe_loss(self, batch, batch_idx):
+                return change(super().probe_loss(batch, batch_idx))
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            module = Scored()
+        callback = VAMOCallback(probes=1, control=control, seed=0)
+        trainer(callbacks=[callback], max_epochs=1).fit(module, DataLoader(Indexed(8), batch_size=2))
+        assert callback.report.steps == 4
+        return torch.cat([weight.flatten() for weight in module.state_dict().values()])
+
+    assert torch.equal(weights(number), weights(lambda loss: loss))
 
 
 @pytest.mark.parametrize("control", ["replay", "recompute"])

@@ -46,8 +46,8 @@ class Module(L.LightningModule):
     def __init__(self):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
-        self.accuracy = torchmetrics.classification.MulticlassAccuracy(3, average="micro")
-        self.auroc = torchmetrics.classification.MulticlassAUROC(3)  # keeps lists of predictions
+        self.accuracy = torchmetrics.classification.MulticlassAccuracy(3, average="micro", validate_args=False)
+        self.auroc = torchmetrics.classification.MulticlassAUROC(3, validate_args=False)  # keeps lists of predictions
 
     def training_step(self, batch, batch_idx):
         inputs, labels = batch if isinstance(batch[0], torch.Tensor) else map(torch.cat, zip(*batch, strict=True))
@@ -161,13 +161,14 @@ def run(folder, configuration, kill=None, ckpt=None, seed=1, how=None):
     built = options.pop("module", VAMOModule)
     make = options.pop("make", lambda: VAMOCallback(**{"probes": 2, "seed": 4, **options.pop("vamo", {})}))
     callback = make()
+    options.setdefault("max_epochs", 4)
     L.seed_everything(seed, verbose=False)
     torch.manual_seed(seed)
     if "generator" in loader:
         loader["generator"] = torch.Generator().manual_seed(loader["generator"])
     module, watch, rows = built(kill, how), Watch(kill, how), Rows()
     callbacks = [callback, watch, saver]
-    fit = trainer(folder, callbacks=callbacks, logger=rows, enable_checkpointing=True, max_epochs=4, **options)
+    fit = trainer(folder, callbacks=callbacks, logger=rows, enable_checkpointing=True, **options)
     data, val = DataLoader(classification_data(SAMPLES), **loader), DataLoader(classification_data(20, seed=1), 10)
     if second:
         data = [data, DataLoader(classification_data(40, seed=2), **second)]

@@ -90,6 +90,24 @@ class NoisyFunction(Samples):
         super().__init__(inputs, targets, samples, batch_size)
 
 
+class Digits(Samples):
+    """Scikit-learn's digits, pixels from 0 to 1.
+
+    Args:
+        train_size: How many digits to train on.
+        batch_size: Digits per batch.
+    """
+
+    def __init__(self, train_size: int = 1408, batch_size: int = 32) -> None:
+        from sklearn.datasets import load_digits  # of the examples' requirements, not of the evidence's
+
+        found = load_digits()
+        order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
+        super().__init__(
+            torch.tensor(found.data).float()[order] / 16, torch.tensor(found.target)[order], train_size, batch_size
+        )
+
+
 class Mnist(Samples):
     """MNIST's 10,000 test images, standardised.
 
@@ -97,9 +115,11 @@ class Mnist(Samples):
         folder: Folder of the gzipped IDX files.
         train_size: How many images to train on.
         batch_size: Images per batch.
+        whole: Whether the loss is measured on all images that are trained on.
     """
 
-    def __init__(self, folder: str, train_size: int = 8192, batch_size: int = 64) -> None:
+    def __init__(self, folder: str, train_size: int = 8192, batch_size: int = 64, whole: bool = False) -> None:
+        self.whole = whole
         images = idx(Path(folder) / "t10k-images-idx3-ubyte.gz", header=16).view(-1, 784).float()
         labels = idx(Path(folder) / "t10k-labels-idx1-ubyte.gz", header=8).long()
         kept = torch.cat([torch.arange(train_size), torch.arange(8192, len(images))])

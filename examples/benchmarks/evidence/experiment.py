@@ -1,7 +1,7 @@
 """An experiment: the YAML file of what is trained, with which methods, and at which learning rates."""
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +69,8 @@ class Experiment:
         shown: Methods that are drawn; by default all.
         drawn: Figures that are drawn; by default the training loss and ``figures``.
         plot: What is drawn: figures over their cost, or over the learning rate; None draws nothing.
+        goals: The largest training loss of ``auto`` relative to the first method's, by what equal costs are counted in.
+        gap: Whether the goals are of the gap to the least training loss, which LBFGS finds.
     """
 
     name: str
@@ -84,6 +86,8 @@ class Experiment:
     shown: tuple[str, ...] = ()
     drawn: tuple[str, ...] = ()
     plot: Literal["cost", "rates"] | None = "cost"
+    goals: dict[str, float] = field(default_factory=dict)
+    gap: bool = False
 
     @classmethod
     def load(cls, name: str, *, small: bool = False) -> "Experiment":

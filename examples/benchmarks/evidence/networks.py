@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-Optimizer = Literal["sgd", "momentum", "adamw"]
+Optimizer = Literal["sgd", "momentum", "adam", "adamw"]
 
 
 class Network(L.LightningModule):
@@ -16,7 +16,7 @@ class Network(L.LightningModule):
     Args:
         sizes: Numbers of inputs, of hidden units, and of outputs.
         loss: ``"cross_entropy"``; ``"squared"``, of one output; or ``"sigmoid_squared"``, of the sigmoid of one output.
-        optimizer: ``"sgd"``, ``"momentum"`` (SGD with a momentum of 0.9) or ``"adamw"``.
+        optimizer: ``"sgd"``, ``"momentum"`` (SGD with a momentum of 0.9), ``"adam"`` or ``"adamw"``.
         lr: Learning rate.
         schedule: ``"constant"``, or ``"cosine"``: the rate falls to zero over the run.
         l2: Half of it times the squared norm of all weights is added to the loss.
@@ -65,8 +65,9 @@ class Network(L.LightningModule):
     def configure_optimizers(self) -> dict[str, object]:
         """The optimizer, and its schedule."""
         options = self.hparams
-        if options.optimizer == "adamw":
-            optimizer: torch.optim.Optimizer = torch.optim.AdamW(self.parameters(), lr=options.lr)
+        if options.optimizer in ("adam", "adamw"):
+            kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
+            optimizer: torch.optim.Optimizer = kind(self.parameters(), lr=options.lr)
         else:
             momentum = 0.9 if options.optimizer == "momentum" else 0.0
             optimizer = torch.optim.SGD(self.parameters(), lr=options.lr, momentum=momentum)

@@ -7,7 +7,7 @@ from examples.benchmarks.evidence.experiment import Experiment
 
 
 def write(experiment: Experiment, folder: Path, into: Path) -> None:
-    """Write ``NAME.txt``, tables in Markdown, ``NAME-rates.txt`` for an experiment over rates, and ``NAME.png``.
+    """Write ``NAME.txt``, tables in Markdown, ``NAME-rates.txt`` for an experiment over rates, and the panels of a plot.
 
     Args:
         experiment: The experiment.
@@ -25,4 +25,4 @@ def write(experiment: Experiment, folder: Path, into: Path) -> None:
         from examples.benchmarks.evidence import plots  # matplotlib is for those who draw
 
         draw = {"cost": plots.over_cost, "rates": plots.over_rates}[experiment.plot]
-        draw(experiment, groups, into / f"{experiment.name}.png")
+        draw(experiment, groups, into / experiment.name)

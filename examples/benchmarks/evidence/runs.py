@@ -36,7 +36,7 @@ def train(config: dict[str, Any], data: str, every: int, gradient: bool) -> Run:
         gradient: Whether the gradient's norm is measured.
 
     Returns:
-        The measurements, and what the corrections removed.
+        The measurements, what the corrections removed, and what a choice by measurement has chosen.
     """
     filled = json.loads(json.dumps(config).replace("{data}", data))
     cli = (VAMOCLI if "method" in config else LightningCLI)(args=filled, run=False, save_config_callback=None)
@@ -52,6 +52,7 @@ def train(config: dict[str, Any], data: str, every: int, gradient: bool) -> Run:
         "diverged": diverged or not math.isfinite(recorder.points[-1]["train_loss"]),
         "removed": methods[0].report.variance_removed if methods else None,
         "points": recorder.points,
+        "decisions": [vars(decided) for decided in methods[0].report.decisions] if methods else [],
     }
 
 

@@ -17,6 +17,9 @@ AXES: dict[str, Callable[[dict[str, float]], float]] = {
 }
 """What the measurements of a run can be set against."""
 
+HARD = "\u00a0"
+"""A space at which no line breaks, for the tables of a phone."""
+
 Groups = dict[str, list[Run]]
 """Runs by method, in the order of the experiment's file."""
 
@@ -71,7 +74,7 @@ def value_up_to(run: Run, axis: str, budget: float, figure: str) -> float:
 
 
 def spread(values: Sequence[float]) -> str:
-    """``mean ± standard deviation``, to two digits of the latter or five of the mean, or ``diverged``; a dash for no value."""
+    """``mean ± standard deviation``, in one piece, to two digits of the latter or five of the mean; a dash for no value."""
     if any(map(math.isnan, values)):
         return "–"
     if not all(map(math.isfinite, values)):
@@ -80,7 +83,7 @@ def spread(values: Sequence[float]) -> str:
     if not deviation:
         return number(mean)
     places = max(0, min(1 - exponent(deviation), 4 - exponent(mean)))
-    return f"{mean:.{places}f} ± {deviation:.{places}f}"
+    return f"{mean:.{places}f}{HARD}±{HARD}{deviation:.{places}f}"
 
 
 def exponent(value: float) -> int:
@@ -95,7 +98,7 @@ def number(value: float) -> str:
 
 def percent(value: float) -> str:
     """Of a share; with one decimal, or two digits where it is small."""
-    return f"{100 * value:.1f} %" if abs(value) >= 0.001 else f"{100 * value:.1g} %"
+    return f"{100 * value:.1f}{HARD}%" if abs(value) >= 0.001 else f"{100 * value:.1g}{HARD}%"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -105,16 +108,27 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def cost_table(experiment: Experiment, groups: Groups) -> str:
-    """What methods reach at their best rates: after all steps, and for the evaluations of the first method."""
+    """What methods reach at their best rates: after all steps, and for the evaluations of the first method.
+
+    Args:
+        experiment: The experiment.
+        groups: Its runs.
+
+    Returns:
+        The table, with columns for rates and numbers of seeds only where methods differ in them.
+    """
     plain = next(iter(groups.values()))
     end = plain[0]["points"][-1]
     budget = AXES["evaluations"](end)
     shown = [name for name in (CHOSEN_BY, *experiment.figures) if name in end]
-    header = ["method", "rate", "seeds", *(f"{words(name)}, {end['step']:.0f} steps" for name in shown)]
+    settings = {"rate": {m: number(runs[0]["lr"]) for m, runs in groups.items()}}
+    settings |= {"seeds": {m: str(len(runs)) for m, runs in groups.items()}}
+    settings = {name: values for name, values in settings.items() if len(set(values.values())) > 1}  # what is not the same
+    header = ["method", *settings, *(f"{words(name)}, {end['step']:.0f} steps" for name in shown)]
     header += [f"{words(shown[-1])}, {budget:.0f} evaluations", "work", "CPU time", "removed"]
     rows = []
     for method, runs in groups.items():
-        cells = [method, number(runs[0]["lr"]), str(len(runs))]
+        cells = [method, *(values[method] for values in settings.values())]
         cells += [spread([final(run, name) for run in runs]) for name in shown]
         cells.append(spread([value_up_to(run, "evaluations", budget, shown[-1]) for run in runs]))
         rows.append([*cells, *costs(runs, plain)])

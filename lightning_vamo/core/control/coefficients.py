@@ -95,6 +95,11 @@ class Regression(Coefficient):
     .. math:: \beta_t = \frac{W_t \operatorname{Cov}_t}{W_t \operatorname{Var}_t + 0.3\,\lambda_t s^2}
         \quad\text{clipped to } [0, 1].
 
+    A step whose slope lies far from the others counts for less, so that the regression describes the usual steps: of a gradient
+    with heavy tails, a single slope would otherwise decide the estimate of the next ``memory`` steps. With :math:`m` and
+    :math:`s_c` the mean and the standard deviation of the slopes so far, a step counts with the weight
+    :math:`\min(1, (4 s_c / |c - m|)^2)`. The weight is that of slope and row alike, so exact rows keep the estimate 1.
+
     The estimate is clipped because it is noisy: if the rows say nothing, the estimate has a standard deviation of about
     :math:`\sigma_c / (\sigma_r \sqrt{2\,\texttt{memory}})`, and half of the time the wrong sign. A coefficient above 1 would
     mean that the rows are too small; curvature can make them so for a while, rounding cannot.
@@ -173,7 +178,16 @@ class Regression(Coefficient):
         seen[6] = slopes.coordinates * slopes.coordinates
         if isinstance(counted, Tensor):
             seen = seen * counted
+        seen = seen * self._weights(slopes.coordinates)
         self._sums = sums * (1 - counted / self.memory) + seen
+
+    def _weights(self, slopes: Small) -> Small:
+        """How much a step with these slopes counts, direction by direction: less than 1 for slopes far from the others."""
+        total, _, _, _, weight, _, squares = self._sums
+        bound = _DEVIATIONS**2 * (weight * squares - total * total)
+        away = weight * slopes - total
+        weights = (bound / (away * away + _TINY)).clip(0, 1)
+        return library(weights).where((weight > _FEW) & (bound > 0), weights, library(weights).ones_like(weights))
 
     def resized(self, count: int) -> "Regression":
         """A regression for another number of directions: the first directions keep their sums, further ones begin anew."""
@@ -198,8 +212,11 @@ class Regression(Coefficient):
 
 _TINY = 1e-300
 
-# As many steps say something of a correlation.
+# As many steps say something of a correlation, and of a deviation.
 _FEW = 8
+
+# How many standard deviations a slope may lie from the mean and count fully.
+_DEVIATIONS = 4.0
 
 # Chosen on recorded trajectories (diamonds, digits, MNIST, interpolating regression), among a few values: this one is enough
 # for rows that are 1,000 times too large, and loses little on rows that are right.

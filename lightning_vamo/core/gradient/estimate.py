@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.directions import Directions, SphereDirections
-from lightning_vamo.core.probes.difference import Difference, check_difference, probe_differences, probe_losses, scalar
+from lightning_vamo.core.probes.difference import (
+    Difference,
+    as_tensor,
+    check_difference,
+    probe_differences,
+    probe_losses,
+    scalar,
+)
 from lightning_vamo.core.probes.point import Point
 from lightning_vamo.core.probes.radius import auto_mu, check_mu
 from lightning_vamo.core.schedules import check_probes
@@ -34,8 +41,8 @@ def estimate_gradient(
     :math:`\mu`.
 
     Args:
-        loss: The function, which returns a tensor of one element. It is called without gradients, ``1 + probes`` times
-            (``1 + 2 probes`` for central differences).
+        loss: The function, which returns a number or a tensor of one element. It is called without gradients,
+            ``1 + probes`` times (``1 + 2 probes`` for central differences).
         parameters: The tensors that the function depends on, perturbed in place and restored bit for bit.
         probes: ``q``, the number of directions.
         directions: The family of directions; by default :class:`~lightning_vamo.core.directions.SphereDirections`.
@@ -73,7 +80,7 @@ def estimate_gradient(
     drawn = (directions or SphereDirections()).draw(parameters, probes, generator)
     radius = auto_mu(parameters, difference) if mu == "auto" else mu
     with Point(parameters) as point:
-        losses = probe_losses(lambda: scalar(loss()), point, drawn, radius, difference)
+        losses = probe_losses(lambda: scalar(as_tensor(loss(), point.parameters[0].device)), point, drawn, radius, difference)
     if not bool(losses.isfinite().all()):
         raise NonFiniteLossError(
             f"`loss` must be finite at the given point and around it, got {losses.tolist()}: check the point, or set a smaller"

@@ -2,6 +2,7 @@
 
 from lightning_vamo.core.probes.difference import (
     Difference,
+    as_tensor,
     check_difference,
     perturbed_losses,
     probe_differences,
@@ -15,6 +16,7 @@ __all__ = [
     "Difference",
     "Point",
     "Trend",
+    "as_tensor",
     "auto_mu",
     "best_radius",
     "check_difference",

@@ -1,7 +1,8 @@
 """Finite differences of a loss along probe directions: perturb in place, evaluate, restore exactly."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from numbers import Real
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -102,6 +103,21 @@ def probe_differences(losses: Tensor, mu: float, difference: Difference) -> Tens
     return (plus - minus) / (2 * mu)
 
 
+def as_tensor(loss: Any, device: torch.device) -> Any:
+    """Make a tensor of a loss that is a plain number, such as a score of decoded text; other values stay as they are.
+
+    Args:
+        loss: What a user's function returned.
+        device: Where the tensor of a number goes.
+
+    Returns:
+        Shape ``()``, float32 or wider, for a number of Python or NumPy; ``loss`` itself for anything else.
+    """
+    if isinstance(loss, Tensor) or not isinstance(loss, Real):
+        return loss
+    return torch.tensor(float(loss), dtype=torch.promote_types(torch.get_default_dtype(), torch.float32), device=device)
+
+
 def scalar(loss: Tensor) -> Tensor:
     """The loss of one batch as a tensor without dimensions.
 
@@ -123,7 +139,7 @@ def scalar(loss: Tensor) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         raise InvalidArgumentError(
-            f"`loss` must be a tensor of one element, got {given}: return the mean of a tensor, or a number as a tensor."
+            f"`loss` must be a number or a tensor of one element, got {given}: return the mean of a tensor."
         )
     return detached(loss).reshape(())
 

@@ -93,7 +93,7 @@ def carry_decision(count: int, removed: float, work: float, *, afresh: bool, mea
     return Decision(count, removed, work, afresh, f"{what} may remove up to {share}: an epoch fills their table", "look")
 
 
-def no_carry_decision(removed: float, work: float, *, measured: bool, before: Kind) -> Decision:
+def no_carry_decision(removed: float, work: float, *, measured: bool, before: Kind, fall: float | None = None) -> Decision:
     """Choose nothing, since carried rows do not pay.
 
     Args:
@@ -101,13 +101,19 @@ def no_carry_decision(removed: float, work: float, *, measured: bool, before: Ki
         work: See :class:`Carriable`.
         measured: Whether the share is that of rows.
         before: What was chosen before.
+        fall: By what share of itself the training loss falls in an epoch; None if that is not known.
 
     Returns:
         The decision.
     """
     price = "" if work < 1.005 else f" for {work:.2f} times the time of a step"
     share = f"{100 * removed:.2g} % of the gradient noise"
-    if not measured:
+    if price and fall is not None and (1 - removed) * work < 1:
+        how = "remove" if measured else "could remove"
+        reason = (
+            f"carried rows {how} {share}{price}, but noise does not limit yet: the loss falls by {100 * fall:.2g} % an epoch"
+        )
+    elif not measured:
         reason = f"carried rows could remove {share} at most{price}"
     elif removed < 0.005:
         reason = "nothing is removed any more" if before in ("carry", "sweep") else "carried rows remove nothing"
@@ -136,3 +142,19 @@ def of_sweeps(explained: Tensor) -> Tensor:
     """
     share = explained.double().clamp(1e-6, 1 - 1e-6)
     return (1 - share) / -torch.log(share)
+
+
+def surely(explained: Tensor, steps: int = 64) -> Tensor:
+    r"""What rows explain, less the standard error of squared correlations that as many steps have shown.
+
+    .. math:: \rho^2 - \frac{2 \rho\,(1 - \rho^2)}{\sqrt{n}}
+
+    Args:
+        explained: :math:`\rho^2`, shape ``(q,)``, from 0 to 1.
+        steps: :math:`n`.
+
+    Returns:
+        The shares, of the same shape, not below 0.
+    """
+    least: Tensor = (explained - 2 * explained.sqrt() * (1 - explained) / steps**0.5).clamp(min=0)
+    return least

@@ -15,6 +15,7 @@ from lightning_vamo.core.schedules.decision import (
     carry_decision,
     no_carry_decision,
     of_sweeps,
+    surely,
     sweep_decision,
 )
 from lightning_vamo.errors import InvalidArgumentError
@@ -32,6 +33,10 @@ _BETTER = 1.05
 _MOST = 0.99
 # What carried rows have to be worth: the batches that they belong to keep their composition, which costs a little.
 _KEPT = 1.02
+# As long as the loss falls faster from epoch to epoch, more than noise stands between the weights and a lower loss.
+_SLOW = 0.03
+# What is known of carried rows rests on few steps: they are given up if something else seems better so many times in a row.
+_PATIENCE = 2
 
 
 class EfficientProbes(ProbeSchedule):
@@ -50,6 +55,10 @@ class EfficientProbes(ProbeSchedule):
     Carried rows cost no evaluation, and remove :math:`\sum_j \rho_j^2 \lambda_j`, with :math:`\rho_j` the correlation of the
     slopes with the rows of the epoch before. Where rows can be carried they are looked at first, and what they explain tells
     what a sweep's fresher rows would: see :func:`~lightning_vamo.core.schedules.decision.of_sweeps`.
+
+    Less noise speeds up a training only where noise is what slows it. While the training loss falls by a share :math:`p` of
+    itself from one epoch to the next, with :math:`p` above 3 %, removing the share :math:`R` of the noise is taken to be worth
+    no more than removing :math:`0.03\,R/p` where noise alone is left. This does not concern rows that cost nothing.
 
     When nothing pays, the steps are plain. After a while all that was measured is forgotten, and what would pay if rows were
     good is tried again. If it is tried in vain, the next while is twice as long.
@@ -92,6 +101,7 @@ class EfficientProbes(ProbeSchedule):
         self._factors: Tensor | None = None
         self._idle = 0
         self._retrying = False
+        self._doubted = 0
 
     def probes_at(self, epoch: int) -> int:
         """The number that was chosen last, in every epoch; the maximum before the first choice."""
@@ -122,6 +132,7 @@ class EfficientProbes(ProbeSchedule):
         sweeps: float | None = 1.0,
         carriable: Carriable | None = None,
         forward: float | None = None,
+        fall: float | None = None,
     ) -> Decision:
         r"""Choose for the steps to come.
 
@@ -132,6 +143,8 @@ class EfficientProbes(ProbeSchedule):
             sweeps: How often a batch is probed per epoch, on average; None if there is to be no probing.
             carriable: What is known of carried rows; None if no rows can be carried.
             forward: Work of a sweep's forward pass, relative to a training step; by default what was observed.
+            fall: :math:`p`, by what share of itself the mean training loss has fallen from the epoch before the last one to the
+                last one; None if that is not known.
 
         Returns:
             The choice.
@@ -152,15 +165,17 @@ class EfficientProbes(ProbeSchedule):
         explained = None if carriable is None else carriable.explained
         swept = sweeps is not None and (carriable is None or explained is not None)
         removed = self._expected(own, explained) if swept else torch.zeros_like(own)
-        values = efficiency(removed, forward, difference, sweeps or 0.0)
+        limits = 1.0 if fall is None or fall <= _SLOW else _SLOW / fall
+        values = efficiency(limits * removed, forward, difference, sweeps or 0.0)
         carried, worth = 0.0, -1.0
         if carriable is not None:
             carried = _carried(own, explained)
-            worth = float(batch_factor(torch.tensor(carried))) / (carriable.work * _KEPT)
+            speeds = carried if carriable.work == 1 else limits * carried
+            worth = float(batch_factor(torch.tensor(speeds))) / (carriable.work * _KEPT)
         best = self._best(values, worth)
         if again and carriable is None:
             best = min(best, 1)
-        decision = self._decision(best, own, removed, values, carriable, carried, forward, difference, sweeps)
+        decision = self._decision(best, own, removed, values, carriable, carried, forward, difference, sweeps, fall)
         self._count(decision, tried=again and carriable is not None)
         return decision
 
@@ -168,6 +183,9 @@ class EfficientProbes(ProbeSchedule):
         """The number of probes to choose, from the efficiency of each; -1 for carried rows, of the given efficiency."""
         best = int(values.argmax())
         best = -1 if worth > float(values[best]) else best
+        self._doubted = self._doubted + 1 if self.kind == "carry" and worth >= 0 and best >= 0 else 0
+        if 0 < self._doubted < _PATIENCE:
+            return -1
         before = min(self.chosen or 0, len(values) - 1) if self.kind in ("nothing", "sweep") else -1
         if before < 0 and worth < 0:
             before = 0
@@ -176,7 +194,7 @@ class EfficientProbes(ProbeSchedule):
 
     def _expected(self, own: Tensor, explained: Tensor | None) -> Tensor:
         """Shares that a sweep along the first ``1..q`` directions is expected to remove."""
-        squares = torch.ones_like(own) if explained is None else of_sweeps(_padded(explained, len(own)))
+        squares = torch.ones_like(own) if explained is None else of_sweeps(surely(_padded(explained, len(own))))
         if self._factors is not None:
             squares = _padded(self._factors, len(own)).square()
         return (squares * own).cumsum(0).clamp(max=_MOST)
@@ -192,6 +210,7 @@ class EfficientProbes(ProbeSchedule):
         forward: float,
         difference: Difference,
         sweeps: float | None,
+        fall: float | None,
     ) -> Decision:
         if best < 0 and carriable is not None:
             known = carriable.explained is not None
@@ -199,7 +218,7 @@ class EfficientProbes(ProbeSchedule):
             return carry_decision(len(own), carried, carriable.work, afresh=afresh, measured=known)
         if best == 0 and carriable is not None:
             known = carriable.explained is not None
-            return no_carry_decision(carried, carriable.work, measured=known, before=self.kind)
+            return no_carry_decision(carried, carriable.work, measured=known, before=self.kind, fall=fall)
         work = work_factor(len(own), forward, difference, sweeps or 0.0)
         afresh = best > 0 and self._factors is None and self._idle > 0
         return sweep_decision(best, int(values[1:].argmax()) + 1, removed, work, afresh=afresh)
@@ -228,6 +247,7 @@ class EfficientProbes(ProbeSchedule):
             "idle": self._idle,
             "wait": self.wait,
             "retrying": self._retrying,
+            "doubted": self._doubted,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -241,6 +261,7 @@ class EfficientProbes(ProbeSchedule):
         self.kind = state["kind"]
         self._forward, self._factors = state["forward"], state["factors"]
         self._idle, self.wait, self._retrying = state["idle"], state["wait"], state["retrying"]
+        self._doubted = state["doubted"]
 
 
 def _padded(measured: Tensor, count: int) -> Tensor:

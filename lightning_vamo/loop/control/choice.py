@@ -14,6 +14,7 @@ from lightning_vamo.core.schedules import Decision, EfficientProbes, ProbeSchedu
 from lightning_vamo.core.schedules.decision import NUMBERS, Carriable
 from lightning_vamo.core.schedules.efficient import ASSUMED_FORWARD
 from lightning_vamo.loop.ledger.clocks import StepTimes
+from lightning_vamo.loop.ledger.losses import EpochLosses
 from lightning_vamo.report import Decided
 
 Stage = Literal["rest", "look", "fill", "judge", "carry", "sweep"]
@@ -50,6 +51,7 @@ class Choice:
         explained: What carried rows explained when they were judged last; see
             :class:`~lightning_vamo.core.schedules.decision.Carriable`.
         times: Times the training steps.
+        losses: The mean training losses of the last epochs.
         figures: What the last choice expects, to log.
         decisions: All changes so far.
     """
@@ -61,6 +63,7 @@ class Choice:
         self.judged_at = 0
         self.explained: Tensor | None = None
         self.times = StepTimes()
+        self.losses = EpochLosses()
         self.figures: dict[str, float] = {}
         self.decisions: list[Decided] = []
         self._evaluation: float | None = None
@@ -154,7 +157,8 @@ class Choice:
             The choice.
         """
         factors = self._factors / self._steps if self._factors is not None else None
-        in_seconds, forward, work = trainer.strategy.broadcast(self._costs(explained is not None))
+        costs, fall = self._costs(explained is not None), self.losses.fall()
+        (in_seconds, forward, work), fall = trainer.strategy.broadcast((costs, fall))
         self.schedule.observe(factors, forward if in_seconds else None)
         self._evaluation, self._factors, self._steps = None, None, 0
         self.explained = explained
@@ -165,6 +169,7 @@ class Choice:
             sweeps,
             Carriable(explained, work) if carriable else None,
             None if in_seconds else ASSUMED_FORWARD,
+            fall,
         )
         if (decision.probes, decision.kind) != before or (carriable and self.stage == "look"):
             self._announce(trainer, decision, pauses=carriable)
@@ -191,11 +196,11 @@ class Choice:
         """Whether work is counted in seconds, and then the time of a sweep's forward pass and of a step with carried rows."""
         times, cost = self.times, self.schedule.cost
         # Where all steps had a sweep's rows, these steps tell whether the clock is steady.
-        steady = times.steady("plain" if times.median("plain") is not None else "sweep")
+        steady = times.steady("plain" if times.typical("plain") is not None else "sweep")
         if cost is None and (torch.are_deterministic_algorithms_enabled() or not steady):
             cost = "evaluations"
-        plain, corrected = times.median("plain"), times.median("carry" if judged else "look")
-        swept = times.median("sweep")
+        plain, corrected = times.typical("plain"), times.typical("carry" if judged else "look")
+        swept = times.typical("sweep")
         step = plain or (None if swept is None else max(swept - self._rows, 0.0))
         forward = self._evaluation / step if self._evaluation is not None and step else None
         work = max(1.0, corrected / plain) if corrected and plain else 1.0
@@ -224,6 +229,7 @@ class Choice:
             "judged_at": self.judged_at,
             "explained": self.explained,
             "times": self.times.state_dict(),
+            "losses": self.losses.state_dict(),
             "figures": self.figures,
             "decisions": [asdict(decided) for decided in self.decisions],
             "evaluation": self._evaluation,
@@ -242,6 +248,7 @@ class Choice:
         self.stage, self.judged_at, self.explained = state["stage"], state["judged_at"], state["explained"]
         self.look = None if state["look"] is None else Look(**state["look"])
         self.times = StepTimes({name: list(times) for name, times in state["times"].items()})
+        self.losses.load_state_dict(state["losses"])
         self.figures, self.decisions = state["figures"], [Decided(**decided) for decided in state["decisions"]]
         self._evaluation, self._rows = state["evaluation"], state["rows"]
         self._factors, self._steps = state["factors"], state["steps"]

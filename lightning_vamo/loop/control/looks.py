@@ -38,8 +38,9 @@ def begin_look(here: Here, every: float | None, *, pause: bool = False) -> None:
     else:
         left = _steps_left(here.trainer)
         since = step + max(min(_TIMED, left // 4), left - burst)
-        if step + left - since >= fewest:
-            burst = step + left - since  # else the look goes on in the next epoch
+        # The look ends with an epoch, and goes on in the next epochs only if it has too few steps.
+        ends = range(step + left - since, burst + 1, max(1, int(here.steps_per_epoch)))
+        burst = next((each for each in reversed(ends) if each >= fewest), burst)
     here.choice.look = Look(since, since + burst)
     here.choice.stage = "look"
     # What is known of directions is of little use at first, and long after the last look.

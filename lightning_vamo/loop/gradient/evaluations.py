@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_vamo.core.probes.difference import scalar
+from lightning_vamo.core.probes.difference import as_tensor, scalar
 from lightning_vamo.core.sharding import local
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_none
@@ -180,8 +180,9 @@ class Evaluations:
         return value
 
     def _loss(self, batch: Any) -> Tensor | None:
-        loss: Tensor | None = self._step.module.probe_loss(batch, self._step.trainer.fit_loop.batch_idx)  # type: ignore[operator]
-        return loss
+        loss = self._step.module.probe_loss(batch, self._step.trainer.fit_loop.batch_idx)  # type: ignore[operator]
+        value: Tensor | None = as_tensor(loss, self._device)
+        return value
 
     def _state(self, when: str) -> ModuleState:
         left_alone = self._others.left_alone(self._step, self._moving)

@@ -45,19 +45,25 @@ class StepTimes:
         """Forget the batch that has started last: other work follows than steps."""
         self._since = None
 
-    def median(self, name: str) -> float | None:
-        """The median time of steps of a name, in seconds; None if there are too few."""
+    def typical(self, name: str) -> float | None:
+        """The time of a step of a name that is not held up: the lower quartile, since other work only makes steps longer.
+
+        Args:
+            name: The name.
+
+        Returns:
+            The seconds; None if there are too few steps.
+        """
         times = self.seconds.get(name, [])
-        return statistics.median(times) if len(times) >= _FEWEST else None
+        return _quartile(times) if len(times) >= _FEWEST else None
 
     def steady(self, name: str) -> bool:
-        """Whether the earlier and the later half of the times of a name have about the same median."""
+        """Whether the earlier and the later half of the times of a name have about the same lower quartile."""
         times = self.seconds.get(name, [])
         if len(times) < _FEWEST:
             return False
         half = len(times) // 2
-        early, late = statistics.median(times[:half]), statistics.median(times[half:])
-        return abs(early - late) <= _SPREAD * statistics.median(times)
+        return abs(_quartile(times[:half]) - _quartile(times[half:])) <= _SPREAD * _quartile(times)
 
     def state_dict(self) -> dict[str, list[float]]:
         """The times so far, as plain numbers."""
@@ -67,8 +73,12 @@ class StepTimes:
 # Of each name, how many times are kept, and how few tell something.
 _TIMES, _FEWEST = 64, 8
 
-# By what share of the median the medians of both halves differ at most, by a steady clock.
+# By what share of the lower quartile the lower quartiles of both halves differ at most, by a steady clock.
 _SPREAD = 0.25
+
+
+def _quartile(times: list[float]) -> float:
+    return statistics.quantiles(times, n=4, method="inclusive")[0]
 
 
 class Stopwatch:

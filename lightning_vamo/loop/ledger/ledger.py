@@ -11,6 +11,7 @@ import torch
 
 from lightning_vamo.core.small import Small
 from lightning_vamo.loop.ledger.clocks import Stopwatch
+from lightning_vamo.loop.ledger.losses import EpochLosses
 from lightning_vamo.loop.ledger.totals import Totals
 from lightning_vamo.report import MethodReport
 
@@ -20,19 +21,27 @@ class Ledger:
 
     Attributes:
         totals: The counts so far.
+        losses: The mean training losses of the last epochs, where a measured choice reads them; else None.
     """
 
     def __init__(self) -> None:
         self.totals = Totals()
+        self.losses: EpochLosses | None = None
         self._row_time = Stopwatch()
         self._row_evaluations = 0
         # The part of the rows' seconds and evaluations that `tell_rows` has returned already.
         self._told = (0.0, 0)
         self._epoch_began: float | None = None
 
-    def begin_epoch(self) -> None:
-        """Start the clock of the training epochs."""
+    def begin_epoch(self, epoch: int) -> None:
+        """Start the clock of the training epochs.
+
+        Args:
+            epoch: The epoch that begins, or goes on.
+        """
         self._epoch_began = time.perf_counter()
+        if self.losses is not None:
+            self.losses.begin_epoch(epoch)
 
     def stop(self) -> None:
         """Stop the clock of the training epochs, if it runs."""
@@ -54,7 +63,20 @@ class Ledger:
         Args:
             outputs: The outputs of the step; empty if the step had no loss.
         """
-        self.totals.add_batch(1, int(bool(outputs)), bool(outputs))
+        self.add_batch(outputs, 1, int(bool(outputs)), bool(outputs))
+
+    def add_batch(self, outputs: Any, forwards: int, backwards: int, trained: bool) -> None:
+        """Count a batch that has been trained on.
+
+        Args:
+            outputs: The outputs of its step; empty if the step had no loss.
+            forwards: Number of forward passes.
+            backwards: Number of backward passes.
+            trained: Whether the batch gave a gradient.
+        """
+        self.totals.add_batch(forwards, backwards, trained)
+        if self.losses is not None:
+            self.losses.add(outputs)
 
     def report(self, moments: Small | None) -> MethodReport:
         """The report of the totals, and of the epoch so far.

@@ -63,6 +63,7 @@ class Run:
         self.choice = Choice.of(method.settings.schedule)
         self.seeds = Seeds()
         self.ledger = Ledger()
+        self.ledger.losses = None if self.choice is None else self.choice.losses
         self.watch = BatchWatch()
         self.advice = Advice(method.prefix, method.ways)
         self.frozen: list[str] = []
@@ -96,7 +97,7 @@ class Run:
 
     def begin_epoch(self, trainer: Trainer) -> None:
         """Decide whether the epoch takes a new snapshot or uses the last snapshot again."""
-        self.ledger.begin_epoch()
+        self.ledger.begin_epoch(trainer.current_epoch)
         self.cursor.begin_epoch()
         self.watch.looks = True  # at the first batch, before which a sweep may be due
         self.sums.unused = 0
@@ -266,7 +267,7 @@ class Run:
         self, trainer: Trainer, module: LightningModule, evaluated: Evaluated, *, first: bool, last: bool
     ) -> None:
         """Correct the gradient, once all batches of the step are in it."""
-        self.ledger.totals.add_batch(evaluated.forwards, evaluated.backwards, not evaluated.skipped)
+        self.ledger.add_batch(evaluated.outputs, evaluated.forwards, evaluated.backwards, not evaluated.skipped)
         snapshot, learner, watching = self.snapshot, self.learning.learner, observers(trainer)
         if first:
             self.cursor.rows = []

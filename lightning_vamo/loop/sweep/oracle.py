@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_vamo.core.probes.difference import as_tensor
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_none
 from lightning_vamo.loop.sweep.precision import arithmetic, outside_precision_context
@@ -89,7 +90,7 @@ class Oracle:
             position: The batch's position in the plan, which ``probe_loss`` gets as ``batch_idx``.
 
         Returns:
-            The return value of ``probe_loss``: a tensor of one element, or None if the batch is to be skipped.
+            The return value of ``probe_loss``: a number as a tensor, or None if the batch is to be skipped.
 
         Raises:
             UnsupportedError: If ``training_step`` returns None on one of several ranks.
@@ -100,7 +101,7 @@ class Oracle:
         value = compat.run_training_step(self.trainer, batch, position)
         if value is None and not self._own_loss:
             check_none(self.trainer)
-        return value
+        return as_tensor(value, self.trainer.strategy.root_device)
 
     def _probe(self, module: Any, user_step: Callable[[], Any], batch: Any) -> Any:
         if not self._float32:

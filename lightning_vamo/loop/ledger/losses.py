@@ -1,0 +1,65 @@
+"""The mean training loss from epoch to epoch."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_vamo.core.numerics import at_least_float32
+
+
+class EpochLosses:
+    """Sums of the losses of the present epoch and of the two epochs before, of which a measured choice reads the fall."""
+
+    def __init__(self) -> None:
+        self._epochs: list[int] = []
+        self._counts: list[int] = []
+        self._sums: list[Tensor | float] = []
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Begin with an epoch, or go on with it after a resume.
+
+        Args:
+            epoch: Its number.
+        """
+        if self._epochs[-1:] != [epoch]:
+            self._epochs, self._counts, self._sums = (
+                [*self._epochs[-2:], epoch],
+                [*self._counts[-2:], 0],
+                [*self._sums[-2:], 0.0],
+            )
+
+    def add(self, outputs: Any) -> None:
+        """Count a batch; nothing waits for a GPU.
+
+        Args:
+            outputs: The outputs of the batch's step, with its loss; empty if there was none.
+        """
+        loss = outputs.get("loss") if outputs else None
+        if isinstance(loss, Tensor) and self._epochs:
+            self._counts[-1] += 1
+            self._sums[-1] = self._sums[-1] + loss.detach().to(at_least_float32(loss.dtype))
+
+    def fall(self) -> float | None:
+        """By what share of itself the mean loss has fallen from one epoch to the next.
+
+        Returns:
+            The share for the last two epochs before the present one, below zero where the loss has risen; None unless both
+            have been seen as a whole.
+        """
+        if len(self._epochs) < 3 or self._epochs[0] != self._epochs[2] - 2 or not self._counts[0] == self._counts[1] > 0:
+            return None
+        before, after = (float(each) for each in self._sums[:2])
+        return (before - after) / abs(before) if before else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums, as plain types and tensors."""
+        return {"epochs": self._epochs, "counts": self._counts, "sums": [torch.as_tensor(each).cpu() for each in self._sums]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`.
+
+        Args:
+            state: The state.
+        """
+        self._epochs, self._counts, self._sums = (list(state[name]) for name in ("epochs", "counts", "sums"))

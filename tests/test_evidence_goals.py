@@ -1,0 +1,114 @@
+"""The goals of the choice by measurement are judged from the runs that are kept."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from examples.benchmarks.evidence import auto as command
+from examples.benchmarks.evidence import goals
+from examples.benchmarks.evidence.experiment import Experiment, merged
+from examples.benchmarks.evidence.goals import Goal
+from examples.benchmarks.evidence.runs import train
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended to run from within Python"),
+    # Lightning 2.6 with jsonargparse 4.49
+    pytest.mark.filterwarnings(r"ignore:\s+By default only one JsonargparseDeprecationWarning"),
+    pytest.mark.filterwarnings(r"ignore:\s+``ArgumentParser.add_instantiator`` was deprecated"),
+]
+
+
+def made(losses, seconds=1.0, forwards=1, seed=0, val=1.0, decisions=()):
+    points = [
+        {
+            "step": step,
+            "forward": forwards * step,
+            "backward": step,
+            "cpu_seconds": seconds * step,
+            "train_loss": loss,
+            "val_loss": val,
+        }
+        for step, loss in enumerate(losses)
+    ]
+    return {"diverged": False, "lr": 0.1, "seed": seed, "points": points, "removed": None, "decisions": list(decisions)}
+
+
+def judged(groups, **settings):
+    [one] = goals.judged(Experiment("made", "Made", {}, {}, [0.1], **settings), groups, "")
+    return one
+
+
+def test_a_loss_that_is_reached_in_half_of_the_steps_costs_half():
+    plain, quick = made([8, 7, 6, 5, 4, 3, 2, 1]), made([8, 6, 4, 2, 1, 1, 1, 1], seconds=3.0)
+    assert goals.slower(quick, plain, "evaluations") == pytest.approx(4 / 7)
+    assert goals.slower(quick, plain, "CPU seconds") == pytest.approx(3 * 4 / 7)
+    assert goals.slower(plain, plain, "evaluations") == 1
+    # Of a run that ends higher, plain training's cost to that loss is what counts.
+    assert goals.slower(plain, quick, "evaluations") == pytest.approx(7 / 4)
+
+
+def test_goals_that_are_met_and_missed():
+    look = {"epoch": 2, "kind": "look"}
+    groups = {
+        "plain": [made([4.0] * 8, seed=seed, val=val) for seed, val in enumerate((1.0, 1.2))],
+        "auto": [made([3.0] * 8, seconds=1.5, seed=seed, val=1.1, decisions=[look]) for seed in range(2)],
+        "carry": [made([2.0] * 8, seed=0)],
+    }
+    one = judged(groups, goals={"evaluations": 0.7})
+    figures = {name: goal.figure for name, goal in one.goals.items()}
+    assert figures["evaluations to plain's loss"] == 1
+    assert figures["loss at equal evaluations"] == 0.75
+    assert figures["of the best's loss at equal evaluations"] == 1.5
+    assert one.missed == [
+        "CPU seconds to plain's loss",
+        "loss at equal evaluations",
+        "of the best's loss at equal evaluations",
+        "of the best's loss at equal CPU seconds",
+    ]
+    assert one.goals["CPU seconds to plain's loss"].most == 1.06  # steps of a second are not short
+    text = goals.table([one])
+    assert "| Made | 2 | 1000.0 ms |" in text
+    assert "**0.75** (> 0.70)" in text
+    assert "2: a look" in text
+
+
+def test_a_goal_is_judged_as_it_is_printed():
+    assert Goal(1.0249, 1.02).met
+    assert not Goal(1.0251, 1.02).met
+    assert not Goal(math.inf, 1.02).met
+
+
+def test_the_least_loss_of_a_convex_model():
+    experiment = Experiment.load("auto_softmax")
+    small = {
+        "model": {"init_args": {"sizes": [64, 10], "l2": 0.1}},
+        "data!": {"class_path": "examples.benchmarks.evidence.data.Digits", "init_args": {"batch_size": 1408}},
+    }
+    experiment = replace(experiment, fit=merged(experiment.fit, small))
+    least = goals.least_of(experiment, "")
+    end = train(experiment.config("plain", 1.0, 0), "", 16, False)["points"][-1]["train_loss"]
+    assert least < end < least + 0.05
+    assert goals.least_of(replace(experiment, gap=False), "") == 0
+
+
+def test_the_command_runs_and_prints_the_table(monkeypatch, tmp_path, capsys):
+    whole = Experiment.load
+
+    def shorter(name, *, small=False):
+        found = whole(name, small=small)
+        fit = {**found.fit, "trainer": {"max_epochs": 2}}
+        return replace(found, fit=fit, methods={name: found.methods[name] for name in ("plain", "auto", "carry")})
+
+    monkeypatch.setattr(Experiment, "load", shorter)
+    monkeypatch.setattr("sys.argv", ["auto", "--quick", "--runs", str(tmp_path / "runs"), "--into", str(tmp_path)])
+    command.main()
+    text = (tmp_path / "auto.txt").read_text()
+    assert text in capsys.readouterr().out
+    assert [line.split(",")[0] for line in text.splitlines()[2:]] == ["| Digits", "| Label noise"]
+
+
+def test_experiments_that_need_packages_are_left_out(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "auto_sst2" not in command.experiments(quick=False)
+    assert len(command.experiments(quick=False)) == 9

@@ -10,7 +10,7 @@ from lightning_vamo.core.gradient.excursion import Excursion
 from lightning_vamo.core.sharding import local
 
 FEW = 2**23
-"""Weights up to which a copy and a direction are kept: at most 64 MB in float32, less than a process takes that has loaded torch.
+"""Weights up to which a copy and a direction are kept: at most 64 MB in float32, less than torch itself takes.
 
 To draw the direction again for each move takes as long as a forward pass of a model with a large vocabulary.
 """

@@ -172,7 +172,7 @@ def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) ->
 
 
 def _changes(owner: object, hook: str, base: type) -> bool:
-    """Whether an object's hook is another function than that of its base class; Lightning's own look takes ten times as long."""
+    """Whether an object's hook differs from that of its base class; Lightning's own look takes ten times as long."""
     return hook in vars(owner) or getattr(type(owner), hook) is not getattr(base, hook)
 
 

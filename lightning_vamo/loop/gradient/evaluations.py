@@ -44,7 +44,7 @@ class Others:
         Returns:
             All parameters except those that were seen to be written to.
         """
-        parameters = [*step.module.parameters()]
+        parameters: list[Tensor] = [*step.module.parameters()]
         if not self._written:
             return parameters
         kept = {id(parameter) for parameter in moving}

@@ -96,7 +96,7 @@ class _Python:
     def state(self) -> tuple[Any, ...]:
         """The state: the same object if nothing has been drawn since the last call."""
         bound: Any = random.getstate
-        generator = getattr(bound, "__self__", None)
+        generator: Any = getattr(bound, "__self__", None)
         if generator is not self._generator:
             self._generator, self._address, self._seen = generator, _place(generator), None
         if not self._address:

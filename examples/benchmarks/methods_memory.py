@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_vamo import MeZOCallback, SVRGCallback, VAMOCallback, ZOSVRGCallback, with_vamo
 
 WORDS, LENGTH, CLASSES = 30522, 512, 2
-SIZES = {"minilm": (384, 12, 1536, 6), "tiny": (32, 4, 64, 2)}
+SIZES = {"minilm": (384, 12, 1536, 6), "small": (128, 4, 512, 2), "tiny": (32, 4, 64, 2)}
 """Width, heads, hidden width and layers; ``minilm`` has the 22.7 million parameters of all-MiniLM-L6."""
 
 

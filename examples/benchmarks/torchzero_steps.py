@@ -19,7 +19,7 @@ from typing import Any
 import lightning as L
 import torch
 from cost_training import silence
-from methods_memory import SIZES, WORDS, Encoder
+from methods_memory import WORDS, Encoder
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -27,7 +27,6 @@ from lightning_vamo import MeZOCallback, SVRGCallback, with_vamo
 
 LR = 1e-4
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-SIZES["small"] = (128, 4, 512, 2)
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "tiny": lambda: nn.Linear(64, 10),

@@ -47,7 +47,21 @@ def product(left: Small, right: Small, out: Small | None = None) -> Small:
 
 def inner_products(rows: Small, others: Small) -> Small:
     """The inner product of each row with the row of the same index, in their own type: shape ``(q,)``."""
-    return torch.linalg.vecdot(rows, others) if isinstance(rows, Tensor) else np.einsum("ij,ij->i", rows, others)
+    return torch.linalg.vecdot(rows, others) if isinstance(rows, Tensor) else _vecdot(rows, others)
+
+
+def _einsum(rows: Any, others: Any) -> Any:
+    return np.einsum("ij,ij->i", rows, others)
+
+
+# NumPy 2 has a function that takes a third of the time.
+_vecdot = getattr(np, "vecdot", _einsum)
+
+
+def within_one(values: Small) -> Small:
+    """Clip numbers to ``[0, 1]``; NaN stays."""
+    # NumPy's own `clip` takes as long as four of its operations.
+    return values.clamp(0, 1) if isinstance(values, Tensor) else np.minimum(np.maximum(values, 0.0), 1.0)
 
 
 def repeated(column: Small, times: int) -> Small:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.directions.slopes import Slopes
-from lightning_vamo.core.small import Small, library, placed, small, tensor_of, zeros
+from lightning_vamo.core.small import Small, library, placed, small, tensor_of, within_one, zeros
 
 
 class Coefficient(ABC):
@@ -135,10 +135,10 @@ class Regression(Coefficient):
         # W^2 times the covariance and the variance.
         covariance, variance = weight * sums[2:4] - r * sums[:2]
         if spread is not None:
-            return (covariance / (variance + _DOUBT * prior * weight * spread + _TINY)).clip(0, 1)
+            return within_one(covariance / (variance + _DOUBT * prior * weight * spread + _TINY))
         # If all rows were the same, the estimate is 1.
         estimate = (covariance + _TINY) / (variance + _TINY)
-        return ((weight * estimate + prior) / (weight + prior)).clip(0, 1)
+        return within_one((weight * estimate + prior) / (weight + prior))
 
     @property
     def explained(self) -> Tensor:

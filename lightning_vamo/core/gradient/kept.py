@@ -9,8 +9,11 @@ from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.gradient.excursion import Excursion
 from lightning_vamo.core.sharding import local
 
-FEW = 2**20
-"""Weights up to which a copy and a direction are kept: 8 MB in float32, which is little beside a process that trains."""
+FEW = 2**23
+"""Weights up to which a copy and a direction are kept: at most 64 MB in float32, less than torch itself takes.
+
+To draw the direction again for each move takes as long as a forward pass of a model with a large vocabulary.
+"""
 
 
 def excursion(parameters: Sequence[Tensor], directions: ProbeDirections) -> Excursion:

@@ -156,11 +156,24 @@ def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) ->
 
     They stay if a module or callback overrides a hook around zeroing the gradients, which may keep or read the gradients.
     """
-    watched = is_overridden("optimizer_zero_grad", module) or is_overridden("on_before_zero_grad", module)
-    watched |= any(is_overridden("on_before_zero_grad", callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    if batch_idx % trainer.accumulate_grad_batches == 0 and not watched:
-        for optimizer in trainer.optimizers:
+    if batch_idx % trainer.accumulate_grad_batches or _changes(module, "optimizer_zero_grad", LightningModule):
+        return
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    hook = "on_before_zero_grad"
+    if _changes(module, hook, LightningModule) or any(_changes(callback, hook, Callback) for callback in callbacks):
+        return
+    for optimizer in trainer.optimizers:
+        if _changes(optimizer, "zero_grad", Optimizer):
             optimizer.zero_grad()
+            continue
+        for group in optimizer.param_groups:  # without the record for a profiler, which takes longer
+            for parameter in group["params"]:
+                parameter.grad = None
+
+
+def _changes(owner: object, hook: str, base: type) -> bool:
+    """Whether an object's hook differs from that of its base class; Lightning's own look takes ten times as long."""
+    return hook in vars(owner) or getattr(type(owner), hook) is not getattr(base, hook)
 
 
 def backward_is_watched(trainer: Trainer) -> bool:

@@ -41,8 +41,9 @@ def resharding(module: nn.Module) -> Callable[[], None]:
     Returns:
         A function to call after each forward pass.
     """
-    if not torch.distributed.is_available():
-        return lambda: None
+    # FSDP2 shards over a process group, so without a process group there is no need to walk through the module.
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return _nothing
     wrapped = [part for part in module.modules() if isinstance(part, FSDPModule)]
     groups = [group for part in wrapped for group in _parameter_groups(part)]
 
@@ -55,6 +56,10 @@ def resharding(module: nn.Module) -> Callable[[], None]:
                 group.comm_ctx.post_forward_order.clear()
 
     return reshard
+
+
+def _nothing() -> None:
+    """Free nothing: no parameter is sharded."""
 
 
 def _parameter_groups(module: Any) -> list[Any]:

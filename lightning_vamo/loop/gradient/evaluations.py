@@ -44,8 +44,11 @@ class Others:
         Returns:
             All parameters except those that were seen to be written to.
         """
+        parameters: list[Tensor] = [*step.module.parameters()]
+        if not self._written:
+            return parameters
         kept = {id(parameter) for parameter in moving}
-        return [p for p in step.module.parameters() if id(p) in kept or self._written.get(id(p)) is not p]
+        return [p for p in parameters if id(p) in kept or self._written.get(id(p)) is not p]
 
     def watch(self, step: Step, moving: Sequence[Tensor]) -> "Watched":
         """Record the parameters, to find out later which parameters the next evaluation writes to.
@@ -162,8 +165,7 @@ class Evaluations:
         self._reshard()
         watched.look()
         _, self.outputs = compat.step_output(output, step.trainer.accumulate_grad_batches)
-        loss, _ = compat.step_output(output, 1)
-        return loss
+        return compat.step_loss(output)
 
     def _silent(self) -> Tensor | None:
         step = self._step

@@ -1,5 +1,6 @@
 """Statistics of the derivatives that an epoch's steps have used."""
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -28,11 +29,13 @@ class Tally:
             found: The measured derivatives of the step, of any shape.
             used: The derivatives after clipping, of the same shape.
         """
-        finite = found.isfinite()
-        self.derivatives += found.numel()
-        self.squares += float(found[finite].square().sum())
-        self.clipped += int((finite & (used != found)).sum())
-        self.not_finite += int((~finite).sum())
+        # Numbers of Python, since the derivatives of a step are too few for a tensor's operations to pay.
+        pairs = list(zip(found.flatten().tolist(), used.flatten().tolist(), strict=True))
+        finite = [(one, other) for one, other in pairs if math.isfinite(one)]
+        self.derivatives += len(pairs)
+        self.squares += sum(one * one for one, _ in finite)
+        self.clipped += sum(other != one for one, other in finite)
+        self.not_finite += len(pairs) - len(finite)
 
     def figures(self) -> dict[str, float]:
         """The figures to log; none if there were no steps."""

@@ -49,6 +49,8 @@ def fresh_copy(batch: Any) -> Any:
         UnsupportedError: If something in the batch cannot be copied.
     """
     copies = {id(tensor): _copied(tensor) for tensor in tensors_in(batch)}
+    if type(batch) in (list, tuple) and all(type(item) is Tensor for item in batch):  # most often; a deep copy takes a while
+        return type(batch)(copies[id(item)] for item in batch)
     try:
         return copy.deepcopy(batch, copies)
     except Exception as error:

@@ -25,8 +25,8 @@ class MeZOCallback(MethodCallback):
 
     Cost of a step: ``2q`` forward passes of each batch (``1 + q`` with ``difference="forward"``), and no backward pass. An
     epoch costs nothing in addition to its steps. Memory: that of a forward pass without gradients, a copy of the batch, and
-    about a hundredth of the weights' memory for their way back; twice the memory of what moves, where that is no more than a
-    million numbers. Communication of a step under DDP: ``q`` numbers per rank, in one exchange.
+    about a hundredth of the weights' memory for their way back; twice the memory of what moves, where that is no more than
+    eight million numbers. Communication of a step under DDP: ``q`` numbers per rank, in one exchange.
 
     The logs and counters of ``training_step`` count once per batch, from the first evaluation: at :math:`x + \mu z_1`, or at
     :math:`x` with forward differences. If the module defines ``probe_loss``, its value is minimised; it needs no gradient, and

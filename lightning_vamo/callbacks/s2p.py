@@ -29,7 +29,7 @@ class S2PCallback(MethodCallback):
 
     Cost of a step: two forward passes of each batch (``"stp"``: three), and no backward pass. An epoch costs nothing in
     addition to its steps. Memory: that of a forward pass without gradients, a copy of the batch, and about a hundredth of the
-    weights' memory for their way back; twice the memory of the weights, where they are no more than a million numbers.
+    weights' memory for their way back; twice the memory of the weights, where they are no more than eight million numbers.
     Communication of a step under DDP: two numbers per rank (three), in one exchange.
 
     The optimizer has to be ``torch.optim.SGD`` without momentum and weight decay, since there is no gradient for another

@@ -71,7 +71,8 @@ def check_strategy(strategy: Strategy, name: str) -> None:
         name: Name of the callback, for messages.
 
     Raises:
-        UnsupportedError: If the strategy is not a single device, DDP, or FSDP2 without tensor parallelism.
+        UnsupportedError: If the strategy is not a single device, DDP, or FSDP2 without tensor parallelism, or if its ranks
+            share their weights' memory.
     """
     names = [cls.__name__ for cls in type(strategy).__mro__]
     reason = next((_REASONS[name] for name in names if name in _REASONS), None)
@@ -85,6 +86,11 @@ def check_strategy(strategy: Strategy, name: str) -> None:
         raise UnsupportedError(
             f"{name} does not support tensor parallelism, got tensor_parallel_size={ways}: use"
             " ModelParallelStrategy(data_parallel_size=N, tensor_parallel_size=1) and shard the model with `fully_shard`."
+        )
+    if compat.shares_weights(strategy):
+        raise UnsupportedError(
+            f"{name} does not support DDPStrategy(start_method='forkserver') on a CPU, where the weights of all ranks lie in"
+            " the same memory, so each rank writes to the others' weights: use start_method='popen', 'spawn' or 'fork'."
         )
     if strategy.root_device.type == "mps":
         raise UnsupportedError(

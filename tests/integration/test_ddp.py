@@ -143,7 +143,7 @@ def test_spawned_processes_get_a_class_made_on_the_fly(tmp_path):
         devices=2,
         batch_size=6,
         callback=VAMOCallback(probes=1),
-        strategy=DDPStrategy(start_method="forkserver"),  # which pickles what it sends, as spawning does
+        strategy=DDPStrategy(start_method="spawn"),
         max_epochs=1,
     )
     assert all(torch.equal(first["state"][name], second["state"][name]) for name in dict(module.named_parameters()))

@@ -380,7 +380,7 @@ class Rankless(L.LightningDataModule):
         return DataLoader(torch.utils.data.Subset(classification_data(240), order), 8 // world)
 
 
-@pytest.mark.parametrize("start_method", ["fork", "forkserver"])  # the latter pickles what it sends, as spawning does
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_two_processes_find_what_one_does(start_method):
     L.seed_everything(3, verbose=False)
     module = Perceptron()

@@ -4,11 +4,11 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_vamo import InvalidArgumentError, Replay, UnsupportedError, VAMOCallback, VAMOMixin, with_vamo
+from lightning_vamo import InvalidArgumentError, Replay, UnsupportedError, VAMOCallback, VAMOMixin, find_probes, with_vamo
 from lightning_vamo.core.directions import (
     CoordinateDirections,
     GradientSubspaceDirections,
@@ -317,6 +317,16 @@ def test_strategies(strategy):
         UnsupportedError, match=f"{strategy.__name__}: .* Use Trainer\\(strategy='ddp'\\).*ModelParallelStrategy \\(FSDP2\\)"
     ):
         check_strategy(strategy.__new__(strategy), "VAMOCallback")
+
+
+def test_processes_that_share_their_weights():
+    run = trainer(devices=2, strategy=DDPStrategy(start_method="forkserver"))
+    message = "start_method='forkserver'\\) on a CPU.*use start_method='popen', 'spawn' or 'fork'"
+    with pytest.raises(UnsupportedError, match=f"VAMOCallback .*{message}"):
+        check_strategy(run.strategy, "VAMOCallback")
+    with pytest.raises(UnsupportedError, match=f"find_probes .*{message}"):
+        find_probes(run, Vamo(), train_dataloaders=DataLoader(Indexed(8), batch_size=2))
+    check_strategy(trainer(devices=2, strategy=DDPStrategy(start_method="spawn")).strategy, "VAMOCallback")
 
 
 @pytest.mark.parametrize("family", [OrthonormalDirections(), CoordinateDirections()])

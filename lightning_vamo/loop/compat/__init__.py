@@ -43,6 +43,7 @@ from lightning_vamo.loop.compat.strategies import (
     flushed_static_graph,
     grad_scale,
     resharding,
+    shares_weights,
     without_buffer_sync,
 )
 
@@ -84,6 +85,7 @@ __all__ = [
     "set_log_state",
     "set_metric_states",
     "set_rng_states",
+    "shares_weights",
     "skips_backward",
     "step_arguments",
     "step_loss",

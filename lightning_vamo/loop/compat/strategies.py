@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,6 +27,21 @@ def without_buffer_sync(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         model.require_forward_param_sync = before
+
+
+def shares_weights(strategy: Strategy) -> bool:
+    """Whether the weights of all ranks lie in the same memory.
+
+    What is sent to processes of a fork server shares its memory on a CPU. Lightning undoes that for ``"spawn"`` alone (2.6).
+
+    Args:
+        strategy: The Trainer's strategy.
+
+    Returns:
+        True for DDP on a CPU whose processes come from a fork server.
+    """
+    forks = isinstance(strategy, DDPStrategy) and strategy._start_method == "forkserver"
+    return forks and strategy.root_device.type == "cpu"
 
 
 def resharding(module: nn.Module) -> Callable[[], None]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.noise import nested
+from lightning_vamo.core.schedules.decision import removed_by_rows
 from lightning_vamo.finder.held_out import FEWEST_BATCHES, BatchGradients, Gradients, HeldOut
 from lightning_vamo.loop.plan.plan import Plan
 
@@ -88,5 +89,5 @@ def carried_share(explained: Tensor | None, spectrum: Sequence[float]) -> float 
     """
     if explained is None:
         return None
-    share = float((explained * torch.tensor(spectrum, dtype=torch.float64)).sum())
-    return min(max(share, 0.0), 0.99) if math.isfinite(share) else None
+    share = removed_by_rows(torch.tensor(spectrum, dtype=torch.float64), explained)
+    return share if math.isfinite(share) else None

@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_vamo.core.probes.difference import Difference
+from lightning_vamo.core.schedules.decision import KEPT
 from lightning_vamo.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-WORTH_OF_CARRIED = 1.02
-"""What carried rows have to be worth, since the batches that they belong to keep their composition."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ class ProbeFinding:
     def carries(self) -> bool:
         """Whether carried rows are what pays most, counted in evaluations, of which they need none."""
         carried = 0.0 if self.carried is None else self.carried
-        return self._noise_matters and 1 / (1 - carried) > max(1.0, self.best.efficiency) * WORTH_OF_CARRIED
+        return self._noise_matters and 1 / (1 - carried) > max(1.0, self.best.efficiency) * KEPT
 
     @property
     def _noise_matters(self) -> bool:

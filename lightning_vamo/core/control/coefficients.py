@@ -186,7 +186,7 @@ class Regression(Coefficient):
         total, _, _, _, weight, _, squares = self._sums
         bound = _DEVIATIONS**2 * (weight * squares - total * total)
         away = weight * slopes - total
-        weights = (bound / (away * away + _TINY)).clip(0, 1)
+        weights = within_one(bound / (away * away + _TINY))
         return library(weights).where((weight > _FEW) & (bound > 0), weights, library(weights).ones_like(weights))
 
     def resized(self, count: int) -> "Regression":

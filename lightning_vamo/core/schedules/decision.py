@@ -14,6 +14,12 @@ Kind = Literal["nothing", "look", "carry", "sweep"]
 NUMBERS: dict[Kind, int] = {"nothing": 0, "look": 1, "carry": 2, "sweep": 3}
 """The numbers that stand for the kinds in logs."""
 
+KEPT = 1.02
+"""What carried rows have to be worth: the batches that they belong to keep their composition, which costs a little."""
+
+MOST = 0.99
+"""No directions remove all of the noise, whatever an estimate says."""
+
 
 @dataclass(frozen=True)
 class Carriable:
@@ -158,3 +164,32 @@ def surely(explained: Tensor, steps: int = 64) -> Tensor:
     """
     least: Tensor = (explained - 2 * explained.sqrt() * (1 - explained) / steps**0.5).clamp(min=0)
     return least
+
+
+def padded(measured: Tensor, count: int) -> Tensor:
+    """Figures of ``count`` directions; those that were not measured are taken to be the mean of the others.
+
+    Args:
+        measured: Figures of the first directions, shape ``(p,)``.
+        count: ``q``.
+
+    Returns:
+        Shape ``(q,)``, float64.
+    """
+    known = measured.double()[:count]
+    return torch.cat((known, measured.double().mean().expand(count - len(known))))
+
+
+def removed_by_rows(own: Tensor, explained: Tensor | None) -> float:
+    """The share of the noise that carried rows remove.
+
+    Args:
+        own: Share of the noise along each direction, shape ``(q,)``.
+        explained: The share of each direction's noise that the rows explain, shape ``(p,)``; None if that is not known. Then
+            the rows are taken to be perfect.
+
+    Returns:
+        The share, at most 0.99.
+    """
+    shares = own if explained is None else padded(explained, len(own)) * own
+    return float(shares.sum().clamp(0, MOST))

@@ -9,12 +9,16 @@ from lightning_vamo.core.efficiency import batch_factor, efficiency, work_factor
 from lightning_vamo.core.probes.difference import Difference
 from lightning_vamo.core.schedules.base import ProbeSchedule, check_probes
 from lightning_vamo.core.schedules.decision import (
+    KEPT,
+    MOST,
     Carriable,
     Decision,
     Kind,
     carry_decision,
     no_carry_decision,
     of_sweeps,
+    padded,
+    removed_by_rows,
     surely,
     sweep_decision,
 )
@@ -29,10 +33,6 @@ ASSUMED_FORWARD = 1 / 3
 _HOPED_FORWARD = 1 / 10
 # Clocks and spectra are noisy: what pays is kept until something else is better by this factor.
 _BETTER = 1.05
-# No directions remove all of the noise, whatever an estimate says.
-_MOST = 0.99
-# What carried rows have to be worth: the batches that they belong to keep their composition, which costs a little.
-_KEPT = 1.02
 # As long as the loss falls faster from epoch to epoch, more than noise stands between the weights and a lower loss.
 _SLOW = 0.03
 # What is known of carried rows rests on few steps: they are given up if something else seems better so many times in a row.
@@ -181,11 +181,12 @@ class EfficientProbes(ProbeSchedule):
         values = efficiency(limits * removed, forward, difference, sweeps or 0.0)
         carried, worth = 0.0, -1.0
         if carriable is not None:
-            carried = _carried(own, explained)
+            carried = removed_by_rows(own, explained)
             speeds = carried if carriable.work == 1 else limits * carried
-            worth = float(batch_factor(torch.tensor(speeds))) / (carriable.work * _KEPT)
-            if worth <= 1 < 1 / ((1 - carried) * carriable.work * _KEPT):
-                self._until = _SLOW * carried / (1 - 1 / (carriable.work * _KEPT))
+            price = carriable.work * KEPT
+            worth = float(batch_factor(torch.tensor(speeds))) / price
+            if worth <= 1 < 1 / ((1 - carried) * price):
+                self._until = _SLOW * carried / (1 - 1 / price)
         best = self._best(values, worth)
         if again and carriable is None:
             best = min(best, 1)
@@ -208,10 +209,10 @@ class EfficientProbes(ProbeSchedule):
 
     def _expected(self, own: Tensor, explained: Tensor | None) -> Tensor:
         """Shares that a sweep along the first ``1..q`` directions is expected to remove."""
-        squares = torch.ones_like(own) if explained is None else of_sweeps(surely(_padded(explained, len(own))))
+        squares = torch.ones_like(own) if explained is None else of_sweeps(surely(padded(explained, len(own))))
         if self._factors is not None:
-            squares = _padded(self._factors, len(own)).square()
-        return (squares * own).cumsum(0).clamp(max=_MOST)
+            squares = padded(self._factors, len(own)).square()
+        return (squares * own).cumsum(0).clamp(max=MOST)
 
     def _decision(
         self,
@@ -277,15 +278,3 @@ class EfficientProbes(ProbeSchedule):
         self._forward, self._factors = state["forward"], state["factors"]
         self._idle, self.wait, self._retrying = state["idle"], state["wait"], state["retrying"]
         self._doubted, self._until = state["doubted"], state["until"]
-
-
-def _padded(measured: Tensor, count: int) -> Tensor:
-    """Figures of ``count`` directions; those that were not measured are taken to be the mean of the others."""
-    known = measured.double()[:count]
-    return torch.cat((known, measured.double().mean().expand(count - len(known))))
-
-
-def _carried(own: Tensor, explained: Tensor | None) -> float:
-    """The share of the noise that carried rows remove; if they are perfect, where that is not known."""
-    shares = own if explained is None else _padded(explained, len(own)) * own
-    return float(shares.sum().clamp(0, _MOST))

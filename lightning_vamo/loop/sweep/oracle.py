@@ -101,7 +101,7 @@ class Oracle:
         value = compat.run_training_step(self.trainer, batch, position)
         if value is None and not self._own_loss:
             check_none(self.trainer)
-        return as_tensor(value, self.trainer.strategy.root_device)
+        return value
 
     def _probe(self, module: Any, user_step: Callable[[], Any], batch: Any) -> Any:
         if not self._float32:
@@ -111,6 +111,6 @@ class Oracle:
 
     def _value(self, module: Any, user_step: Callable[[], Any], batch: Any) -> Any:
         if self._own_loss or "probe_loss" in vars(module):
-            return module.probe_loss(batch, self._position)
+            return as_tensor(module.probe_loss(batch, self._position), module.device)
         # What the mixin's `probe_loss` comes to, by a shorter way: this is the call of `training_step` that it would make.
         return compat.step_loss(user_step())

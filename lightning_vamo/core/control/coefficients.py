@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.directions.slopes import Slopes
-from lightning_vamo.core.small import Small, library, placed, small, tensor_of, within_one, zeros
+from lightning_vamo.core.small import Small, library, placed, small, stacked, tensor_of, within_one, zeros
 
 
 class Coefficient(ABC):
@@ -104,7 +104,8 @@ class Regression(Coefficient):
     :math:`\sigma_c / (\sigma_r \sqrt{2\,\texttt{memory}})`, and half of the time the wrong sign. A coefficient above 1 would
     mean that the rows are too small; curvature can make them so for a while, rounding cannot.
 
-    The factors of a step depend on earlier steps only, so the corrected gradient stays unbiased.
+    The factors of a step depend on earlier steps only, so the corrected gradient stays unbiased. From the 33rd step on the
+    factors change after every eighth step, since the arithmetic for eight steps takes no longer than for one.
 
     Args:
         count: ``q``, the number of directions.
@@ -118,10 +119,13 @@ class Regression(Coefficient):
         self.memory = memory
         self.prior = prior
         # Exponentially weighted sums of c, r, c r, r r and 1, what is left of the prior's weight, and the sum of c c.
-        self._sums = zeros(7, count, device=torch.device("cpu"))
+        self._sums = zeros(7, count, device=_CPU)
         self._sums[5] = prior
-        # What a step adds to the sums, in memory that all steps reuse.
-        self._seen: Small | None = None
+        # Slopes, row and count (1, or 0 for a gradient that is not finite) of the steps that are not in the sums yet.
+        self._recent: list[tuple[Small, Small, Small]] = []
+        self._steps = 0
+        # The spread and the factors of the last answer, which holds until the sums change.
+        self._answer: tuple[Small | None, Small] | None = None
 
     def factors(self, progress: float = 0.0) -> Tensor:
         """See :meth:`Coefficient.factors`."""
@@ -129,6 +133,11 @@ class Regression(Coefficient):
 
     def numbers(self, progress: float = 0.0, spread: Small | None = None) -> Small:
         """See :meth:`Coefficient.numbers`."""
+        if self._answer is None or self._answer[0] is not spread:
+            self._answer = (spread, self._estimate(spread))
+        return self._answer[1]
+
+    def _estimate(self, spread: Small | None) -> Small:
         if isinstance(spread, Tensor):
             self._sums = placed(self._sums, spread.device)  # before the first step of a run they are on the CPU
         _, r, _, _, weight, prior, _ = sums = self._sums
@@ -168,21 +177,25 @@ class Regression(Coefficient):
         counted = slopes.counted
         if not isinstance(counted, Tensor) and not counted:
             return
-        self._sums = sums = placed(self._sums, slopes.device)
-        if self._seen is None or library(self._seen) is not library(sums):
-            self._seen = zeros(*sums.shape, device=slopes.device)
-            self._seen[4] = 1.0
-        seen = self._seen
-        seen[0], seen[1] = slopes.coordinates, row
-        library(seen).multiply(seen[:2], row, out=seen[2:4])
-        seen[6] = slopes.coordinates * slopes.coordinates
-        if isinstance(counted, Tensor):
-            seen = seen * counted
-        seen = seen * self._weights(slopes.coordinates)
-        self._sums = sums * (1 - counted / self.memory) + seen
+        self._recent.append((slopes.coordinates, row, counted))
+        self._steps += 1
+        if self._steps <= _YOUNG or len(self._recent) == _MANY:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        """Add the recent steps to the sums, all with weights that come from the sums before them."""
+        if not self._recent:
+            return
+        c, r, counted = (stacked(*part) for part in zip(*self._recent, strict=True))
+        functions, fade, ends = library(c), 1 - 1 / self.memory, counted.cumsum(0)
+        self._sums = sums = placed(self._sums, c.device if isinstance(c, Tensor) else _CPU)
+        weights = self._weights(c) * (counted * fade ** (ends[-1] - ends)).reshape(-1, 1)
+        terms = stacked(c, r, c * r, r * r, functions.ones_like(c), functions.zeros_like(c), c * c)
+        self._sums = sums * fade ** ends[-1] + (terms * weights).sum(1)
+        self._recent, self._answer = [], None
 
     def _weights(self, slopes: Small) -> Small:
-        """How much a step with these slopes counts, direction by direction: less than 1 for slopes far from the others."""
+        """How much steps with these slopes count, direction by direction: less than 1 for slopes far from those in the sums."""
         total, _, _, _, weight, _, squares = self._sums
         bound = _DEVIATIONS**2 * (weight * squares - total * total)
         away = weight * slopes - total
@@ -191,26 +204,35 @@ class Regression(Coefficient):
 
     def resized(self, count: int) -> "Regression":
         """A regression for another number of directions: the first directions keep their sums, further ones begin anew."""
+        self._add_up()
         other = Regression(count, self.memory, self.prior)
         sums, kept = tensor_of(self._sums), min(count, self._sums.shape[1])
         begun = tensor_of(other._sums).to(sums.device, copy=True)
         begun.narrow(1, 0, kept).copy_(sums.narrow(1, 0, kept))
-        other._sums = small(begun)
+        other._sums, other._steps = small(begun), self._steps
         return other
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums, as a tensor."""
-        return {"sums": tensor_of(self._sums)}
+        """The sums, and the steps that are not in the sums yet, as tensors."""
+        recent = [tensor_of(stacked(*part)) for part in zip(*self._recent, strict=True)]
+        return {"sums": tensor_of(self._sums), "steps": self._steps, "recent": recent}
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Regression":
         """A regression that continues with the sums of :meth:`state_dict`."""
         regression = cls(state["sums"].shape[1])
-        regression._sums = small(state["sums"])
+        regression._sums, regression._steps = small(state["sums"]), state["steps"]
+        regression._recent = list(zip(*map(small, state["recent"]), strict=True))
         return regression
 
 
 _TINY = 1e-300
+
+_CPU = torch.device("cpu")
+
+# Each of so many first steps is added to the sums at once; later steps are added so many at a time, which costs as much as one.
+_YOUNG = 32
+_MANY = 8
 
 # As many steps say something of a correlation, and of a deviation.
 _FEW = 8

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_vamo.core.numerics import at_least_float32
@@ -38,7 +37,9 @@ class EpochLosses:
         loss = outputs.get("loss") if outputs else None
         if isinstance(loss, Tensor) and self._epochs:
             self._counts[-1] += 1
-            self._sums[-1] = self._sums[-1] + loss.detach().to(at_least_float32(loss.dtype))
+            # On a CPU the number is there to read; a tensor would cost three further calls per step.
+            on_cpu = loss.device.type == "cpu"
+            self._sums[-1] = self._sums[-1] + (loss.item() if on_cpu else loss.detach().to(at_least_float32(loss.dtype)))
 
     def fall(self) -> float | None:
         """By what share of itself the mean loss has fallen from one epoch to the next.
@@ -54,7 +55,8 @@ class EpochLosses:
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, as plain types and tensors."""
-        return {"epochs": self._epochs, "counts": self._counts, "sums": [torch.as_tensor(each).cpu() for each in self._sums]}
+        sums = [each if isinstance(each, float) else each.cpu() for each in self._sums]
+        return {"epochs": self._epochs, "counts": self._counts, "sums": sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state of :meth:`state_dict`.

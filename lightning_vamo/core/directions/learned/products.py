@@ -96,7 +96,7 @@ class Products:
         if not self._on_cpu:
             return wide(self._squares).sum()
         _, rest = self.factors.arrays
-        return float(self._square_array.sum()) + float(product(rest, rest))
+        return sum(self._square_array.tolist(), float(product(rest, rest)))
 
     def zero_unless(self, finite: Small) -> None:
         """Set the products to zero if the gradient is not finite."""

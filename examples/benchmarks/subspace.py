@@ -4,16 +4,18 @@ For each epoch of plain SGD, the share of the variance of that epoch's gradient 
 directions, learned in the epochs before it: in factored form, in dense form, and, for comparison, the exact principal
 directions of the last epoch's noise, which take all of its gradients in memory.
 
-Run it with ``python examples/benchmarks/subspace.py`` for scikit-learn's digits, and with ``--mnist FOLDER`` for MNIST's test
-images, of which 8,192 are used. With ``--cost MODEL`` it measures instead what learning adds to a training step of one of the
-models of ``cost.py``. It prints Markdown tables; ``--json FILE`` writes the figures.
+Run it with ``python examples/benchmarks/subspace.py`` for scikit-learn's digits, with ``--mnist FOLDER`` for MNIST's test
+images, of which 8,192 are used, and with ``--minilm`` for MiniLM on sentences of SST-2. With ``--oversampling 0 2 4`` it
+compares learners that follow so many more directions than the ``q`` that are used. With ``--cost MODEL`` it measures instead
+what learning adds to a training step of one of the models of ``cost.py``. It prints Markdown tables; ``--json FILE`` writes the
+figures.
 """
 
 import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +54,49 @@ def share(samples: Tensor, directions: Tensor) -> float:
     return float((samples @ basis).square().sum() / samples.square().sum())
 
 
-def learn(images: Tensor, labels: Tensor, width: int, arguments: argparse.Namespace, seed: int) -> dict[str, list[float]]:
+class Task:
+    """What is trained: an epoch's batches, anew at each call, and the loss of a batch.
+
+    Args:
+        module: The model.
+        loss: Gives the loss of a batch.
+        epoch: Gives the batches of an epoch, with a generator for their order.
+    """
+
+    def __init__(
+        self, module: nn.Module, loss: Callable[[Any], Tensor], epoch: Callable[[torch.Generator], Sequence[Any]]
+    ) -> None:
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.loss = loss
+        self.epoch = epoch
+
+
+def task(arguments: argparse.Namespace) -> Task:
+    """What the command asks for."""
+    if arguments.minilm:
+        problem = load("minilm", sst2=arguments.sst2, batch_size=arguments.batch_size)
+        module = problem.module()
+        return Task(module, lambda batch: module.training_step(batch, 0), lambda _: list(problem.loader(arguments.steps)))
+    images, labels = digits() if arguments.mnist is None else perceptron(arguments.mnist).data[:8192]
+    width = 64 if arguments.mnist is None else 128
+    if arguments.mnist is not None:
+        images = (images - images.mean()) / images.std()
+    net = nn.Sequential(nn.Linear(images.shape[1], width), nn.ReLU(), nn.Linear(width, 10))
+    return Task(
+        net,
+        lambda rows: nn.functional.cross_entropy(net(images[rows]), labels[rows]),
+        lambda generator: torch.randperm(len(images), generator=generator).split(arguments.batch_size),
+    )
+
+
+def learn(arguments: argparse.Namespace, seed: int) -> dict[str, list[float]]:
     """Train once, with all learners looking on; the shares by epoch."""
     torch.manual_seed(seed)
+    trained = task(arguments)
     generator = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(nn.Linear(images.shape[1], width), nn.ReLU(), nn.Linear(width, 10))
-    parameters = list(net.parameters())
-    count = arguments.probes
+    parameters, count = trained.parameters, arguments.probes
     learners = {
-        name: GradientSubspaceDirections(rank).learner(parameters, count, generator.manual_seed(seed))
-        for name, rank in FORMS.items()
+        name: family.learner(parameters, count, generator.manual_seed(seed)) for name, family in compared(arguments).items()
     }
     shares: dict[str, list[float]] = {"exact": [], "random": [], **{name: [] for name in learners}}
     gradients: list[Any] = []
@@ -72,9 +107,8 @@ def learn(images: Tensor, labels: Tensor, width: int, arguments: argparse.Namesp
             tried["exact"] = principal(noise(gradients), count)
             tried["random"] = torch.randn(tried["exact"].shape, generator=generator)
         gradients = []
-        for rows in torch.randperm(len(images), generator=generator).split(arguments.batch_size):
-            loss = nn.functional.cross_entropy(net(images[rows]), labels[rows])
-            gradients.append(torch.autograd.grad(loss, parameters))
+        for batch in trained.epoch(generator):
+            gradients.append(torch.autograd.grad(trained.loss(batch), parameters))
             for learner in learners.values():
                 learner.observe(gradients[-1])
             with torch.no_grad():
@@ -86,20 +120,23 @@ def learn(images: Tensor, labels: Tensor, width: int, arguments: argparse.Namesp
     return shares
 
 
+def compared(arguments: argparse.Namespace) -> dict[str, GradientSubspaceDirections]:
+    """The families of directions that are compared, by name."""
+    if not arguments.oversampling:
+        return {name: GradientSubspaceDirections(rank) for name, rank in FORMS.items()}
+    return {f"{more} more": GradientSubspaceDirections(oversampling=more) for more in arguments.oversampling}
+
+
 def learning(arguments: argparse.Namespace) -> list[dict[str, list[float]]]:
     """The shares of several trainings, and their table: means over the trainings, and their least ratios to the exact ones."""
-    width = 64
-    images, labels = digits() if arguments.mnist is None else perceptron(arguments.mnist).data[:8192]
-    if arguments.mnist is not None:
-        width = 128
-        images = (images - images.mean()) / images.std()
-    runs = [learn(images, labels, width, arguments, seed) for seed in range(arguments.seeds)]
-    print("| epochs learned in | random | exact | " + " | ".join(FORMS) + " |")
-    print("|---" * (3 + len(FORMS)) + "|")
+    runs = [learn(arguments, seed) for seed in range(arguments.seeds)]
+    names = list(compared(arguments))
+    print("| epochs learned in | random | exact | " + " | ".join(names) + " |")
+    print("|---" * (3 + len(names)) + "|")
     for epoch in range(arguments.epochs):
         means = {name: statistics.mean(run[name][epoch] for run in runs) for name in runs[0]}
         cells = [f"{means['random']:.2g}", f"{means['exact']:.3f}"]
-        for name in FORMS:
+        for name in names:
             ratio = min(run[name][epoch] / run["exact"][epoch] for run in runs)
             cells.append(f"{means[name]:.3f} (at least {ratio:.0%})")
         print(f"| {epoch + 1} | " + " | ".join(cells) + " |")
@@ -150,12 +187,15 @@ def main() -> None:
     """Measure, print, and write as JSON where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path, metavar="FOLDER")
+    parser.add_argument("--minilm", action="store_true")
+    parser.add_argument("--sst2", type=Path, metavar="FILE", help="train.tsv of SST-2")
+    parser.add_argument("--oversampling", type=int, nargs="+", default=[], metavar="N")
     parser.add_argument("--cost", choices=MODELS, metavar="MODEL")
     parser.add_argument("--probes", type=int)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--optimizer", choices=["SGD", "AdamW"], default="AdamW", help="of the steps to time")
-    parser.add_argument("--steps", type=int, default=16, help="steps to time")
+    parser.add_argument("--steps", type=int, default=16, help="steps to time, or steps of MiniLM's epochs")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--json", type=Path)

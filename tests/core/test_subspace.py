@@ -34,6 +34,11 @@ MIXED = [(6, 5), (4, 2, 3), (7,), (), (2, 2)]
 forms = pytest.mark.parametrize("rank", FORMS, ids=["rank-1", "rank-2", "dense"])
 
 
+def following(rank=1):
+    """The family whose learner follows no other directions than those that are used."""
+    return GradientSubspaceDirections(rank, oversampling=0)
+
+
 def flat(steps):
     return np.stack([reference.flatten(step) for step in steps])
 
@@ -47,7 +52,7 @@ def same_span(u, v):
 @pytest.mark.parametrize(("rank", "shapes"), [(None, MIXED), (1, [(9,), (), (20,)]), (7, MIXED)])
 def test_a_pass_is_a_step_of_block_power_iteration(rank, shapes, missing):
     # Parameters that factors would not make smaller are kept whole: nothing is truncated then.
-    family, points = GradientSubspaceDirections(rank), zeros(shapes, torch.float64)
+    family, points = following(rank), zeros(shapes, torch.float64)
     steps = gradients(shapes, 24)
     given = [[None if missing and i == 0 else part for i, part in enumerate(step)] for step in steps]
     steps = [[torch.zeros_like(part) if missing and i == 0 else part for i, part in enumerate(step)] for step in steps]
@@ -69,7 +74,7 @@ def test_undamped_sketches_of_enough_columns_miss_nothing(monkeypatch):
     axes = [_outer(shapes, generator) for _ in range(3)]
     weights = torch.randn(20, 3, generator=generator, dtype=torch.float64)
     steps = [[sum(w * axis[i] for w, axis in zip(row, axes, strict=True)) for i in range(3)] for row in weights]
-    family, points = GradientSubspaceDirections(3), zeros(shapes, torch.float64)
+    family, points = following(3), zeros(shapes, torch.float64)
     u = reference.matrix(family.draw(points, 2, seeded(0)), points)
     learned = reference.matrix(fed(family, points, steps, count=2)[1], points)
     assert same_span(learned, reference.power_iteration(u, reference.gradient_noise(flat(steps))))
@@ -89,7 +94,7 @@ def test_noise_of_rank_one_in_each_matrix_is_found_by_directions_of_rank_one():
     axes = [_outer(shapes, generator, scale) for scale in (4.0, 2.0, 1.0)]
     weights = torch.randn(240, 3, generator=generator, dtype=torch.float64)
     steps = [[sum(w * axis[i] for w, axis in zip(row, axes, strict=True)) for i in range(3)] for row in weights]
-    _, directions = fed(GradientSubspaceDirections(), zeros(shapes, torch.float64), steps, passes=6)
+    _, directions = fed(following(), zeros(shapes, torch.float64), steps, passes=6)
     u = reference.matrix(directions, zeros(shapes, torch.float64))
     samples = reference.gradient_noise(flat(steps))
     exact = reference.principal_directions(samples, 2)
@@ -99,7 +104,7 @@ def test_noise_of_rank_one_in_each_matrix_is_found_by_directions_of_rank_one():
 @forms
 def test_slopes_are_the_last_gradients_projection(rank):
     points, steps = zeros(MIXED, torch.float64), gradients(MIXED, 24)
-    learner, directions = fed(GradientSubspaceDirections(rank), points, steps[:12])
+    learner, directions = fed(following(rank), points, steps[:12])
     for step in steps[12:]:
         learner.observe([None, *step[1:]])
         expected = directions.project([None, *step[1:]])
@@ -116,7 +121,7 @@ def test_shares_are_those_that_the_directions_hold_of_noise_they_have_not_seen(r
     steps = [[sum(w * axis[i] for w, axis in zip(row, axes, strict=True)) for i in range(3)] for row in weights]
     steps = [[part + torch.randn(part.shape, generator=generator, dtype=torch.float64) for part in step] for step in steps]
     points = zeros(shapes, torch.float64)
-    learner, directions = fed(GradientSubspaceDirections(rank), points, steps[:100], passes=2)
+    learner, directions = fed(following(rank), points, steps[:100], passes=2)
     for step in steps[100:]:
         learner.observe(step)
     u, noise = reference.matrix(directions, points), reference.gradient_noise(flat(steps[100:]))
@@ -136,7 +141,7 @@ def test_directions_learned_while_an_mlp_trains_hold_nearly_as_much_as_the_exact
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     parameters = list(net.parameters())
-    learner = GradientSubspaceDirections(rank).learner(parameters, 8, generator)
+    learner = following(rank).learner(parameters, 8, generator)
     steps = []
     for epoch in range(5):
         if epoch:
@@ -172,7 +177,7 @@ def learned_or_not(family, points, learned):
 @forms
 def test_coordinates_are_those_in_an_orthonormal_basis(rank, dtype, layout, missing, learned):
     points = layouts(dtype)[layout]
-    directions = learned_or_not(GradientSubspaceDirections(rank), points, learned)
+    directions = learned_or_not(following(rank), points, learned)
     u = reference.matrix(directions, zeros([p.shape for p in points], torch.float64))
     assert np.linalg.norm(u, axis=1) == pytest.approx(np.ones(4), abs=1e-5)
     basis = reference.orthonormal_basis(u)
@@ -199,7 +204,7 @@ def test_coordinates_are_those_in_an_orthonormal_basis(rank, dtype, layout, miss
 def test_move_adds_a_step_along_one_direction_and_leaves_the_origin_alone(rank, dtype, layout):
     origins = layouts(dtype)[layout]
     targets, before = similar(origins, seed=1), [origin.clone() for origin in origins]
-    directions = GradientSubspaceDirections(rank).draw(origins, 4, seeded(2))
+    directions = following(rank).draw(origins, 4, seeded(2))
     u = reference.matrix(directions, zeros([p.shape for p in origins], torch.float64))
     for index, distance in ((2, 0.5), (0, -0.25)):
         directions.move(targets, origins, index, distance)
@@ -218,7 +223,7 @@ def test_rows_of_zeros_change_nothing_but_the_time(monkeypatch):
     for many in (1, 100):
         for module in (products, updates):
             monkeypatch.setattr(module, "MANY_ROWS", many)
-        _, directions = fed(GradientSubspaceDirections(), points, steps)
+        _, directions = fed(following(), points, steps)
         changed = [part.clone() for part in vectors]
         moments = directions.subtract_(changed, torch.ones(3))
         results.append([directions.dense(points), directions.project(vectors), moments, *changed])
@@ -239,7 +244,7 @@ def test_directions_that_coincide_are_one():
 @pytest.mark.parametrize("learned", [False, True])
 def test_dense_directions_are_orthonormal(learned):
     points = irregular()
-    u = reference.matrix(learned_or_not(GradientSubspaceDirections(None), points, learned), points)
+    u = reference.matrix(learned_or_not(following(None), points, learned), points)
     assert u @ u.T == pytest.approx(np.eye(4), abs=1e-5)
 
 
@@ -247,7 +252,7 @@ def test_dense_directions_are_orthonormal(learned):
 @forms
 def test_gradients_are_neither_kept_nor_changed(rank, dtype):
     points, steps = zeros(MIXED, dtype), gradients(MIXED, 6, dtype=dtype)
-    learner, same = (GradientSubspaceDirections(rank).learner(points, 2, seeded(0)) for _ in range(2))
+    learner, same = (following(rank).learner(points, 2, seeded(0)) for _ in range(2))
     buffer = [torch.empty_like(part) for part in points]
     for step in steps:
         for part, numbers in zip(buffer, step, strict=True):
@@ -261,7 +266,7 @@ def test_gradients_are_neither_kept_nor_changed(rank, dtype):
 
 @forms
 def test_a_learner_is_ready_with_as_many_differences_as_directions(rank):
-    learner = GradientSubspaceDirections(rank).learner(zeros(MIXED), 3, seeded(0))
+    learner = following(rank).learner(zeros(MIXED), 3, seeded(0))
     ready = []
     for step in gradients(MIXED, 4, dtype=torch.float32):
         ready.append(learner.ready)
@@ -275,11 +280,11 @@ def test_a_learner_is_ready_with_as_many_differences_as_directions(rank):
 @forms
 def test_a_pass_that_is_too_short_goes_on(rank):
     points, steps = zeros(MIXED, torch.float64), gradients(MIXED, 10)
-    learner, other = (GradientSubspaceDirections(rank).learner(points, 3, seeded(0)) for _ in range(2))
+    learner, other = (following(rank).learner(points, 3, seeded(0)) for _ in range(2))
     for step in steps[:3]:
         learner.observe(step)
     early = learner.directions(3, seeded(1))
-    assert torch.equal(early.dense(points), GradientSubspaceDirections(rank).draw(points, 3, seeded(0)).dense(points))
+    assert torch.equal(early.dense(points), following(rank).draw(points, 3, seeded(0)).dense(points))
     for step in steps[3:]:
         learner.observe(step)
     for step in steps:
@@ -290,7 +295,7 @@ def test_a_pass_that_is_too_short_goes_on(rank):
 @forms
 def test_a_gradient_that_is_not_finite_is_passed_over(rank):
     points, steps = zeros([(9,), (4,)], torch.float64), gradients([(9,), (4,)], 10)
-    family = GradientSubspaceDirections(rank)
+    family = following(rank)
     u = reference.matrix(family.draw(points, 2, seeded(0)), points)
     broken = [[torch.full_like(part, value) for part in steps[0]] for value in (torch.nan, torch.inf)]
     _, directions = fed(family, points, [broken[0], *steps[:5], broken[1], *steps[5:]], count=2)
@@ -302,8 +307,8 @@ def test_a_gradient_that_is_not_finite_is_passed_over(rank):
 def test_without_noise_the_directions_stay(rank):
     points = zeros(MIXED, torch.float64)
     steps = gradients(MIXED, 1) * 6
-    learner, directions = fed(GradientSubspaceDirections(rank), points, steps)
-    start = GradientSubspaceDirections(rank).draw(points, 3, seeded(0)).dense(points)
+    learner, directions = fed(following(rank), points, steps)
+    start = following(rank).draw(points, 3, seeded(0)).dense(points)
     torch.testing.assert_close(directions.dense(points), start, rtol=0, atol=1e-12)
     assert learner.shares is None
 
@@ -311,7 +316,7 @@ def test_without_noise_the_directions_stay(rank):
 def test_a_matrix_without_gradients_is_learned_about_when_it_gets_some():
     points, steps = zeros(MIXED, torch.float64), gradients(MIXED, 40)
     first = [[None, *step[1:]] for step in steps]
-    learner, directions = fed(GradientSubspaceDirections(), points, first, passes=2)
+    learner, directions = fed(following(), points, first, passes=2)
     assert np.abs(reference.matrix(directions, points)[:, :30]).max() < 1e-5
     for step in steps:
         learner.observe([step[0], None, None, None, None])
@@ -322,7 +327,7 @@ def test_a_matrix_without_gradients_is_learned_about_when_it_gets_some():
 @forms
 def test_fewer_directions_are_the_leading_ones(rank):
     points, steps = zeros(MIXED, torch.float64), gradients(MIXED, 24)
-    fewer, more = (GradientSubspaceDirections(rank).learner(points, 4, seeded(0)) for _ in range(2))
+    fewer, more = (following(rank).learner(points, 4, seeded(0)) for _ in range(2))
     for learner in (fewer, more):
         for step in steps[:12]:
             learner.observe(step)
@@ -338,7 +343,7 @@ def test_fewer_directions_are_the_leading_ones(rank):
 @forms
 def test_more_directions_are_filled_up_with_random_ones_which_are_learned(rank):
     points, steps = zeros(MIXED, torch.float64), gradients(MIXED, 40)
-    learner, directions = fed(GradientSubspaceDirections(rank), points, steps[:20], count=2, passes=2)
+    learner, directions = fed(following(rank), points, steps[:20], count=2, passes=2)
     two, shares = directions.dense(points), learner.shares
     for step in steps[20:]:
         learner.observe(step)
@@ -360,7 +365,7 @@ def test_more_directions_are_filled_up_with_random_ones_which_are_learned(rank):
 @forms
 def test_a_resumed_learner_goes_on_to_the_bit(rank, position, given):
     points, steps = zeros(MIXED), gradients(MIXED, 20, dtype=torch.float32)
-    family = GradientSubspaceDirections(rank)
+    family = following(rank)
     learner = family.learner(points, 3, seeded(0))
     for step in [*steps[:6]] if given else []:
         learner.observe(step)
@@ -391,10 +396,10 @@ def test_a_resumed_learner_goes_on_to_the_bit(rank, position, given):
 
 @pytest.mark.parametrize("rank", [1, None])
 def test_the_state_of_other_parameters_or_another_rank_is_refused(rank):
-    learner = GradientSubspaceDirections(rank).learner(zeros([(8, 8)]), 2, seeded(0))
+    learner = following(rank).learner(zeros([(8, 8)]), 2, seeded(0))
     for other in (
-        GradientSubspaceDirections(rank).learner(zeros([(8, 7)]), 2, seeded(0)),
-        *[GradientSubspaceDirections(2 if rank == 1 else 1).learner(zeros([(8, 8)]), 2, seeded(0))],
+        following(rank).learner(zeros([(8, 7)]), 2, seeded(0)),
+        *[following(2 if rank == 1 else 1).learner(zeros([(8, 8)]), 2, seeded(0))],
     ):
         with pytest.raises(InvalidArgumentError, match=f"rank {rank}.*rank={rank}"):
             other.load_state_dict(learner.state_dict())
@@ -407,14 +412,14 @@ def numbers_held(learner):
 
 def test_the_dense_form_holds_at_most_the_directions_their_sums_and_one_gradient():
     points = zeros([(30, 20), (30,)])
-    learner, _ = fed(GradientSubspaceDirections(None), points, [similar(points, seed) for seed in range(12)], passes=2)
+    learner, _ = fed(following(None), points, [similar(points, seed) for seed in range(12)], passes=2)
     learner.observe(points)
     assert numbers_held(learner) == (2 * 3 + 1) * 630
 
 
 def test_the_factored_form_holds_a_few_rows_and_columns():
     points = zeros([(300, 200), (300,)])
-    learner, _ = fed(GradientSubspaceDirections(), points, [similar(points, seed) for seed in range(12)], passes=2)
+    learner, _ = fed(following(), points, [similar(points, seed) for seed in range(12)], passes=2)
     learner.observe(points)
     assert numbers_held(learner) == 3 * 3 * 500 + (2 * 3 + 1) * 300
 
@@ -426,7 +431,7 @@ def _learn_on_shards(folder, rank):
         shapes = [(5, 4), (1,), (7, 2, 3), (3, 1)]
         points = [shard(point, mesh) for point in zeros(shapes, torch.float64)]
         steps = [[shard(part, mesh) for part in step] for step in gradients(shapes, 16)]
-        learner, directions = fed(GradientSubspaceDirections(rank), points, steps, passes=2)
+        learner, directions = fed(following(rank), points, steps, passes=2)
         vectors = [shard(part, mesh) for part in noise(shapes, torch.float64)]
         coordinates = directions.project(vectors)
         moments = directions.subtract_(vectors, torch.ones(3))
@@ -451,8 +456,8 @@ def _part(directions, points, index):
 def test_shards_together_learn_what_one_process_does(rank, tmp_path):
     shapes = [(5, 4), (1,), (7, 2, 3), (3, 1)]
     points, vectors = zeros(shapes, torch.float64), noise(shapes, torch.float64)
-    start = GradientSubspaceDirections(rank).draw(points, 3, seeded(0))
-    learner, directions = fed(GradientSubspaceDirections(rank), points, gradients(shapes, 16), passes=2)
+    start = following(rank).draw(points, 3, seeded(0))
+    learner, directions = fed(following(rank), points, gradients(shapes, 16), passes=2)
     assert not torch.allclose(start.dense(points), directions.dense(points))
     coordinates, moments = directions.project(vectors), directions.subtract_(vectors, torch.ones(3))
     ranks = in_processes(_learn_on_shards, tmp_path, rank)
@@ -478,7 +483,7 @@ def test_options_out_of_range_are_refused(options):
 
 def test_more_dense_directions_than_parameters_are_refused():
     with pytest.raises(InvalidArgumentError, match=r"25 orthonormal .* 24"):
-        GradientSubspaceDirections(None).draw(zeros(SHAPES), 25, seeded(0))
+        following(None).draw(zeros(SHAPES), 25, seeded(0))
 
 
 def test_families_that_do_not_learn_have_no_learner():
@@ -504,3 +509,22 @@ def test_more_directions_than_are_given_are_followed_and_kept(rank):
             one.observe(step)
     first, second = (one.directions(2, seeded(3)).dense(points) for one in (learner, other))
     assert torch.equal(first, second)
+
+
+@forms
+@pytest.mark.parametrize(("count", "more"), [(1, 3), (3, 1), (4, 0), (5, 0)])
+def test_by_default_four_directions_are_followed_at_least(rank, count, more):
+    shapes = [(10, 12), (10,), (5, 10)]
+    points, steps = zeros(shapes, torch.float64), gradients(shapes, 20)
+    by_default, told = (
+        fed(family, points, steps, count=count)[1]
+        for family in (GradientSubspaceDirections(rank), GradientSubspaceDirections(rank, oversampling=more))
+    )
+    assert torch.equal(by_default.dense(points), told.dense(points))
+    assert by_default.count == count
+
+
+def test_no_more_directions_are_followed_than_there_are_dimensions():
+    points, steps = zeros([(2,)], torch.float64), gradients([(2,)], 12)
+    _, directions = fed(GradientSubspaceDirections(None), points, steps, count=1)
+    assert directions.dense(points).norm() == pytest.approx(1)

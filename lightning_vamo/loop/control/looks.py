@@ -4,6 +4,7 @@ import math
 
 from lightning.pytorch import Trainer
 
+from lightning_vamo.core.directions.learned.passes import oversampled
 from lightning_vamo.loop.control.choice import Look
 from lightning_vamo.loop.control.here import Here
 
@@ -61,7 +62,8 @@ def epochs_left(here: Here) -> float:
 def _fewest(here: Here) -> int:
     """The fewest steps of a look: each of its two passes needs one gradient more than directions are followed."""
     assert here.choice is not None
-    return 2 * (here.choice.schedule.maximum + int(getattr(here.settings.directions, "oversampling", 0)) + 1)
+    oversampling = getattr(here.settings.directions, "oversampling", 0)
+    return 2 * (oversampled(here.choice.schedule.maximum, oversampling, math.inf) + 1)
 
 
 def _steps_left(trainer: Trainer) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.algebra import leading, square
-from lightning_vamo.core.directions.learned.passes import PowerIteration
+from lightning_vamo.core.directions.learned.passes import Oversampling, PowerIteration
 from lightning_vamo.core.directions.random.orthonormal import OrthonormalDirections
 from lightning_vamo.core.directions.random.seeded import SeededDirections
 from lightning_vamo.core.directions.random.stored import BLOCK, StoredDirections, stored_rows
@@ -26,10 +26,10 @@ class DenseLearner(PowerIteration[Rows]):
         parameters: Tensors that give the shapes, types, devices and placements.
         start: Orthonormal directions to start from.
         count: ``q``, the number of directions that are used.
-        oversampling: Number of further directions that are learned but not used.
+        oversampling: Number of further directions that are learned but not used; see :data:`Oversampling`.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], start: StoredDirections, count: int, oversampling: int) -> None:
+    def __init__(self, parameters: Sequence[Tensor], start: StoredDirections, count: int, oversampling: Oversampling) -> None:
         self._parameters = parameters
         self._rows = start.rows
         super().__init__(start, count, oversampling, start.rows[0].device)

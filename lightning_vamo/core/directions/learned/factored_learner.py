@@ -10,7 +10,7 @@ from lightning_vamo.core.directions.learned.factored import FactoredDirections
 from lightning_vamo.core.directions.learned.factors import Factors, random, zeros
 from lightning_vamo.core.directions.learned.grams import normalised
 from lightning_vamo.core.directions.learned.nystrom import power_iterated
-from lightning_vamo.core.directions.learned.passes import PowerIteration
+from lightning_vamo.core.directions.learned.passes import Oversampling, PowerIteration
 from lightning_vamo.core.directions.learned.products import Products
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.small import Small, library, product, repeated, typed
@@ -31,10 +31,10 @@ class FactoredLearner(PowerIteration[Factors]):
     Args:
         start: The directions to start from.
         count: ``q``, the number of directions that are used.
-        oversampling: Number of further directions that are learned but not used.
+        oversampling: Number of further directions that are learned but not used; see :data:`Oversampling`.
     """
 
-    def __init__(self, start: FactoredDirections, count: int, oversampling: int) -> None:
+    def __init__(self, start: FactoredDirections, count: int, oversampling: Oversampling) -> None:
         self._layout = start.layout
         super().__init__(start, count, oversampling, start.layout.device)
 

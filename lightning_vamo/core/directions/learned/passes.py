@@ -1,7 +1,7 @@
 """The base class of learners by power iteration: passes over differences of gradients."""
 
 from abc import abstractmethod
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.small import Small, finite_or_zero, one_of, placed, small, stacked, tensor_of, zeros
 
 Basis = TypeVar("Basis")
+
+Oversampling = int | Literal["auto"]
+"""How many directions to follow in addition to those that are used; ``"auto"`` makes it four directions at least."""
 
 # The attributes that a pass sums up, in small arrays: vectors, and single numbers.
 _VECTORS = ("_moments", "_last_slopes")
@@ -33,14 +36,14 @@ class PowerIteration(Learner, Generic[Basis]):
     Args:
         following: The directions to start from.
         count: ``q``, the number of directions that are used.
-        oversampling: Number of further directions to follow.
+        oversampling: Number of further directions to follow; see :data:`Oversampling`.
         device: Device of the gradients.
 
     References:
         Halko, Martinsson & Tropp, "Finding structure with randomness", arXiv:0909.4061.
     """
 
-    def __init__(self, following: ProbeDirections, count: int, oversampling: int, device: torch.device) -> None:
+    def __init__(self, following: ProbeDirections, count: int, oversampling: Oversampling, device: torch.device) -> None:
         self._count = count
         self._oversampling = oversampling
         self._every_share: Tensor | None = None
@@ -186,6 +189,11 @@ class PowerIteration(Learner, Generic[Basis]):
         return [tensor.to(self._device, copy=True) for tensor in tensors]
 
 
-def oversampled(count: int, oversampling: int, dimension: int) -> int:
-    """The number of directions to follow: ``count`` and ``oversampling`` more, but at most the number of dimensions."""
-    return max(count, min(count + oversampling, dimension))
+# A single direction that is learned alone holds half of what the first of four holds; from the third pass on all is the same.
+_FEWEST = 4
+
+
+def oversampled(count: int, oversampling: Oversampling, dimension: float) -> int:
+    """The number of directions to follow: ``oversampling`` more than ``count``, but at most the number of dimensions."""
+    more = max(0, _FEWEST - count) if oversampling == "auto" else oversampling
+    return max(count, int(min(count + more, dimension)))

@@ -14,7 +14,7 @@ from lightning_vamo.core.directions.learned.factored_learner import FactoredLear
 from lightning_vamo.core.directions.learned.factors import random
 from lightning_vamo.core.directions.learned.grams import normalised
 from lightning_vamo.core.directions.learned.layout import Layout
-from lightning_vamo.core.directions.learned.passes import oversampled
+from lightning_vamo.core.directions.learned.passes import Oversampling, oversampled
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.directions.random.orthonormal import OrthonormalDirections
 from lightning_vamo.errors import InvalidArgumentError
@@ -43,7 +43,8 @@ class GradientSubspaceDirections(Directions):
             ``"auto"`` is 0 if the first epoch has 64 steps or more and is not the last epoch, and else 64. Where measurement
             decides whether anything pays, ``"auto"`` makes no extra pass in any case.
         oversampling: Number of directions to follow in addition to the probed directions, as far as there are dimensions. The
-            leading directions are then found in fewer passes; each step computes as many more inner products.
+            leading directions are then found in fewer passes; each step computes as many more inner products. ``"auto"``
+            follows at least four directions, and no more than are probed where four or more are.
 
     Raises:
         InvalidArgumentError: If ``rank`` is less than 1, or another argument less than 0.
@@ -61,13 +62,15 @@ class GradientSubspaceDirections(Directions):
 
     learns = True
 
-    def __init__(self, rank: int | None = 1, warmup_batches: int | Literal["auto"] = "auto", oversampling: int = 0) -> None:
+    def __init__(
+        self, rank: int | None = 1, warmup_batches: int | Literal["auto"] = "auto", oversampling: Oversampling = "auto"
+    ) -> None:
         if rank is not None and rank < 1:
             raise InvalidArgumentError(f"`rank` must be None or at least 1, got {rank}.")
         if warmup_batches != "auto" and (isinstance(warmup_batches, (bool, str)) or warmup_batches < 0):
             raise InvalidArgumentError(f'`warmup_batches` must be "auto" or at least 0, got {warmup_batches!r}.')
-        if oversampling < 0:
-            raise InvalidArgumentError(f"`oversampling` must be at least 0, got {oversampling}.")
+        if oversampling != "auto" and (isinstance(oversampling, (bool, str)) or oversampling < 0):
+            raise InvalidArgumentError(f'`oversampling` must be "auto" or at least 0, got {oversampling!r}.')
         self.rank = rank
         self.warmup_batches = warmup_batches
         self.oversampling = oversampling

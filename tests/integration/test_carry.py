@@ -320,7 +320,7 @@ def test_a_run_that_is_killed_again_and_again_goes_on_bit_for_bit(name, tmp_path
 
 
 def test_ranks_resume_where_each_of_them_was(tmp_path):
-    arguments = {**UNSWEPT, "probes": 2}
+    arguments = {**UNSWEPT, "probes": 2, "seed": 2}
     resuming.run_ranks(tmp_path / "whole", arguments=arguments)
     expected = [torch.load(tmp_path / "whole" / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert expected[0]["metrics"]["vamo/variance_removed"] > 0

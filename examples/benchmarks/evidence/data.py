@@ -80,12 +80,13 @@ class NoisyFunction(Samples):
         samples: How many to train on.
         noise: Standard deviation of the noise.
         batch_size: Samples per batch.
+        frequency: How many times as fast the function oscillates; the larger, the longer a network takes to learn the function.
     """
 
-    def __init__(self, samples: int = 1024, noise: float = 0.3, batch_size: int = 32) -> None:
+    def __init__(self, samples: int = 1024, noise: float = 0.3, batch_size: int = 32, frequency: float = 1.0) -> None:
         generator = torch.Generator().manual_seed(0)
         inputs = torch.rand(samples + 2048, 2, generator=generator) * 2 - 1
-        targets = (3 * inputs[:, 0]).sin() * (2 * inputs[:, 1]).cos() + inputs[:, 0] * inputs[:, 1]
+        targets = (3 * frequency * inputs[:, 0]).sin() * (2 * frequency * inputs[:, 1]).cos() + inputs[:, 0] * inputs[:, 1]
         targets[:samples] += noise * torch.randn(samples, generator=generator)
         super().__init__(inputs, targets, samples, batch_size)
 

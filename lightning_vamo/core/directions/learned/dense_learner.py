@@ -7,20 +7,18 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.algebra import leading, square
+from lightning_vamo.core.directions.learned.dense import DenseDirections, Flat, Rows
 from lightning_vamo.core.directions.learned.passes import Oversampling, PowerIteration
 from lightning_vamo.core.directions.random.orthonormal import OrthonormalDirections
 from lightning_vamo.core.directions.random.seeded import SeededDirections
-from lightning_vamo.core.directions.random.stored import BLOCK, StoredDirections, stored_rows
+from lightning_vamo.core.directions.random.stored import BLOCK, stored_rows
 from lightning_vamo.core.directions.slopes import Slopes
-from lightning_vamo.core.sharding import local, shard_group
-from lightning_vamo.core.small import small, tensor_of, zeroed_unless
+from lightning_vamo.core.small import Small, small, tensor_of, zeroed_unless
 from lightning_vamo.errors import InvalidArgumentError
-
-Rows = list[Tensor]  # for each parameter, ``q`` rows of its numbers in this process
 
 
 class DenseLearner(PowerIteration[Rows]):
-    """Learns the orthonormal directions along which gradients are noisiest; takes memory for ``(2q + 1) * d`` numbers.
+    """Learns the orthonormal directions along which gradients are noisiest; takes memory for ``(2q + 2) * d`` numbers.
 
     Args:
         parameters: Tensors that give the shapes, types, devices and placements.
@@ -29,39 +27,46 @@ class DenseLearner(PowerIteration[Rows]):
         oversampling: Number of further directions that are learned but not used; see :data:`Oversampling`.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], start: StoredDirections, count: int, oversampling: Oversampling) -> None:
+    def __init__(self, parameters: Sequence[Tensor], start: DenseDirections, count: int, oversampling: Oversampling) -> None:
         self._parameters = parameters
-        self._rows = start.rows
-        super().__init__(start, count, oversampling, start.rows[0].device)
+        self._flat = start.flat
+        self._rows = start.whole
+        super().__init__(start, count, oversampling, start.whole[0].device)
 
     def _begin_pass(self) -> None:
         super()._begin_pass()
         # Allocated with the first gradient: by then nobody uses the directions of the last pass.
         self._sums: Rows = []
         self._last: list[Tensor] = []
+        self._now: list[Tensor] = []
 
     @torch.no_grad()
     def observe(self, gradients: Sequence[Tensor | None]) -> None:
         """See :meth:`Learner.observe`; a gradient that is not finite is ignored."""
         if not self._sums:
             self._sums = [torch.zeros_like(rows) for rows in self._rows]
-            self._last = [torch.zeros_like(rows[0]) for rows in self._rows]
-        pairs = zip(gradients, self._rows, strict=True)
-        products = [rows @ _flat(vector, rows).to(self._device) for vector, rows in pairs if vector is not None]
-        along = torch.stack([*products, self._rows[0].new_zeros(self._following.count)]).sum(dim=0)
-        seen = Slopes.of(self._following.shards.total(along))
+            self._last, self._now = self._flat.zeros(), self._flat.zeros()
+        now, last = self._now, self._last
+        self._flat.take(gradients, now)
+        along = self._summed([torch.mv(rows, part) for rows, part in zip(self._rows, now, strict=True)])
+        seen = Slopes.of(self._following.shards.total(along), self._square(now))
         if self.current is not None:
             self.slopes = self.current.in_basis(seen)
         known, finite = seen.finite & self._follows, seen.finite
         change = tensor_of(self._change(seen.coordinates, finite))
-        squares = []
-        for vector, sums, last in zip(gradients, self._sums, self._last, strict=True):
-            now = torch.zeros_like(last) if vector is None else _flat(vector, sums)
-            difference = zeroed_unless(known, now - last)
+        for sums, after, before in zip(self._sums, now, last, strict=True):
+            difference = zeroed_unless(known, torch.sub(after, before, out=before))
             sums.addr_(change.to(sums), difference)
-            squares.append(torch.dot(difference, difference).to(self._device))
-            zeroed_unless(finite, last.copy_(now))
-        self._squares = self._squares + small(torch.stack(squares)).sum() / 2
+            zeroed_unless(finite, after)
+        self._squares = self._squares + self._square(last) / 2
+        self._now, self._last = last, now
+
+    def _square(self, vector: list[Tensor]) -> Small:
+        """The squared norm of a flat vector, for this process's part."""
+        return small(self._summed([torch.dot(part, part) for part in vector]))[()]
+
+    def _summed(self, parts: list[Tensor]) -> Tensor:
+        return parts[0] if len(parts) == 1 else torch.stack([part.to(self._device, torch.float64) for part in parts]).sum(0)
 
     def _basis(self) -> Rows:
         return self._rows
@@ -73,7 +78,7 @@ class DenseLearner(PowerIteration[Rows]):
         mixing = leading(gram)
         return _mixed_(self._sums, mixing.t()) if mixing.shape[1] else None
 
-    def _follow(self, basis: Rows, count: int, generator: torch.Generator) -> StoredDirections:
+    def _follow(self, basis: Rows, count: int, generator: torch.Generator) -> DenseDirections:
         held = len(basis[0])
         if held > count:
             basis = [rows[:count].clone() for rows in basis]
@@ -83,10 +88,10 @@ class DenseLearner(PowerIteration[Rows]):
         factor = torch.linalg.cholesky(self._following.shards.total(_gram(basis)))
         identity = torch.eye(count, dtype=torch.float64, device="cpu")
         self._rows = _mixed_(basis, torch.linalg.solve_triangular(factor, identity, upper=False))
-        return dense_directions(self._parameters, self._rows)
+        return DenseDirections(self._rows, self._flat)
 
-    def _first(self, count: int) -> StoredDirections:
-        return dense_directions(self._parameters, [rows[:count] for rows in self._rows])
+    def _first(self, count: int) -> DenseDirections:
+        return DenseDirections([rows[:count] for rows in self._rows], self._flat)
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Learner.state_dict`."""
@@ -109,7 +114,8 @@ class DenseLearner(PowerIteration[Rows]):
                 f" GradientSubspaceDirections(rank={state['rank']})."
             )
         self._rows, self._sums, self._last = (self._copies(state[key]) for key in ("directions", "sums", "last"))
-        self._following = dense_directions(self._parameters, self._rows)
+        self._now = self._flat.zeros() if self._last else []
+        self._following = DenseDirections(self._rows, self._flat)
         super().load_state_dict(state)
 
 
@@ -122,19 +128,11 @@ def random_rows(parameters: Sequence[Tensor], count: int, generator: torch.Gener
         generator: CPU generator, in the same state in every process.
 
     Returns:
-        For each parameter, or its shard, a row for each direction.
+        A row for each direction.
     """
     seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
-    return stored_rows(SeededDirections(OrthonormalDirections(), parameters, count, seed), parameters, wide=True)
-
-
-def dense_directions(parameters: Sequence[Tensor], rows: Rows) -> StoredDirections:
-    """The directions for ``parameters`` whose vectors are in ``rows``."""
-    return StoredDirections(rows, sum(parameter.numel() for parameter in parameters), shard_group(parameters))
-
-
-def _flat(vector: Tensor, like: Tensor) -> Tensor:
-    return local(vector).reshape(-1).to(like)
+    rows = stored_rows(SeededDirections(OrthonormalDirections(), parameters, count, seed), parameters, wide=True)
+    return Flat(parameters).join(rows)
 
 
 def _blocks(basis: Rows) -> Iterator[Tensor]:

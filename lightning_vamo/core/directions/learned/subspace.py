@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lightning_vamo.core.directions.base import ProbeDirections
 from lightning_vamo.core.directions.family import Directions
-from lightning_vamo.core.directions.learned.dense_learner import DenseLearner, dense_directions, random_rows
+from lightning_vamo.core.directions.learned.dense import DenseDirections, Flat
+from lightning_vamo.core.directions.learned.dense_learner import DenseLearner, random_rows
 from lightning_vamo.core.directions.learned.factored import FactoredDirections
 from lightning_vamo.core.directions.learned.factored_learner import FactoredLearner
 from lightning_vamo.core.directions.learned.factors import random
@@ -34,8 +35,9 @@ class GradientSubspaceDirections(Directions):
 
     Args:
         rank: Number of outer products that make up a matrix of a direction; this saves memory. None keeps whole directions,
-            in at most ``(2q + 1) * d`` numbers, where ``q`` includes oversampling. Factored directions are not quite
-            orthogonal; coordinates in an orthonormal basis make up for this.
+            in at most ``(2q + 2) * d`` numbers, where ``q`` includes oversampling; whole directions hold more of the noise.
+            ``"auto"`` keeps whole directions for models of at most 16,384 trainable parameters, and else one outer product.
+            Factored directions are not quite orthogonal; coordinates in an orthonormal basis make up for this.
         warmup_batches: Number of gradients to learn from before the first snapshot, without taking a step: at most as many as
             the epoch has batches, and at least ``q + 1``, since fewer gradients give no directions. On the MNIST perceptron,
             with ``q = 8``, ``rank=1`` and one pass, the learned directions hold 0.27 of the noise after 32 batches, 0.31 after
@@ -63,10 +65,13 @@ class GradientSubspaceDirections(Directions):
     learns = True
 
     def __init__(
-        self, rank: int | None = 1, warmup_batches: int | Literal["auto"] = "auto", oversampling: Oversampling = "auto"
+        self,
+        rank: int | Literal["auto"] | None = 1,
+        warmup_batches: int | Literal["auto"] = "auto",
+        oversampling: Oversampling = "auto",
     ) -> None:
-        if rank is not None and rank < 1:
-            raise InvalidArgumentError(f"`rank` must be None or at least 1, got {rank}.")
+        if rank is not None and rank != "auto" and (isinstance(rank, (bool, str)) or rank < 1):
+            raise InvalidArgumentError(f'`rank` must be None, "auto" or at least 1, got {rank!r}.')
         if warmup_batches != "auto" and (isinstance(warmup_batches, (bool, str)) or warmup_batches < 0):
             raise InvalidArgumentError(f'`warmup_batches` must be "auto" or at least 0, got {warmup_batches!r}.')
         if oversampling != "auto" and (isinstance(oversampling, (bool, str)) or oversampling < 0):
@@ -79,10 +84,9 @@ class GradientSubspaceDirections(Directions):
         """See :meth:`Directions.learner`."""
         dimension = sum(parameter.numel() for parameter in parameters)
         start = self.draw(parameters, oversampled(count, self.oversampling, dimension), generator)
-        if isinstance(start, FactoredDirections):
-            return FactoredLearner(start, count, self.oversampling)
-        held = [parameter.detach() for parameter in parameters]
-        return DenseLearner(held, start, count, self.oversampling)  # type: ignore[arg-type]
+        if isinstance(start, DenseDirections):
+            return DenseLearner([parameter.detach() for parameter in parameters], start, count, self.oversampling)
+        return FactoredLearner(start, count, self.oversampling)  # type: ignore[arg-type]
 
     def check_count(self, count: int, dimension: int) -> None:
         """See :meth:`Directions.check_count`."""
@@ -91,6 +95,12 @@ class GradientSubspaceDirections(Directions):
             OrthonormalDirections().check_count(count, dimension)
 
     def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
-        if self.rank is None:
-            return dense_directions(parameters, random_rows(parameters, count, generator))
-        return FactoredDirections(normalised(random(Layout(parameters, self.rank), count, generator)))
+        dimension = sum(parameter.numel() for parameter in parameters)
+        if self.rank is None or (self.rank == "auto" and count <= dimension <= _SMALL):
+            return DenseDirections(random_rows(parameters, count, generator), Flat(parameters))
+        rank = 1 if self.rank == "auto" else self.rank
+        return FactoredDirections(normalised(random(Layout(parameters, rank), count, generator)))
+
+
+# Up to this number of parameters a step with whole directions takes no longer than a step with factored directions.
+_SMALL = 2**14

@@ -54,8 +54,8 @@ class VAMOCallback(MethodCallback):
             plain first-order training. ``"auto"``, the default, is :class:`~lightning_vamo.core.schedules.EfficientProbes`: the
             callback measures in training whether carried rows or sweeps pay, and leaves the steps plain if nothing does. That
             needs learned ``directions`` and ``alpha="adaptive"``.
-        directions: The family of probe directions; by default
-            :class:`~lightning_vamo.core.directions.GradientSubspaceDirections`, learned from the gradients of training. The
+        directions: The family of probe directions; by default learned from the gradients of training, by
+            :class:`GradientSubspaceDirections(rank="auto") <lightning_vamo.core.directions.GradientSubspaceDirections>`. The
             paper's are :class:`~lightning_vamo.core.directions.SphereDirections`.
         alpha: The mixing coefficient :math:`\alpha`, or a name: ``"theory"`` is the paper's coefficient :math:`q/d`;
             ``"adaptive"``, the default, multiplies the paper's coefficient by factors that a regression of gradients on rows
@@ -100,7 +100,7 @@ class VAMOCallback(MethodCallback):
         seed: int | None = None,
         verbose: bool = True,
     ) -> None:
-        family = GradientSubspaceDirections() if directions is None else directions
+        family = GradientSubspaceDirections(rank="auto") if directions is None else directions
         settings = ProbeSettings(as_schedule(probes), family, mu, alpha, difference, sweep_precision)
         if probes == "auto" and not family.learns:
             raise InvalidArgumentError(

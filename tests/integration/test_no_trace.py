@@ -82,7 +82,7 @@ def test_between_two_batches_the_weights_are_the_snapshots():
             return batch
 
     seen = []
-    trainer(callbacks=[VAMOCallback(probes=2)], max_epochs=1, limit_train_batches=4).fit(Looking(), loaders()[0])
+    trainer(callbacks=[VAMOCallback(probes=2, mu=1e-2)], max_epochs=1, limit_train_batches=4).fit(Looking(), loaders()[0])
     sweep = seen[1:5]  # the first is of the epoch's first batch, the sweep comes next
     assert all(torch.equal(weight, seen[0]) for weight in sweep)
 
@@ -93,7 +93,7 @@ def test_gradients_that_a_hook_looks_at_are_kept():
             seen.append(self.net[0].weight.grad is not None)
 
     seen = []
-    trainer(callbacks=[VAMOCallback(probes=1)], max_epochs=2).fit(Looking(), loaders()[0])
+    trainer(callbacks=[VAMOCallback(probes=1, mu=1e-2)], max_epochs=2).fit(Looking(), loaders()[0])
     assert seen.count(False) == 1
 
 
@@ -233,5 +233,5 @@ class Teaching(VAMOEverything):
 def test_a_teacher_is_stepped_once_per_step(way, control, monkeypatch):
     monkeypatch.setattr(Teaching, "way", way)
     module = Teaching()
-    trainer(callbacks=[VAMOCallback(probes=2, control=control)], max_epochs=2).fit(module, *loaders())  # 12 batches
+    trainer(callbacks=[VAMOCallback(probes=2, mu=1e-2, control=control)], max_epochs=2).fit(module, *loaders())  # 12 batches
     assert module.teacher.weight.unique().tolist() == module.queue.unique().tolist() == [24]

@@ -103,7 +103,7 @@ def probing(family, **options):
     return WatchedSweeps(**arguments)
 
 
-FEW = {"limit_train_batches": 4, "limit_val_batches": 1}
+FEW = {"limit_train_batches": 3, "limit_val_batches": 1}
 """As many batches as it takes for a snapshot's rows to be used, and for a second snapshot after validation."""
 
 
@@ -202,10 +202,10 @@ class Stored(RunObserver):
 
 def what_it_costs(folder, **options):
     stored = Stored()
-    paper = {"directions": SphereDirections(), "alpha": "theory"}
+    paper = {"directions": SphereDirections(), "alpha": "theory", "mu": 1e-3}
     train(VAMO, [VAMOCallback(probes=3, **paper), stored], **options)
     counts = []
-    for cls, arguments in ((Layered, None), (VAMOLayered, paper), (VAMOLayered, {})):
+    for cls, arguments in ((Layered, None), (VAMOLayered, paper), (VAMOLayered, {"mu": 1e-3})):
         callbacks = [] if arguments is None else [VAMOCallback(probes=3, **arguments)]
         counting = Collectives()
         train(cls, [*callbacks, counting], limit_val_batches=0, **options)

@@ -51,7 +51,7 @@ def digits(callback, epochs):
 
 def test_on_digits_they_remove_noise_without_a_forward_pass_more():
     callback = VAMOCallback(probes=8, **UNSWEPT)
-    run = digits(callback, epochs=6)
+    run = digits(callback, epochs=4)
     report = callback.report
     assert report.forward_evaluations == report.backward_evaluations == run.global_step
     assert report.snapshots == 0
@@ -93,9 +93,9 @@ def test_they_are_carried_whatever_lightning_does_around_a_step(options):
 def test_between_sweeps_they_stay_fresh():
     removed = {}
     for carry in (False, True):
-        control = Carry(sweep_every_n_epochs=3, turn_every_n_epochs=3) if carry else Replay(every_n_epochs=3)
+        control = Carry(sweep_every_n_epochs=4, turn_every_n_epochs=4) if carry else Replay(every_n_epochs=4)
         callback = WatchedSweeps(probes=8, mu=1e-3, directions=LEARNED, seed=1, control=control, alpha="theory")
-        run = digits(callback, epochs=6)
+        run = digits(callback, epochs=8)
         removed[carry] = callback.report.variance_removed
         assert len(callback.sweeps) == 2
         assert run.callback_metrics["vamo/rows_unused"] == 0
@@ -272,7 +272,9 @@ def sharded_and_not(folder):
         for sharded in (False, True):
             directions = GradientSubspaceDirections(rank, warmup_batches=0)
             callback = VAMOCallback(probes=3, **{**UNSWEPT, "directions": directions})
-            results[f"{name} {sharded}"] = train_sharded(VAMO, [callback], sharded, torch.float64, max_epochs=5)
+            results[f"{name} {sharded}"] = train_sharded(
+                VAMO, [callback], sharded, torch.float64, max_epochs=5, limit_train_batches=4
+            )
             results[f"{name} {sharded} removed"] = torch.tensor(callback.report.variance_removed)
     return results
 

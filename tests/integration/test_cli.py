@@ -241,14 +241,15 @@ class Evaluated(Everything):
 
 
 EXAMPLES = {
-    "a configuration": ["-m", "lightning_vamo", "fit", "--config", "examples/digits.yaml", "--trainer.max_epochs=1"],
-    "a command of one's own": ["examples/own_cli.py", "fit", "--config", "examples/own_cli.yaml", "--trainer.max_epochs=1"],
+    "a configuration": ["-m", "lightning_vamo", "fit", "--config", "examples/digits.yaml"],
+    "a command of one's own": ["examples/own_cli.py", "fit", "--config", "examples/own_cli.yaml"],
 }
 
 
 @pytest.mark.parametrize("arguments", EXAMPLES.values(), ids=EXAMPLES)
 def test_examples_run(arguments, tmp_path):
-    arguments = [*arguments, f"--trainer.default_root_dir={tmp_path}"]
+    short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=10", "--trainer.limit_val_batches=2"]
+    arguments = [*arguments, *short, f"--trainer.default_root_dir={tmp_path}"]
     arguments = [str(ROOT / a) if a.startswith("examples/") and a.endswith(".py") else a for a in arguments]
     if "-m" in arguments:
         options = {"capture_output": True, "text": True, "timeout": 1800, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}

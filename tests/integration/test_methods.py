@@ -104,7 +104,7 @@ def test_training_lowers_the_loss_in_every_precision(claims):
         module, data = Network(), classification_data(36)
         inputs, labels = data.tensors
         before = nn.functional.cross_entropy(module.net(inputs), labels)
-        trainer(callbacks=[claims.make()], precision=precision, max_epochs=4).fit(module, DataLoader(data, 6))
+        trainer(callbacks=[claims.make()], precision=precision, max_epochs=6).fit(module, DataLoader(data, 6))
         assert nn.functional.cross_entropy(module.float().net(inputs), labels) < before
 
 

@@ -277,7 +277,7 @@ def test_warnings_name_its_own_figures_and_arguments():
 
 
 CONFIGURATIONS = {
-    "recomputed": lambda: ZOSVRGCallback(2, mu=1e-2, control=Recompute(every_n_train_steps=3), seed=4),
+    "recomputed": lambda: ZOSVRGCallback(2, mu=1e-3, control=Recompute(every_n_train_steps=3), seed=4),
     "replayed, masked": lambda: ZOSVRGCallback(
         2, MaskedDirections(GaussianDirections(), 0.5), mu=1e-2, control=Replay(), seed=4
     ),

@@ -123,17 +123,17 @@ FIXED = {name: make for name, make in LOADERS.items() if name not in CYCLING}
 
 @pytest.mark.parametrize("data", FIXED.values(), ids=FIXED)
 def test_rows_belong_to_steps_and_batches_are_those_of_plain_training(data):
-    plain = epochs(Recorder, [], data, max_epochs=3)
+    plain = epochs(Recorder, [], data, max_epochs=2)
     callback = VAMOCallback(**ONE)
-    swept = epochs(Watched, [callback], data, max_epochs=3)
+    swept = epochs(Watched, [callback], data, max_epochs=2)
     assert swept.checked == sum(map(len, swept.epochs)) > 0
     assert swept.epochs == plain.epochs
-    assert callback.report.snapshots == 3
+    assert callback.report.snapshots == 2
 
 
 @pytest.mark.parametrize("data", CYCLING.values(), ids=CYCLING)
 def test_rows_belong_to_steps_where_a_loader_cycles(data):
-    swept = epochs(Watched, [VAMOCallback(**ONE)], data)
+    swept = epochs(Watched, [VAMOCallback(**ONE)], data, max_epochs=2)
     assert swept.checked == sum(map(len, swept.epochs)) > 0
     for contents in swept.epochs:
         indices = [*itertools.chain(*contents)]

@@ -46,13 +46,13 @@ CONFIGURATIONS = {
     "plain loader": {},
     "a radius that is measured, in sequence": {"vamo": {"mu": "auto"}, "loader": {"shuffle": False}},
     "two workers, a snapshot for two epochs": {"loader": {"num_workers": 2}, "vamo": {"control": Replay(every_n_epochs=2)}},
-    "a persistent worker, a short warm-up": {
+    "a persistent worker, probes that change": {
         "loader": {"num_workers": 1, "persistent_workers": True},
-        "vamo": {"directions": GradientSubspaceDirections(warmup_batches=4)},
-    },
-    "its own generator, probes that change": {
-        "loader": {"generator": 3},
         "vamo": {"probes": LinearProbes(start=0, end=3, epochs=3)},
+    },
+    "its own generator, a short warm-up": {
+        "loader": {"generator": 3},
+        "vamo": {"directions": GradientSubspaceDirections(warmup_batches=4)},
     },
     "its own generator, a worker, the paper's method": {
         "loader": {"generator": 3, "num_workers": 1},
@@ -92,11 +92,11 @@ CONFIGURATIONS = {
 
 
 def kill_points():
-    """Drawn with a fixed seed, in two of four phases in each configuration: in the sweep, before a step, in it, after it."""
+    """Drawn with a fixed seed, in three of four phases in each configuration: in the sweep, before a step, in it, after it."""
     draw = random.Random(7)
     phases = ("sweep", "start", "step", "end")
     points = {name: [] for name in CONFIGURATIONS}
-    for index in range(2 * len(CONFIGURATIONS)):
+    for index in range(3 * len(CONFIGURATIONS)):
         name = list(CONFIGURATIONS)[index % len(CONFIGURATIONS)]
         phase = phases[(index % len(CONFIGURATIONS) + index // len(CONFIGURATIONS)) % len(phases)]
         batches = CONFIGURATIONS[name].get("limit_train_batches", 7)

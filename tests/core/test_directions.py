@@ -61,7 +61,7 @@ def test_directions_have_unit_norm_over_all_parameters_together(family, dtype):
 def test_the_share_of_the_norm_in_one_parameter_is_that_of_a_point_on_the_joint_sphere(family):
     # A Beta(a/2, b/2) variable; normalised tensor by tensor it would be the same in every direction.
     a, b = 6, 4
-    share = many(family, [(2, 3), (4,)], count=1, draws=500)[:, 0, :a].square().sum(dim=1)
+    share = many(family, [(2, 3), (4,)], count=1, draws=2000)[:, 0, :a].square().sum(dim=1)
     assert_mean(share, a / (a + b), most=0.01)
     variance = 2 * a * b / ((a + b) ** 2 * (a + b + 2))
     assert_mean((share - a / (a + b)).square(), variance, most=0.002)
@@ -100,7 +100,7 @@ def test_independent_directions_are_not_orthogonal():
 @functools.cache
 def pairs(cls):
     """Shape (draws, 2, 10): the directions that several tests look at."""
-    return many(cls(), [(2, 3), (), (1, 3)], count=2, draws=400)
+    return many(cls(), [(2, 3), (), (1, 3)], count=2, draws=1500)
 
 
 @pytest.mark.parametrize("cls", [*RANDOM, CoordinateDirections], ids=lambda cls: cls.__name__)

@@ -1,6 +1,7 @@
 """Tuners that train within the training: Lightning's finders of the learning rate and the batch size, at milestones."""
 
 import functools
+import gc
 
 import lightning as L
 import pytest
@@ -79,6 +80,13 @@ def fit(tuners, callbacks, tmp_path, *, mixed=True, last=False):
     run = trainer(callbacks=both, max_epochs=4, tmp_path=tmp_path)
     run.fit(module, datamodule=Data())
     return module.state_dict(), run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    """Each trial of a tuner collects garbage, and need not look at what the tests before this file have left."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

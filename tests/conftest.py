@@ -10,11 +10,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import lightning.fabric.utilities.registry as registry
 import pytest
 import torch
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
 
 torch.set_num_threads(1)
 
 # Every Trainer reads the metadata of all the packages that are installed, for callbacks; they stay the same.
 registry.entry_points = functools.cache(registry.entry_points)
+
+
+def _moved(figure, device, *, move=_ResultMetric.to):
+    return figure if torch.device(device).type == "cpu" else move(figure, device)
+
+
+# Each figure that is logged is moved to the device where it is, which takes as long as a forward pass. It is made on the CPU.
+_ResultMetric.to = _moved
 
 
 def pytest_collection_modifyitems(items):

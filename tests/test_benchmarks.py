@@ -87,7 +87,7 @@ def test_the_cost_of_learning_directions(tmp_path):
 
 
 def test_carried_rows(tmp_path):
-    arguments = ["--epochs", "4", "--seeds", "1", "--last", "1", "--json", tmp_path / "runs.json"]
+    arguments = ["--epochs", "3", "--seeds", "1", "--last", "1", "--json", tmp_path / "runs.json"]
     arguments += ["--methods", "SGD", "no sweep, q = 8", "SVRG"]
     tables = [run(tmp_path, "carried.py", *arguments)]
     figures = json.loads((tmp_path / "runs.json").read_text())

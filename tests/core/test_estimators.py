@@ -51,8 +51,7 @@ def assert_unbiased(samples, exact, most):
     assert bool(((samples.mean(dim=0) - exact).abs() < 5 * error).all())
 
 
-@pytest.mark.parametrize("probes", [1, 4], ids=["two-point", "multi-point"])
-@pytest.mark.parametrize("family", range(len(FAMILIES)), ids=lambda index: family_name(FAMILIES[index]))
+@pytest.mark.parametrize(("family", "probes"), [*((index, 4) for index in range(len(FAMILIES))), (0, 1), (4, 1)])
 def test_the_mean_estimate_is_the_gradient(family, probes):
     assert_unbiased(*sample(probes, family), most=0.1)
 
@@ -72,7 +71,7 @@ def test_the_error_of_the_mean_falls_as_one_over_the_root_of_the_number_of_estim
     assert 3.0 < errors[4] / errors[64] < 5.2
 
 
-@pytest.mark.parametrize("probes", [1, 3, 10])
+@pytest.mark.parametrize("probes", [1, 4, 10])
 def test_the_error_of_one_estimate_is_the_gradient_times_the_root_of_d_minus_one_over_q(probes):
     samples, exact = sample(probes)
     squares = (samples - exact).square().sum(dim=1) / exact.square().sum()

@@ -117,8 +117,9 @@ def test_without_the_remainder_weights_drift():
     assert same_bits([kept], [before])
 
 
-@pytest.mark.parametrize("block", [3, module.BLOCK])
-@pytest.mark.parametrize("layout", ["regular", "irregular"])
+@pytest.mark.parametrize(
+    ("layout", "block"), [("regular", module.BLOCK), ("irregular", 3), ("irregular", module.BLOCK)], ids=str
+)
 @each("dtype", [torch.float32, torch.bfloat16])
 @each("family", MOVING)
 def test_an_excursion_goes_where_move_goes_and_comes_back(family, dtype, layout, block, monkeypatch):

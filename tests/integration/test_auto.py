@@ -214,8 +214,9 @@ def test_a_resumed_run_chooses_and_trains_as_the_whole_one(fresh, tmp_path):
     callback, module = auto(retry_after=1), VAMOSoftmax(fresh)
     fit(callback, module, epochs=5)
     checkpoint = None
-    # In a plain part, a burst, a table that fills, rows that are judged, and rows that are used or given up.
-    for step in (45, 90, 135, 225, 315):
+    # In a plain part, a burst, a table that fills, rows that are judged, and rows that are used; or where they are given up,
+    # before which the noise makes no difference.
+    for step in (225, 315) if fresh else (45, 90, 135, 225, 315):
         with pytest.raises(resuming.Killed):
             run(step + 4, checkpoint)
         checkpoint = tmp_path / f"step={step}.ckpt"
@@ -235,7 +236,7 @@ class Keep(L.Callback):
 
 def test_ranks_decide_alike(tmp_path):
     callback = auto()
-    fit(callback, epochs=8, callbacks=[Keep(tmp_path, callback)], strategy=DDPStrategy(start_method="fork"), devices=2)
+    fit(callback, callbacks=[Keep(tmp_path, callback)], strategy=DDPStrategy(start_method="fork"), devices=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert [kind for kind, _, _ in first["decided"]][:2] == ["look", "carry"]
     assert first["decided"] == second["decided"]

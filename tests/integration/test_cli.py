@@ -17,6 +17,7 @@ from lightning_vamo.cli import VAMOCLI, main
 from lightning_vamo.core.directions import GradientSubspaceDirections, RademacherDirections
 from lightning_vamo.core.schedules import LinearProbes
 from tests.support import scripts
+from tests.support.commands import one_subcommand
 from tests.support.modules import Everything
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,8 @@ def command(tmp_path, subcommand="fit", trainer=None, cli=VAMOCLI, arguments=(),
     config["trainer"] = {**TRAINER, "default_root_dir": str(tmp_path), "log_every_n_steps": 1, **(trainer or {})}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    return cli(args=[subcommand, "--config", str(path), *arguments])
+    with one_subcommand(cli, subcommand):
+        return cli(args=[subcommand, "--config", str(path), *arguments])
 
 
 def callback_of(cli):
@@ -174,7 +176,8 @@ def test_the_method_is_named_by_a_class(tmp_path, caplog):
     assert callback.settings.alpha == "theory"
     assert str(callback.report) in caplog.text
     [saved] = (tmp_path / "lightning_logs").rglob("config.yaml")
-    again = VAMOCLI(args=["fit", "--config", str(saved)])
+    with one_subcommand(VAMOCLI, "fit"):
+        again = VAMOCLI(args=["fit", "--config", str(saved)])
     assert vars(callback_of(again).settings.schedule) == vars(callback.settings.schedule)
     assert torch.equal(again.model.net[0].weight, cli.model.net[0].weight)
 
@@ -238,14 +241,15 @@ class Evaluated(Everything):
 
 
 EXAMPLES = {
-    "a configuration": ["-m", "lightning_vamo", "fit", "--config", "examples/digits.yaml", "--trainer.max_epochs=1"],
-    "a command of one's own": ["examples/own_cli.py", "fit", "--config", "examples/own_cli.yaml", "--trainer.max_epochs=1"],
+    "a configuration": ["-m", "lightning_vamo", "fit", "--config", "examples/digits.yaml"],
+    "a command of one's own": ["examples/own_cli.py", "fit", "--config", "examples/own_cli.yaml"],
 }
 
 
 @pytest.mark.parametrize("arguments", EXAMPLES.values(), ids=EXAMPLES)
 def test_examples_run(arguments, tmp_path):
-    arguments = [*arguments, f"--trainer.default_root_dir={tmp_path}"]
+    short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=10", "--trainer.limit_val_batches=2"]
+    arguments = [*arguments, *short, f"--trainer.default_root_dir={tmp_path}"]
     arguments = [str(ROOT / a) if a.startswith("examples/") and a.endswith(".py") else a for a in arguments]
     if "-m" in arguments:
         options = {"capture_output": True, "text": True, "timeout": 1800, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}

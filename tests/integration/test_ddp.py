@@ -112,7 +112,7 @@ def test_the_sampler_that_lightning_injects_and_a_sample_too_few(strategy, tmp_p
 
 
 TWO = {"probes": 2, "mu": 1e-3}
-NOTHING = [{"probes": 0}, {"probes": 2, "alpha": 0.0}, {**TWO, "alpha": 0.0, "control": "recompute"}]
+NOTHING = [{"probes": 0}, {**TWO, "alpha": 0.0}, {**TWO, "alpha": 0.0, "control": "recompute"}]
 ACCUMULATED = {"devices": 2, "batch_size": 5, "accumulate_grad_batches": 2}
 
 
@@ -133,6 +133,7 @@ def test_batch_norm_dropout_and_accumulation(arguments, plain_ddp, tmp_path):
     assert same == (arguments in NOTHING)
 
 
+@pytest.mark.usefixtures("_spawned_with_imports")
 def test_spawned_processes_get_a_class_made_on_the_fly(tmp_path):
     """Such a class has no name to import, so it has to be pickled by the class that it was made from."""
     module = with_vamo(Everything())
@@ -142,7 +143,7 @@ def test_spawned_processes_get_a_class_made_on_the_fly(tmp_path):
         classification_data(24),
         devices=2,
         batch_size=6,
-        callback=VAMOCallback(probes=1),
+        callback=VAMOCallback(probes=1, mu=1e-3),
         strategy=DDPStrategy(start_method="spawn"),
         max_epochs=1,
     )
@@ -160,15 +161,15 @@ def test_a_training_step_communicates_no_more_than_without_vamo(tmp_path):
         return [(folder / f"{rank}.txt").read_text() for rank in range(2)]
 
     plain = counts("plain", Everything(), [])
-    assert counts("vamo", VAMOEverything(), [VAMOCallback(probes=3)]) == plain
+    assert counts("vamo", VAMOEverything(), [VAMOCallback(probes=3, mu=1e-3)]) == plain
     assert len(plain[0].split()) == 12
-    recomputed = counts("recomputed", VAMOEverything(), [VAMOCallback(probes=3, control="recompute")])
+    recomputed = counts("recomputed", VAMOEverything(), [VAMOCallback(probes=3, mu=1e-3, control="recompute")])
     assert [[int(count) - 1 for count in rank.split()] for rank in recomputed] == [[*map(int, rank.split())] for rank in plain]
 
 
 def on_a_node(folder):
     L.seed_everything(5, verbose=False)
-    fit = trainer(callbacks=[Save(folder), VAMOCallback(probes=2, seed=1)], strategy="ddp", num_nodes=2, devices=1)
+    fit = trainer(callbacks=[Save(folder), VAMOCallback(probes=2, mu=1e-3, seed=1)], strategy="ddp", num_nodes=2, devices=1)
     fit.fit(Regression(), datamodule=Data(classification_data(24), 4))
 
 

@@ -380,6 +380,7 @@ class Rankless(L.LightningDataModule):
         return DataLoader(torch.utils.data.Subset(classification_data(240), order), 8 // world)
 
 
+@pytest.mark.usefixtures("_spawned_with_imports")
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_two_processes_find_what_one_does(start_method):
     L.seed_everything(3, verbose=False)

@@ -45,11 +45,13 @@ def without_a_correction(folder):
     recomputed = {**replayed, "control": "recompute"}
     for options, controls in (
         # Without probes a step is Lightning's own, whatever the options say.
-        ({}, [{"probes": 0}, {"probes": 2, "alpha": 0.0}, recomputed]),
-        ({"accumulate_grad_batches": 2, "gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"}, [replayed, recomputed]),
-        ({"gradient_clip_val": 0.1, "max_steps": 7}, [replayed]),
+        ({}, [{"probes": 0}, recomputed]),
+        (
+            {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"},
+            [{**replayed, "probes": 2}, recomputed],
+        ),
+        ({"gradient_clip_val": 0.1, "max_steps": 5, "val_check_interval": 2}, [replayed]),
         ({"precision": "bf16-mixed"}, [{**recomputed, "mu": "auto"}]),
-        ({"val_check_interval": 2}, [replayed]),
     ):
         plain = train(Plain, [], **FEW, **options)
         for arguments in controls:
@@ -60,7 +62,7 @@ def without_a_correction(folder):
 
 def test_without_a_correction_training_is_plain_to_the_bit(tmp_path):
     for result in in_processes(without_a_correction, tmp_path):
-        assert len(result) == 8
+        assert len(result) == 6
         assert all(same for same, *_ in result), result
 
 
@@ -69,7 +71,7 @@ def test_a_step_communicates_no_more_and_a_process_keeps_its_share_of_the_direct
     for plain, vamo, learned in (first["counts"], second["counts"]):
         assert vamo == plain
         assert learned == [count + 1 for count in plain]  # the slopes, for directions to be learned and coefficients
-        assert len(plain) == 12
+        assert len(plain) == 8
         assert min(plain) > 0
     dimension = sum(parameter.numel() for parameter in Plain(True).net.parameters())
     assert first["stored"] + second["stored"] == 3 * dimension
@@ -108,7 +110,7 @@ class Dies(L.Callback):
 def killed_and_resumed(folder):
     def run(name, callbacks, **options):
         saver = ModelCheckpoint(folder / name, filename="{step}", every_n_train_steps=2, save_top_k=-1)
-        callbacks = [VAMOCallback(probes=3, directions=OrthonormalDirections(), seed=1), saver, *callbacks]
+        callbacks = [VAMOCallback(probes=3, directions=OrthonormalDirections(), mu=1e-3, seed=1), saver, *callbacks]
         return train(VAMO, callbacks, enable_checkpointing=True, accumulate_grad_batches=2, max_epochs=2, **options)
 
     whole_run = run("whole", [])

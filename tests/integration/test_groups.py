@@ -54,8 +54,8 @@ def swept(most, difference="forward", module=None, **options):
 @pytest.mark.filterwarnings("ignore:The probe differences hardly stand out")
 def test_groups_measure_what_single_batches_do(difference, precision):
     """Dropout, BatchNorm and metrics included."""
-    grouped, weights = swept(5, difference, precision=precision)
-    single, expected = swept(1, difference, precision=precision)
+    grouped, weights = swept(5, difference, precision=precision, limit_train_batches=7)
+    single, expected = swept(1, difference, precision=precision, limit_train_batches=7)
     assert [sweep.evaluations for sweep in grouped] == [sweep.evaluations for sweep in single]
     for one, other in zip(grouped, single, strict=True):
         assert torch.equal(one.deltas, other.deltas)
@@ -183,7 +183,7 @@ def test_a_batch_that_holds_no_tensors_is_not_checked():
             inputs = torch.tensor([[float(x) for x in text.split()] for text in batch])
             return super().training_step((inputs, torch.arange(len(batch)) % 3), batch_idx)
 
-    callback = VAMOCallback(probes=1)
+    callback = VAMOCallback(probes=1, mu=1e-2)
     fit = trainer(callbacks=[callback], max_epochs=1)
     fit.fit(Texts(), DataLoader([f"{i} 1 2 3 4 5" for i in range(20)], batch_size=5))
     assert fit.callback_metrics["vamo/rows_unused"] == 0

@@ -96,7 +96,7 @@ class Dealt(L.LightningDataModule):
 @pytest.mark.parametrize("directions", FORMS.values(), ids=FORMS)
 def test_ranks_learn_the_same_to_the_bit(directions, tmp_path):
     L.seed_everything(1, verbose=False)
-    callback = VAMOCallback(probes=3, directions=directions, alpha="adaptive", seed=1)
+    callback = VAMOCallback(probes=3, mu=1e-2, directions=directions, alpha="adaptive", seed=1)
     strategy = DDPStrategy(start_method="fork")
     run = trainer(callbacks=[callback, Save(tmp_path)], strategy=strategy, devices=2, max_epochs=3)
     run.fit(Classifier(), datamodule=Dealt())
@@ -111,7 +111,7 @@ def sharded_and_not(folder):
     for name, rank in (("factored", 1), ("dense", None)):
         for sharded in (False, True):
             callback = VAMOCallback(directions=GradientSubspaceDirections(rank), **arguments)
-            results[f"{name} {sharded}"] = train(VAMO, [callback], sharded, torch.float64)
+            results[f"{name} {sharded}"] = train(VAMO, [callback], sharded, torch.float64, limit_train_batches=4)
     return results
 
 
@@ -137,7 +137,7 @@ class Epochs(L.Callback):
 @pytest.mark.parametrize("directions", FORMS.values(), ids=FORMS)
 def test_the_batches_of_a_short_epoch_are_gone_through_again(directions):
     epochs = Epochs()
-    callback = VAMOCallback(probes=4, directions=directions, seed=1)
+    callback = VAMOCallback(probes=4, mu=1e-2, directions=directions, seed=1)
     fit(callback, epochs=3, limit_train_batches=3, callbacks=[epochs])
     assert epochs.probes == [4, 4, 4]
     assert epochs.evaluations == [8, 11, 14]  # warmed up once
@@ -184,7 +184,7 @@ def test_callbacks_see_the_backward_passes_of_training_alone():
             self.after += 1
 
     counting = Counting()
-    fit(VAMOCallback(probes=2), epochs=1, limit_train_batches=8, callbacks=[counting])
+    fit(VAMOCallback(probes=2, mu=1e-2), epochs=1, limit_train_batches=8, callbacks=[counting])
     assert (counting.before, counting.after) == (8, 8)
 
 
@@ -198,7 +198,7 @@ def test_a_progress_bar_is_there_throughout_the_warm_up():
             self.found.append(run.progress_bar_callback is self)
 
     bar = Bar()
-    fit(VAMOCallback(probes=2), epochs=1, limit_train_batches=8, callbacks=[bar], enable_progress_bar=True)
+    fit(VAMOCallback(probes=2, mu=1e-2), epochs=1, limit_train_batches=8, callbacks=[bar], enable_progress_bar=True)
     assert bar.found == [True] * 16  # as many in the warm-up
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_vamo import InvalidArgumentError, SVRGCallback, UnsupportedError, VAMOCallback, VAMOMixin
 from lightning_vamo.cli import VAMOCLI
+from tests.support.commands import one_subcommand
 from tests.support.meddling import VAMOMeddling, everything
 from tests.support.methods import METHODS
 from tests.support.modules import Everything, MemoryLogger, Perceptron, VAMOEverything, classification_data, loaders, trainer
@@ -170,7 +171,7 @@ def test_the_evaluations_that_are_counted_are_made_and_documented(claims):
 
 
 # Of seven batches, two to a step, the last is a step alone: within a step, before an epoch's first, and where one is taken.
-KILLS = [(0, 4, "end"), (1, 0, "start"), (2, 3, "step")]
+KILLS = [(0, 4, "end"), (1, 0, "start"), (1, 3, "step")]
 
 
 @every_method
@@ -178,7 +179,7 @@ KILLS = [(0, 4, "end"), (1, 0, "start"), (2, 3, "step")]
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
 def test_a_run_that_dies_anywhere_resumes_bit_for_bit(claims, tmp_path):
     options = {"make": claims.make, "accumulate_grad_batches": 2, "saver": {"every_n_train_steps": 1}}
-    options |= {"module": claims.fitting(VAMOModule), "max_epochs": 3}
+    options |= {"module": claims.fitting(VAMOModule), "max_epochs": 2}
     whole = run_until_killed(tmp_path / "whole", options)
     assert_survives(tmp_path / "killed", options, KILLS, whole)
 
@@ -241,9 +242,10 @@ def test_a_configuration_goes_round(claims, tmp_path, caplog):
     config["trainer"] |= {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    first = VAMOCLI(args=["fit", "--config", str(path)])
-    [saved] = (tmp_path / "lightning_logs").rglob("config.yaml")
-    second = VAMOCLI(args=["fit", "--config", str(saved)])
+    with one_subcommand(VAMOCLI, "fit"):
+        first = VAMOCLI(args=["fit", "--config", str(path)])
+        [saved] = (tmp_path / "lightning_logs").rglob("config.yaml")
+        second = VAMOCLI(args=["fit", "--config", str(saved)])
     name = claims.configuration["class_path"]
     for cli in (first, second):
         [callback] = [c for c in cli.trainer.callbacks if type(c).__name__ == name]

@@ -10,7 +10,7 @@ from lightning_vamo.core.directions import GaussianDirections, MaskedDirections,
 from tests.support.modules import Perceptron, classification_data
 from tests.support.processes import in_processes
 from tests.support.ranks import Collectives, Data, run
-from tests.support.sharded import VAMO, train
+from tests.support.sharded import FEW, VAMO, train
 from tests.support.sharded import close as sharded_close
 
 
@@ -117,8 +117,8 @@ def shards(folder):
     found = {}
     for name, cls in (("in place", Unaided), ("gradient", VAMO)):
         callbacks = [MeZOCallback(2, seed=2) for _ in range(2)]
-        found[name] = [train(cls, [callback], sharded, torch.float64) for sharded, callback in enumerate(callbacks)]
-    offloaded = train(Offloaded, [MeZOCallback(2, seed=2)], True, torch.float64)
+        found[name] = [train(cls, [callback], sharded, torch.float64, **FEW) for sharded, callback in enumerate(callbacks)]
+    offloaded = train(Offloaded, [MeZOCallback(2, seed=2)], True, torch.float64, **FEW)
     assert same_weights(offloaded, found["in place"][1])
     try:
         train(VAMO, [MeZOCallback(share="probes")])

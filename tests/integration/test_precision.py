@@ -73,7 +73,7 @@ def test_steps_that_overflow_are_not_learned_from(rank):
                 self.net[0].weight.grad.fill_(float("inf"))
 
     directions = GradientSubspaceDirections(rank, warmup_batches=0)
-    state, scale, fit = run(2.0**10, Overflow, callbacks=[VAMOCallback(probes=2, directions=directions, seed=1)])
+    state, scale, fit = run(2.0**10, Overflow, callbacks=[VAMOCallback(probes=2, mu=1e-2, directions=directions, seed=1)])
     assert scale < 2.0**10
     assert fit.callback_metrics["vamo/probes"] == 2
     assert all(value.isfinite().all() for value in state.values())

@@ -91,11 +91,11 @@ def growing(few, many):
 
 
 LEARNED = GradientSubspaceDirections(warmup_batches=4)
-GIVEN = {"mu": 1e-2}  # a radius that is measured is twice the work of all the rest; two methods measure theirs
+GIVEN = {"mu": 1e-2}  # a radius that is measured is twice the work of all the rest; one method measures its own
 METHODS = {
     "factored": lambda: VAMOCallback(probes=3, directions=LEARNED),
     "dense, central": lambda: VAMOCallback(
-        probes=3, directions=GradientSubspaceDirections(rank=None, warmup_batches=4), difference="central"
+        probes=3, directions=GradientSubspaceDirections(rank=None, warmup_batches=4), difference="central", **GIVEN
     ),
     "rank 2, a falling coefficient": lambda: VAMOCallback(
         probes=2, directions=GradientSubspaceDirections(rank=2, warmup_batches=4), alpha="linear-decay", **GIVEN

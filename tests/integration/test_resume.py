@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import multiprocessing
 import os
 import pickle
@@ -43,20 +44,32 @@ pytestmark = WARNINGS
 
 CONFIGURATIONS = {
     "plain loader": {},
-    "a radius that is measured": {"vamo": {"mu": "auto"}},
-    "two workers": {"loader": {"num_workers": 2}},
-    "persistent workers": {"loader": {"num_workers": 2, "persistent_workers": True}},
-    "its own generator": {"loader": {"generator": 3}},
-    "its own generator, workers": {"loader": {"generator": 3, "num_workers": 2}},
-    "accumulation": {"accumulate_grad_batches": 2},
-    "probes that change": {"vamo": {"probes": LinearProbes(start=0, end=3, epochs=3)}},
-    "a snapshot for two epochs": {"vamo": {"control": Replay(every_n_epochs=2)}},
-    "the paper's method": {"vamo": {"directions": SphereDirections(), "alpha": "theory"}},
-    "a short warm-up": {"vamo": {"directions": GradientSubspaceDirections(warmup_batches=4)}},
-    "learned directions, dense": {"vamo": {"directions": GradientSubspaceDirections(rank=None, warmup_batches=0)}},
-    "orthonormal, central": {"vamo": {"directions": OrthonormalDirections("seeded"), "difference": "central"}},
-    "validation within the epoch": {"val_check_interval": 3},
-    "checkpoints at epochs' ends": {"saver": {"every_n_epochs": 1, "save_on_train_epoch_end": True}},
+    "a radius that is measured, in sequence": {"vamo": {"mu": "auto"}, "loader": {"shuffle": False}},
+    "two workers, a snapshot for two epochs": {"loader": {"num_workers": 2}, "vamo": {"control": Replay(every_n_epochs=2)}},
+    "a persistent worker, probes that change": {
+        "loader": {"num_workers": 1, "persistent_workers": True},
+        "vamo": {"probes": LinearProbes(start=0, end=3, epochs=3)},
+    },
+    "its own generator, a short warm-up": {
+        "loader": {"generator": 3},
+        "vamo": {"directions": GradientSubspaceDirections(warmup_batches=4)},
+    },
+    "its own generator, a worker, the paper's method": {
+        "loader": {"generator": 3, "num_workers": 1},
+        "vamo": {"directions": SphereDirections(), "alpha": "theory"},
+    },
+    "accumulation, learned directions, dense": {
+        "accumulate_grad_batches": 2,
+        "vamo": {"directions": GradientSubspaceDirections(rank=None, warmup_batches=0)},
+    },
+    "validation within the epoch, orthonormal, central": {
+        "val_check_interval": 3,
+        "vamo": {"directions": OrthonormalDirections("seeded"), "difference": "central"},
+    },
+    "checkpoints at epochs' ends, limited": {
+        "limit_train_batches": 5,
+        "saver": {"every_n_epochs": 1, "save_on_train_epoch_end": True},
+    },
     "checkpoints after validation": {
         "val_check_interval": 3,
         "saver": {"every_n_epochs": 1, "save_on_train_epoch_end": False},
@@ -75,26 +88,24 @@ CONFIGURATIONS = {
     "recomputed rows, learned directions": {
         "vamo": {"control": Recompute(every_n_epochs=2), "directions": GradientSubspaceDirections(warmup_batches=4)},
     },
-    "in sequence": {"loader": {"shuffle": False}},
-    "limited": {"limit_train_batches": 5},
 }
 
 
 def kill_points():
-    """Three in every configuration, drawn with a fixed seed: in the sweep, between sweep and step, in a step, and after it."""
+    """Drawn with a fixed seed, in three of four phases in each configuration: in the sweep, before a step, in it, after it."""
     draw = random.Random(7)
     phases = ("sweep", "start", "step", "end")
     points = {name: [] for name in CONFIGURATIONS}
     for index in range(3 * len(CONFIGURATIONS)):
         name = list(CONFIGURATIONS)[index % len(CONFIGURATIONS)]
-        phase = phases[(index + index // len(CONFIGURATIONS)) % len(phases)]
+        phase = phases[(index % len(CONFIGURATIONS) + index // len(CONFIGURATIONS)) % len(phases)]
         batches = CONFIGURATIONS[name].get("limit_train_batches", 7)
         batch = 0 if phase == "start" and draw.random() < 0.5 else draw.randrange(batches)
         if phase == "step" and "accumulate_grad_batches" in CONFIGURATIONS[name]:
             batch |= 1  # a batch that steps
             batch = min(batch, batches - 1)
         epoch = draw.randrange(1, 3)
-        if phase == "sweep" and name == "a snapshot for two epochs":
+        if phase == "sweep" and name == "two workers, a snapshot for two epochs":
             epoch = 2
         points[name].append((epoch, batch, phase))
     return points
@@ -201,27 +212,28 @@ def assert_same_end(resumed, uninterrupted):
     assert rows.rows == whole_rows.rows[-len(rows.rows) :]
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["before", "behind"])
 @pytest.mark.parametrize(
-    ("hook", "batch_idx"),
+    ("hook", "batch_idx", "before"),
     [
-        ("on_train_batch_start", 0),
-        ("on_train_batch_start", 3),
-        ("on_train_batch_start", 6),
-        ("on_train_batch_end", 3),
-        ("on_validation_start", 6),
-        ("on_train_epoch_end", 6),
+        ("on_train_batch_start", 0, True),
+        ("on_train_batch_start", 0, False),  # between the sweep and the first step
+        ("on_train_batch_start", 3, True),
+        ("on_train_batch_end", 3, False),
+        ("on_train_batch_end", 3, True),
+        ("on_validation_start", 6, False),
+        ("on_train_epoch_end", 6, True),
+        ("on_train_epoch_end", 6, False),
     ],
 )
 def test_a_checkpoint_that_another_callback_saves(hook, batch_idx, before, tmp_path):
     """Wherever it stands in the list, and in whichever hook outside a step it saves."""
     uninterrupted = run_saving(tmp_path, hook=hook, batch_idx=batch_idx, before=before)
+    # Of an epoch with a snapshot, and of one that goes on with that of the epoch before.
     for epoch in range(2):
         assert_same_end(run_saving(tmp_path / "resumed", tmp_path / f"{epoch}.ckpt", seed=99), uninterrupted)
 
 
-@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end"])
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize(("every", "hook"), [(1, "on_train_batch_end"), (2, "on_train_batch_end"), (2, "on_train_epoch_end")])
 def test_loaders_that_are_made_anew(every, hook, tmp_path):
     options = {"reload_dataloaders_every_n_epochs": every, "max_epochs": 4}
     uninterrupted = run_saving(tmp_path, hook=hook, batch_idx=6, before=False, **options)
@@ -275,14 +287,32 @@ class VAMOFails(VAMOMixin, Fails):
     pass
 
 
+@pytest.fixture(scope="module")
+def without_failure(tmp_path_factory):
+    """The uninterrupted run for each number of accumulated batches."""
+    return functools.cache(
+        lambda accumulate: run_saving(tmp_path_factory.mktemp("whole"), module=VAMOFails, accumulate_grad_batches=accumulate)
+    )
+
+
 @pytest.mark.parametrize(
-    "at", [("sweep", 2, 3), ("step", 1, 0), ("step", 1, 3), ("step", 2, 6), ("validation", 1, 1), ("transfer", 1, 0)], ids=str
+    ("at", "accumulate"),
+    [
+        (("sweep", 2, 3), 1),
+        (("step", 1, 0), 2),  # of a batch whose gradient accumulates
+        (("step", 1, 3), 1),
+        (("step", 1, 3), 2),
+        (("step", 2, 6), 2),  # alone in its step
+        (("validation", 1, 1), 1),
+        (("transfer", 1, 0), 1),
+        (("transfer", 1, 0), 2),
+    ],
+    ids=str,
 )
 @pytest.mark.filterwarnings("ignore:You have overridden `on_before_batch_transfer`")
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_checkpoint_that_an_exception_makes_lightning_save(at, accumulate, tmp_path, monkeypatch):
+def test_a_checkpoint_that_an_exception_makes_lightning_save(at, accumulate, without_failure, tmp_path, monkeypatch):
     options = {"module": VAMOFails, "accumulate_grad_batches": accumulate}
-    uninterrupted = run_saving(tmp_path, **options)
+    uninterrupted = without_failure(accumulate)
     saver = ModelCheckpoint(tmp_path, every_n_train_steps=100, save_on_exception=True)
     monkeypatch.setattr(Fails, "at", at)
     with pytest.raises(ArithmeticError):
@@ -296,7 +326,8 @@ def test_ranks_resume_where_each_of_them_was(arguments, tmp_path):
     run_ranks(tmp_path / "whole", arguments=arguments)
     expected = [torch.load(tmp_path / "whole" / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert expected[0]["batches"] != expected[1]["batches"]
-    assert_ranks_continue(tmp_path / "killed", expected, [(1, 3, "step"), (2, 0, "start")], arguments)
+    kills = [(2, 0, "start")] if arguments else [(1, 3, "step"), (2, 0, "start")]
+    assert_ranks_continue(tmp_path / "killed", expected, kills, arguments)
 
 
 @pytest.fixture(scope="module")
@@ -506,11 +537,14 @@ def thawing(folder, control, kill=None, ckpt=None):
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 @pytest.mark.parametrize("control", ["replay", "recompute"])
-@pytest.mark.parametrize("kill", [(0, 4, "step"), (1, 5, "step"), (2, 3, "step")])
-def test_parameters_that_were_thawed_in_training_stay_so(control, kill, tmp_path):
+def test_parameters_that_were_thawed_in_training_stay_so(control, tmp_path):
+    """Killed before they thaw, after, and after a run that resumed with them thawed."""
     whole = thawing(tmp_path / "whole", control)
-    thawing(tmp_path / "killed", control, kill)
-    resumed = thawing(tmp_path / "killed", control, ckpt=last_checkpoint(tmp_path / "killed"))
+    checkpoint = None
+    for kill in ((0, 4, "step"), (1, 5, "step"), (2, 3, "step")):
+        thawing(tmp_path / "killed", control, kill, ckpt=checkpoint)
+        checkpoint = last_checkpoint(tmp_path / "killed")
+    resumed = thawing(tmp_path / "killed", control, ckpt=checkpoint)
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
@@ -527,7 +561,7 @@ class DrawsAsItGoes(torch.utils.data.Sampler):
 
 def once_in_a_while(folder, data, control, every, ckpt=None, kill=None):
     L.seed_everything(1, verbose=False)
-    callback = VAMOCallback(probes=LinearProbes(start=0, end=2, epochs=3), control=control, seed=3)
+    callback = VAMOCallback(probes=LinearProbes(start=0, end=2, epochs=3), mu=1e-3, control=control, seed=3)
     saver = [ModelCheckpoint(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1)] if every else []
     fit = trainer(folder, callbacks=[callback, Watch(kill), *saver], enable_checkpointing=bool(every), max_epochs=3)
     module = Parts()

@@ -11,8 +11,8 @@ from tests.support.modules import Indexed, VAMOEverything, VAMORecorder, classif
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata 0.11 with torch 2.13
 METHODS = {
-    "auto": lambda: VAMOCallback(probes=2, directions=SphereDirections()),
-    "learned": lambda: VAMOCallback(probes=2, control="recompute"),
+    "auto": lambda: VAMOCallback(probes=2, mu=1e-2, directions=SphereDirections()),
+    "learned": lambda: VAMOCallback(probes=2, mu=1e-2, control="recompute"),
     "svrg": SVRGCallback,
     "mezo": MeZOCallback,
 }

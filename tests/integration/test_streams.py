@@ -145,7 +145,7 @@ def test_a_stream_that_keeps_its_place_loses_no_batch():
 
 def test_auto_replays_where_it_can_and_recomputes_elsewhere():
     def recomputed(data, **options):
-        callback = Watched(probes=1, **options.pop("arguments", {}))
+        callback = Watched(probes=1, mu=1e-2, **options.pop("arguments", {}))
         trainer(callbacks=[callback], max_epochs=1, **options).fit(VAMOLeastSquares(9, RATE), data)
         [(_, _, taken), *_] = callback.snapshots
         return taken.kind == "recompute", taken.sweep is not None
@@ -169,7 +169,7 @@ def test_a_loader_that_is_made_anew_makes_a_snapshot_due():
         def train_dataloader(self):
             return DataLoader(Stream(), 6)
 
-    callback = Watched(probes=1, control=Recompute(every_n_train_steps=100))
+    callback = Watched(probes=1, mu=1e-2, control=Recompute(every_n_train_steps=100))
     fit = trainer(callbacks=[callback], max_epochs=3, reload_dataloaders_every_n_epochs=2)
     fit.fit(VAMOLeastSquares(9, RATE), Reloaded())
     assert [step for step, _, _ in callback.snapshots] == [0, 14]
@@ -187,7 +187,7 @@ def test_directions_that_are_learned_on_a_stream():
 
 
 def test_on_a_stream_without_a_length_the_first_steps_stand_in_for_the_warm_up():
-    callback = Watched(probes=2, directions=GradientSubspaceDirections(warmup_batches=6), seed=1)
+    callback = Watched(probes=2, mu=1e-2, directions=GradientSubspaceDirections(warmup_batches=6), seed=1)
     fit = trainer(callbacks=[callback], max_epochs=1, accumulate_grad_batches=2)
     fit.fit(VAMOEverything(), DataLoader(Stream(classification_data(240)), 8))
     assert [(step, taken is not None) for step, _, taken in callback.snapshots] == [(0, False), (6, True)]
@@ -223,7 +223,7 @@ def test_batches_whose_losses_are_not_finite_have_no_row():
             loss = super().probe_loss(batch, batch_idx)
             return {3: loss * float("nan"), 4: None}.get(batch_idx, loss)
 
-    callback = Watched(probes=2)
+    callback = Watched(probes=2, mu=1e-2)
     fit = trainer(callbacks=[callback], max_epochs=1)
     module = Bad(9, RATE)
     fit.fit(module, DataLoader(Stream(), 6))
@@ -244,7 +244,7 @@ def test_a_coefficient_that_decays_over_an_unknown_number_of_steps():
 def run_stream(folder, data, ckpt=None, seed=1, epochs=4, **arguments):
     L.seed_everything(seed, verbose=False)
     module, saver = VAMOEverything(), ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
-    callback = VAMOCallback(**{"probes": 2, "seed": 4, **arguments})
+    callback = VAMOCallback(**{"probes": 2, "mu": 1e-2, "seed": 4, **arguments})
     fit = trainer(folder, callbacks=[callback, saver], enable_checkpointing=True, max_epochs=epochs)
     fit.fit(module, data, ckpt_path=ckpt, weights_only=True if ckpt else None)
     return module, callback.report
@@ -277,7 +277,7 @@ def test_a_checkpoint_of_another_control_is_refused_within_a_snapshot(tmp_path):
 def test_within_an_epoch_a_stream_begins_anew_and_the_snapshot_goes_on(tmp_path):
     def run(ckpt=None):
         callback, saver = (
-            Watched(probes=2, control=Recompute(every_n_train_steps=10)),
+            Watched(probes=2, mu=1e-2, control=Recompute(every_n_train_steps=10)),
             ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4),
         )
         fit = trainer(tmp_path, callbacks=[callback, saver], enable_checkpointing=True, max_epochs=1)

@@ -140,8 +140,11 @@ class Saver(ModelCheckpoint):
     def __init__(self, folder, **arguments):
         super().__init__(folder, filename="{epoch}-{step}", save_top_k=-1, **arguments)
         self.marks = {}
+        self.found = {path.name for path in folder.glob("*.ckpt")}
 
     def _save_checkpoint(self, fit, filepath):
+        if Path(filepath).name in self.found:
+            return  # a run that resumes saves its step again with the next batch that accumulates, which has no mark
         super()._save_checkpoint(fit, filepath)
         watch = next(callback for callback in fit.callbacks if isinstance(callback, Watch))
         self.marks[Path(filepath).name] = (len(fit.logger.rows), len(watch.batches))

@@ -1,6 +1,7 @@
 """The rooms of the package, read from its imports: `make rooms` prints them, and a test fails on an arrow that points up."""
 
 import ast
+import functools
 import sys
 from collections import Counter
 from pathlib import Path
@@ -85,6 +86,7 @@ def bans(room):
     return "\n".join([f'extend = "{root}pyproject.toml"', "", "[lint.flake8-tidy-imports.banned-api]", *lines, ""])
 
 
+@functools.cache
 def files():
     return sorted(PACKAGE.rglob("*.py"))
 
@@ -101,6 +103,7 @@ def room_of(module):
     return next((name for name in names if name in ORDER), "" if not module else None)
 
 
+@functools.cache
 def imports(path):
     """The modules of this package that a file imports, those for type checking alone included."""
     found = set()

@@ -4,6 +4,7 @@ Checked with Lightning 2.6.0 and 2.6.6. Each function names the private part tha
 """
 
 from lightning_vamo.loop.compat.attributes import replaced
+from lightning_vamo.loop.compat.hooks import backward, drop_gradients, optimizer_step, zero_grad
 from lightning_vamo.loop.compat.launch import FitEnded, fit_until_ended, fits_in_other_processes, launched, parts
 from lightning_vamo.loop.compat.loaders import before_transfer, loader_mode, to_device, train_loader
 from lightning_vamo.loop.compat.logs import log_state, metric_states, set_log_state, set_metric_states
@@ -22,8 +23,6 @@ from lightning_vamo.loop.compat.resume import (
 from lightning_vamo.loop.compat.steps import (
     accumulates,
     backward_is_watched,
-    counted_step,
-    drop_gradients,
     has_no_optimizer,
     is_compiled,
     manual,
@@ -35,7 +34,6 @@ from lightning_vamo.loop.compat.steps import (
     step_output,
     trainer_of,
     without_gradient_sync,
-    zero_grad,
 )
 from lightning_vamo.loop.compat.strategies import (
     autocast_dtype,
@@ -52,10 +50,10 @@ __all__ = [
     "accumulates",
     "autocast_dtype",
     "averages_gradients",
+    "backward",
     "backward_is_watched",
     "before_transfer",
     "continued",
-    "counted_step",
     "drop_gradients",
     "end_batch_on_resume",
     "ended_epoch",
@@ -74,6 +72,7 @@ __all__ = [
     "manual",
     "manual_steps",
     "metric_states",
+    "optimizer_step",
     "parts",
     "position",
     "replaced",

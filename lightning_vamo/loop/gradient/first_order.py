@@ -24,6 +24,6 @@ class FirstOrder(Gradient):
         if step.first:
             compat.zero_grad(trainer, module, trainer.fit_loop.batch_idx)
         if loss is not None:
-            with compat.manual(module), step.around_backward():
-                module.manual_backward(loss)
+            with step.around_backward():
+                compat.backward(trainer, module, loss)
         return Evaluated(outputs, forwards=1, backwards=int(loss is not None), skipped=loss is None)

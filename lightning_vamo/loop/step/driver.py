@@ -150,8 +150,5 @@ class ManualSteps:
                 with compat.without_gradient_sync(trainer):
                     closure()
             else:
-                # As under automatic optimization: the precision plugin then clips, and skips what it would skip.
-                with compat.manual(module, False), compat.counted_step(trainer):
-                    optimizer: Any = module.optimizers()
-                    module.optimizer_step(trainer.current_epoch, trainer.fit_loop.batch_idx, optimizer, closure)
+                compat.optimizer_step(trainer, module, trainer.fit_loop.batch_idx, closure)
         return closure.outputs

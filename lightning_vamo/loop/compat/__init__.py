@@ -4,10 +4,10 @@ Checked with Lightning 2.6.0 and 2.6.6. Each function names the private part tha
 """
 
 from lightning_vamo.loop.compat.attributes import replaced
-from lightning_vamo.loop.compat.hooks import backward, drop_gradients, optimizer_step, zero_grad
+from lightning_vamo.loop.compat.hooks import backward, drop_gradients, optimizer_step, step_context, zero_grad
 from lightning_vamo.loop.compat.launch import FitEnded, fit_until_ended, fits_in_other_processes, launched, parts
 from lightning_vamo.loop.compat.loaders import before_transfer, loader_mode, to_device, train_loader
-from lightning_vamo.loop.compat.logs import log_state, metric_states, set_log_state, set_metric_states
+from lightning_vamo.loop.compat.logs import log_state, metric_states, quick_logs, set_log_state, set_metric_states
 from lightning_vamo.loop.compat.random import generators, rng_states, set_rng_states
 from lightning_vamo.loop.compat.resume import (
     continued,
@@ -75,6 +75,7 @@ __all__ = [
     "optimizer_step",
     "parts",
     "position",
+    "quick_logs",
     "replaced",
     "resharding",
     "resume_schedulers",
@@ -87,6 +88,7 @@ __all__ = [
     "shares_weights",
     "skips_backward",
     "step_arguments",
+    "step_context",
     "step_loss",
     "step_output",
     "step_plateau_schedulers",

@@ -6,8 +6,10 @@ are passed over here, unless a profiler records the calls. Nothing public tells 
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import Precision
@@ -15,7 +17,8 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import call
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from lightning_vamo.loop.compat.attributes import replaced
 
@@ -157,5 +160,27 @@ def _plain_step(trainer: Trainer, module: LightningModule, optimizer: Any, closu
         return result
 
     optimizer._on_before_step()
-    inner.step(closure=evaluated)
+    if type(inner) is SGD and not _has_hooks(inner):
+        # What its `step` does, which looks for each of the things that are ruled out here.
+        with torch.enable_grad():
+            evaluated()
+        if any(parameter.grad is not None for group in inner.param_groups for parameter in group["params"]):
+            inner.step()
+    else:
+        inner.step(closure=evaluated)
     optimizer._on_after_step()
+
+
+def _has_hooks(optimizer: Any) -> bool:
+    """Whether something else is called in an optimizer's ``step``: hooks, or a scheduler, which replaces ``step``."""
+    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer)
+    return bool(own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks)
+
+
+def step_context(trainer: Trainer) -> AbstractContextManager[None]:
+    """The precision plugin's context of a training step; to enter one that does nothing takes a while too."""
+    precision = trainer.precision_plugin
+    if is_plain(precision, Precision, ("train_step_context", "forward_context")):
+        return nullcontext()
+    context: AbstractContextManager[None] = precision.train_step_context()
+    return context

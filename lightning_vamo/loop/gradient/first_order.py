@@ -15,7 +15,7 @@ class FirstOrder(Gradient):
     def accumulate(self, step: Step) -> Evaluated:
         """See :meth:`Gradient.accumulate`."""
         trainer, module = step.trainer, step.module
-        with trainer.precision_plugin.train_step_context():
+        with compat.step_context(trainer):
             output: Any = step.user_step()
         loss, outputs = compat.step_output(output, trainer.accumulate_grad_batches)
         check_loss(trainer, module, loss)

@@ -61,6 +61,10 @@ class ModuleState:
         """
         self._found.put_back()
 
+    def is_as_it_was(self) -> bool:
+        """Whether the state is the same as when it was remembered; False also where that takes as long as to put it back."""
+        return self._found.is_as_it_was()
+
     def left_behind(self) -> LeftBehind:
         """The changes that a transfer hook has made to the state.
 

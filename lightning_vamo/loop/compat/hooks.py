@@ -99,12 +99,19 @@ def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) ->
 _BACKWARD = ("backward", "pre_backward", "post_backward")
 
 
-def backward(trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
-    """Differentiate a loss as ``manual_backward`` does, through the hooks of the strategy and of the precision plugin."""
+def backward(trainer: Trainer, module: LightningModule, loss: Tensor, *, as_it_is: bool = False) -> None:
+    """Differentiate a loss as ``manual_backward`` does, through the hooks of the strategy and of the precision plugin.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        loss: The loss.
+        as_it_is: Whether to leave the flag ``automatic_optimization`` alone; otherwise the flag is False during the call.
+    """
     strategy, precision = trainer.strategy, trainer.precision_plugin
     if is_profiled(trainer) or not (is_plain(strategy, Strategy, _BACKWARD) and is_plain(precision, Precision, _BACKWARD)):
-        # Manual for the length of the call: else DDP would expect a forward pass that prepared it for automatic optimization.
-        with replaced(module, "_automatic_optimization", False):
+        # Within a step manual, or DDP would expect a forward pass that prepared it for automatic optimization.
+        with nullcontext() if as_it_is else replaced(module, "_automatic_optimization", False):
             strategy.backward(loss, None)
         return
     call_hook(trainer, module, "on_before_backward", loss)
@@ -142,8 +149,7 @@ def _steps_plainly(trainer: Trainer, module: LightningModule, optimizer: Any) ->
     """Whether all that the step passes through between the module and the optimizer is Lightning's own, and clips nothing."""
     return (
         not trainer.gradient_clip_val
-        and type(optimizer) is LightningOptimizer
-        and "step" not in vars(optimizer)
+        and is_plain(optimizer, LightningOptimizer, ("step",))
         and is_plain(trainer.strategy, Strategy, _STEP)
         and is_plain(trainer.precision_plugin, Precision, _PRECISION)
         and is_plain(module, LightningModule, _MODULE)

@@ -10,9 +10,7 @@ from torch import Tensor
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_package
-from lightning_vamo.loop.step.driver import Driver, DrivingCallback
-
-_DRIVEN = "_vamo_driven"
+from lightning_vamo.loop.step.driver import DRIVEN, Driver, DrivingCallback
 
 
 class VAMOMixin:
@@ -46,7 +44,7 @@ class VAMOMixin:
                 f" class {cls.__name__}(VAMOMixin, ...)."
             )
         step = getattr(cls, "training_step", None)
-        if step is not None and not hasattr(step, _DRIVEN):
+        if step is not None and not hasattr(step, DRIVEN):
             cls.training_step = _driven(step)  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
@@ -172,7 +170,7 @@ def _driven(user_step: Callable[..., Any]) -> Callable[..., Any]:
         batch = next(iter((*args, *kwargs.values())), None)
         return driver.drive(self, functools.partial(user_step, self, *args, **kwargs), batch)
 
-    setattr(training_step, _DRIVEN, True)
+    setattr(training_step, DRIVEN, True)
     return training_step
 
 

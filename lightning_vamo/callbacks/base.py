@@ -172,6 +172,7 @@ class MethodCallback(DrivingCallback):
                 self,
                 pl_module,
                 functools.partial(steps.one, trainer, pl_module),
+                functools.partial(steps.direct, trainer, pl_module),
                 functools.partial(run.drives, trainer),
                 run.ledger.stepped_plainly,
             )

@@ -33,6 +33,7 @@ from lightning_vamo.loop.compat.steps import (
     step_loss,
     step_output,
     trainer_of,
+    within_step,
     without_gradient_sync,
 )
 from lightning_vamo.loop.compat.strategies import (
@@ -95,6 +96,7 @@ __all__ = [
     "to_device",
     "train_loader",
     "trainer_of",
+    "within_step",
     "without_buffer_sync",
     "without_gradient_sync",
     "zero_grad",

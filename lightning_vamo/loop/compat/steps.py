@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import _MockOptimizer
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lightning_vamo.loop.compat.attributes import replaced
-from lightning_vamo.loop.compat.hooks import is_profiled
+from lightning_vamo.loop.compat.hooks import is_plain, is_profiled
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
@@ -42,6 +43,7 @@ def manual_steps(
     callback: Callback,
     module: LightningModule,
     started: Callable[[Any], AbstractContextManager[None]],
+    direct: Callable[[Any], Any],
     wanted: Callable[[], bool],
     plain: Callable[[Any], None],
 ) -> Iterator[None]:
@@ -50,8 +52,10 @@ def manual_steps(
     If the flag ``automatic_optimization`` is False, Lightning refuses or drops gradient clipping, accumulation, scheduler
     steps, logging and checkpoint timing. So the flag is False only while the manual loop runs: the automatic loop's ``run``,
     which has no public hook, is replaced on the instance and calls the manual loop. ``started`` gets the batch, after all hooks
-    of its start have run. Steps that are not ``wanted`` are automatic, and ``plain`` gets their outputs. A tuner that trains
-    within the training removes the callbacks for that time; its steps are automatic.
+    of its start have run. Where the manual loop would only call the module's ``training_step``, ``direct`` is called in its
+    place, with the arguments of ``training_step``; it returns None if it cannot step. Steps that are not ``wanted`` are
+    automatic, and ``plain`` gets their outputs. A tuner that trains within the training removes the callbacks for that time;
+    its steps are automatic.
     """
     epoch_loop = trainer.fit_loop.epoch_loop
     automatic_loop, manual_loop = epoch_loop.automatic_optimization, epoch_loop.manual_optimization
@@ -65,6 +69,10 @@ def manual_steps(
             outputs = automatic(optimizer, batch_idx, kwargs)
             plain(outputs)
             return outputs
+        if _is_direct(trainer, module):
+            outputs = direct((*kwargs.values(),))
+            if outputs is not None:
+                return outputs
         accumulating = accumulates(trainer)
         with started(next(iter(kwargs.values()))), manual(module):
             outputs = manual_loop.run(kwargs)
@@ -76,6 +84,20 @@ def manual_steps(
 
     with replaced(automatic_loop, "run", run):
         yield
+
+
+def _is_direct(trainer: Trainer, module: LightningModule) -> bool:
+    """Whether between the manual loop and ``training_step`` there is only what Lightning does on a single device."""
+    strategy = trainer.strategy
+    return strategy.model is module and is_plain(strategy, Strategy, _STEP) and not is_profiled(trainer)
+
+
+_STEP = ("training_step", "post_training_step", "pre_backward", "backward", "optimizer_step")
+
+
+def within_step(module: LightningModule) -> AbstractContextManager[None]:
+    """Make a context in which ``self.log`` counts as called from ``training_step``."""
+    return replaced(module, "_current_fx_name", "training_step")
 
 
 def step_output(output: Any, accumulate_grad_batches: int) -> tuple[Tensor | None, dict[str, Any]]:

@@ -18,6 +18,9 @@ from lightning_vamo.loop.step.closure import Closure
 from lightning_vamo.loop.sweep.oracle import Answer
 from lightning_vamo.loop.sweep.precision import outside_precision_context
 
+DRIVEN = "_vamo_driven"
+"""Marks a ``training_step`` whose calls a driver answers; the user's own function is its ``__wrapped__``."""
+
 
 class Driver:
     """Answers the calls of a module's ``training_step``: with the user's own step, unless a context sets another answer."""
@@ -133,6 +136,25 @@ class ManualSteps:
                 "`training_step` was replaced on the module or on its class after the VAMOMixin was added, so"
                 f" {self._name} does not see its calls: define `training_step` in the class, or replace it before `with_vamo`."
             )
+
+    def direct(self, trainer: Trainer, module: LightningModule, arguments: tuple[Any, ...]) -> dict[str, Any] | None:
+        """Train on a batch without a call of the module's ``training_step``, where the driver would answer that call.
+
+        Args:
+            trainer: The trainer, of a single device.
+            module: Its module.
+            arguments: The arguments of ``training_step``, first the batch.
+
+        Returns:
+            The outputs of the step; None if the driver would not see the call, and then nothing has been done.
+        """
+        step = vars(module).get("training_step", type(module).training_step)
+        if not hasattr(step, DRIVEN):
+            return None
+        self._around.before_step(trainer, module, arguments[0])
+        self._default_dtype = torch.get_default_dtype()
+        with compat.within_step(module):
+            return self._step(module, partial(step.__wrapped__, module, *arguments), arguments[0])
 
     def _step(self, module: LightningModule, user_step: Callable[[], Any], batch: Any) -> dict[str, Any]:
         self._stepped = True

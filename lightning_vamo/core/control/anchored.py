@@ -121,6 +121,9 @@ class GradientCorrection:
         self.parameters = parameters
         self.coefficient = coefficient
         self.shards = shard_group(parameters)
+        held = [local(parameter) for parameter in parameters]
+        # Sums can be read right away on a CPU; in other processes, all have to take part in them.
+        self._type = held[0].dtype if self.shards.group is None and can_be_read(held) else None
         self.factors: Tensor | float = 1.0
         """The factor of the row that the last step used."""
         self.usable: Tensor | bool | None = None
@@ -148,8 +151,8 @@ class GradientCorrection:
         return self.shards.total(torch.stack([zero, *parts]).sum())
 
     def _reads(self, parts: Sequence[Tensor]) -> bool:
-        """Whether sums over parts of gradients can be read right away: they are on a CPU, and in no other process."""
-        return self.shards.group is None and local(self.parameters[0]).device.type == "cpu" and can_be_read(parts)
+        """Whether sums over parts of gradients can be read right away."""
+        return self._type is not None and all(part.dtype is self._type and not part.is_neg() for part in parts)
 
     def _add(self, pairs: Sequence[tuple[Tensor, Tensor]], weight: float) -> bool:
         """Add gradients to sums, unless the gradients are not finite; whether they are finite."""

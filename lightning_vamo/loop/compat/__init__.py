@@ -21,12 +21,14 @@ from lightning_vamo.loop.compat.resume import (
     step_plateau_schedulers,
 )
 from lightning_vamo.loop.compat.steps import (
+    DRIVEN,
     accumulates,
     backward_is_watched,
     has_no_optimizer,
     is_compiled,
     manual,
     manual_steps,
+    run_own_step,
     run_training_step,
     skips_backward,
     step_arguments,
@@ -47,6 +49,7 @@ from lightning_vamo.loop.compat.strategies import (
 )
 
 __all__ = [
+    "DRIVEN",
     "FitEnded",
     "accumulates",
     "autocast_dtype",
@@ -81,6 +84,7 @@ __all__ = [
     "resharding",
     "resume_schedulers",
     "rng_states",
+    "run_own_step",
     "run_training_step",
     "set_last_reload",
     "set_log_state",

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
 
 from lightning_vamo.loop.compat.hooks import is_plain, is_profiled
 
@@ -32,7 +34,8 @@ def before_transfer(trainer: Trainer, batch: Any) -> Any:
 def to_device(trainer: Trainer, batch: Any) -> Any:
     """Transfer a batch as the training epoch loop does, through the user's transfer hooks."""
     if is_plain(trainer.strategy, Strategy, _ON_STRATEGY) and _transfers_plainly(trainer, _AFTER):
-        return move_data_to_device(batch, trainer.strategy.root_device)
+        device = trainer.strategy.root_device
+        return batch if _is_there(batch, device) else move_data_to_device(batch, device)
     return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
 
 
@@ -51,3 +54,10 @@ def _transfers_plainly(trainer: Trainer, names: tuple[str, ...]) -> bool:
 
 
 _HOOKS = {"on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"}
+
+
+def _is_there(batch: Any, device: torch.device) -> bool:
+    """Whether a batch is a list or tuple of tensors on the CPU, and stays there."""
+    if device.type != "cpu" or type(batch) not in (list, tuple):
+        return False
+    return all(type(item) is Tensor and item.device.type == "cpu" for item in batch)

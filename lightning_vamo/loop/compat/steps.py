@@ -18,7 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lightning_vamo.loop.compat.attributes import replaced
-from lightning_vamo.loop.compat.hooks import is_plain, is_profiled
+from lightning_vamo.loop.compat.hooks import is_plain, is_profiled, step_context
+
+DRIVEN = "_vamo_driven"
+"""Marks a ``training_step`` whose calls a driver answers; the user's own function is its ``__wrapped__``."""
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
@@ -145,6 +148,16 @@ def run_training_step(trainer: Trainer, batch: Any, batch_idx: int) -> Any:
         return trainer.strategy.training_step(*arguments)
     finally:
         own["_current_fx_name"] = before
+
+
+def run_own_step(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> Any:
+    """Call the user's own ``training_step`` as :func:`run_training_step` does, where no driver is to answer the call."""
+    step: Any = vars(module).get("training_step", type(module).training_step)
+    if not hasattr(step, DRIVEN) or not _is_direct(trainer, module):
+        return run_training_step(trainer, batch, batch_idx)
+    own = step.__wrapped__
+    with within_step(module), step_context(trainer):
+        return own(module, *step_arguments(own, batch, batch_idx))
 
 
 def step_arguments(step: Callable[..., Any], batch: Any, batch_idx: int) -> tuple[Any, ...]:

@@ -63,7 +63,7 @@ class Found:
 
     def is_as_it_was(self) -> bool:
         """Whether nothing has changed; False also if numbers would have to be compared to find that out."""
-        if self.leaves or self.walk.iterators or not self.watch.is_as_it_was():
+        if self.leaves or self.walk.iterators or self._too_large or not self.watch.is_as_it_was():
             return False
         return self._are_of_their_classes() and self.contents.unchanged(exactly=True) and self._flags.are_as_they_were()
 

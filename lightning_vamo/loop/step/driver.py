@@ -18,9 +18,6 @@ from lightning_vamo.loop.step.closure import Closure
 from lightning_vamo.loop.sweep.oracle import Answer
 from lightning_vamo.loop.sweep.precision import outside_precision_context
 
-DRIVEN = "_vamo_driven"
-"""Marks a ``training_step`` whose calls a driver answers; the user's own function is its ``__wrapped__``."""
-
 
 class Driver:
     """Answers the calls of a module's ``training_step``: with the user's own step, unless a context sets another answer."""
@@ -149,7 +146,7 @@ class ManualSteps:
             The outputs of the step; None if the driver would not see the call, and then nothing has been done.
         """
         step = vars(module).get("training_step", type(module).training_step)
-        if not hasattr(step, DRIVEN):
+        if not hasattr(step, compat.DRIVEN):
             return None
         self._around.before_step(trainer, module, arguments[0])
         self._default_dtype = torch.get_default_dtype()

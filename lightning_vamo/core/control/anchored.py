@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_vamo.core.control.coefficients import Coefficient
 from lightning_vamo.core.control.correction import any_present
+from lightning_vamo.core.control.products import can_be_read, own_square, sums_of_products
 from lightning_vamo.core.numerics import at_least_float32
-from lightning_vamo.core.products import can_be_read, own_square, sums_of_products
 from lightning_vamo.core.sharding import local, shard_group
 from lightning_vamo.core.small import Small, small
 

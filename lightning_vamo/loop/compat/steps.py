@@ -73,7 +73,11 @@ def manual_steps(
             plain(outputs)
             return outputs
         if _is_direct(trainer, module):
-            outputs = direct((*kwargs.values(),))
+            manual_loop.on_run_start()  # so that both loops go on counting the optimizer's steps
+            try:
+                outputs = direct((*kwargs.values(),))
+            finally:
+                manual_loop.on_run_end()
             if outputs is not None:
                 return outputs
         accumulating = accumulates(trainer)

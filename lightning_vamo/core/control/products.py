@@ -1,7 +1,6 @@
 """Inner products of gradients on a CPU, as numbers of Python: NumPy computes them in fewer and shorter calls than torch."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -38,7 +37,10 @@ def own_square(tensor: Tensor) -> float:
     Returns:
         The squared norm, computed in the type of the tensor block by block, and summed in float64.
     """
-    return sum(float(np.dot(block, block)) for [block] in _blocks(tensor))
+    numbers = tensor.numpy().reshape(-1)
+    if len(numbers) <= BLOCK:
+        return float(np.dot(numbers, numbers))
+    return sum(float(np.dot(block, block)) for block in np.split(numbers, range(BLOCK, len(numbers), BLOCK)))
 
 
 def sums_of_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float, float]:
@@ -53,19 +55,10 @@ def sums_of_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, flo
     """
     first = product = second = 0.0
     for one, other in pairs:
-        for left, right in _blocks(one, other):
+        lefts, rights = one.numpy().reshape(-1), other.numpy().reshape(-1)
+        for start in range(0, len(lefts), BLOCK):
+            left, right = lefts[start : start + BLOCK], rights[start : start + BLOCK]
             first += float(np.dot(left, left))
             product += float(np.dot(left, right))
             second += float(np.dot(right, right))
     return first, product, second
-
-
-def _blocks(*tensors: Tensor) -> Iterator[list[Any]]:
-    """Flat blocks of the numbers of tensors of the same size."""
-    flat = [tensor.numpy().reshape(-1) for tensor in tensors]
-    size = len(flat[0])
-    if size <= BLOCK:
-        yield flat
-        return
-    for start in range(0, size, BLOCK):
-        yield [numbers[start : start + BLOCK] for numbers in flat]

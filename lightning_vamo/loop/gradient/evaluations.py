@@ -31,7 +31,8 @@ class Others:
     def __init__(self) -> None:
         self.states: dict[str, ModuleState] = {}
         """States of the module before and after the last step's first evaluation; their copies are used again."""
-        self._written: dict[int, Tensor] = {}
+        self.written: dict[int, Tensor] = {}
+        """The parameters that an evaluation has been seen to write to, by ``id``."""
         self._epoch: int | None = None
 
     def left_alone(self, parameters: list[Tensor], moving: Sequence[Tensor]) -> list[Tensor]:
@@ -44,10 +45,10 @@ class Others:
         Returns:
             All parameters except those that were seen to be written to.
         """
-        if not self._written:
+        if not self.written:
             return parameters
         kept = {id(parameter) for parameter in moving}
-        return [p for p in parameters if id(p) in kept or self._written.get(id(p)) is not p]
+        return [p for p in parameters if id(p) in kept or self.written.get(id(p)) is not p]
 
     def watch(self, step: Step, parameters: Sequence[Tensor], moving: Sequence[Tensor]) -> "Watched":
         """Record the parameters, to find out later which parameters the next evaluation writes to.
@@ -62,9 +63,9 @@ class Others:
         Returns:
             The record.
         """
-        kept = {id(parameter) for parameter in moving} | self._written.keys()
+        kept = {id(parameter) for parameter in moving} | self.written.keys()
         closely, self._epoch = step.trainer.current_epoch != self._epoch, step.trainer.current_epoch
-        return Watched([p for p in parameters if id(p) not in kept], self._written, closely=closely)
+        return Watched([p for p in parameters if id(p) not in kept], self.written, closely=closely)
 
 
 class Watched:
@@ -172,8 +173,10 @@ class Evaluations:
         step = self._step
         if self._after is None:
             self._random.settle()
-            # Most steps change nothing: then one state is both that before and that after the first evaluation.
-            after = self._before if self._before.is_as_it_was() else self._state("after")
+            # Most steps change nothing: then one state is both that before and that after the first evaluation. A parameter
+            # that the first evaluation has been seen to write to is not in that state yet.
+            same = not self._others.written and self._before.is_as_it_was()
+            after = self._before if same else self._state("after")
             self._after = after, RandomState(self._device), step.trainer.should_stop
         if self.count > 2 or self._after[0] is not self._before:
             self._before.restore()

@@ -24,9 +24,9 @@ from lightning_vamo.loop.guards.module_state import ModuleState
 from lightning_vamo.loop.ledger.seeds import seeded
 from lightning_vamo.loop.observer import probing
 from lightning_vamo.loop.plan.plan import Plan
-from lightning_vamo.loop.plan.tensors import fresh_copy
+from lightning_vamo.loop.plan.tensors import fresh_copy, size_in_bytes
 from lightning_vamo.loop.sweep.gradient_sweep import sample_counts
-from lightning_vamo.loop.sweep.gradients import differentiate
+from lightning_vamo.loop.sweep.gradients import SMALL_MODEL, differentiate
 
 
 class RecomputedGradients(Anchored):
@@ -63,7 +63,7 @@ class RecomputedGradients(Anchored):
         self.lost = torch.zeros((), device=mean[0].device)
         """Number of steps whose row was not finite."""
         self._last: ModuleState | None = None
-        self._aside: list[Tensor] | None = None  # memory for the present weights while a row is computed
+        self._aside: list[Tensor] | None = None  # of a small model: memory for the present weights during a row
 
     def before_step(self, here: Here, batch: Any) -> int:
         """Compute the next batch's row: differentiate the batch at the snapshot, and leave no trace.
@@ -105,16 +105,17 @@ class RecomputedGradients(Anchored):
     def _at_origin(self) -> Iterator[None]:
         """Make a context in which the parameters hold the snapshot's weights."""
         held = [local(parameter) for parameter in self.parameters]
-        if self._aside is None:
-            self._aside = [torch.empty_like(part) for part in held]
+        aside = self._aside or [torch.empty_like(part) for part in held]
+        if size_in_bytes(iter(held)) <= SMALL_MODEL:
+            self._aside = aside
         with torch.no_grad():
-            torch._foreach_copy_(self._aside, held)
+            torch._foreach_copy_(aside, held)
             torch._foreach_copy_(held, list(self.origin))
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(held, self._aside)
+                torch._foreach_copy_(held, aside)
 
     def key(self, row: int | None) -> int:
         """See :meth:`Snapshot.key`; rows are summed as they are computed, so they need no key."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_vamo.core.control.coefficients import Coefficient
 from lightning_vamo.core.control.correction import any_present
-from lightning_vamo.core.control.products import can_be_read, own_square, sums_of_products
+from lightning_vamo.core.control.products import can_be_read, sum_of_squares, sums_of_products
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import local, shard_group
 from lightning_vamo.core.small import Small, small
@@ -145,7 +145,7 @@ class GradientCorrection:
         """
         held = [local(gradient) for gradient in gradients if gradient is not None]
         if self._reads(held):
-            return torch.tensor(sum(map(own_square, held)), dtype=torch.float64, device="cpu")
+            return torch.tensor(sum_of_squares(held), dtype=torch.float64, device="cpu")
         parts = [_dot(part, part).double() for part in held]
         zero = torch.zeros((), dtype=torch.float64, device=local(self.parameters[0]).device)
         return self.shards.total(torch.stack([zero, *parts]).sum())
@@ -156,7 +156,7 @@ class GradientCorrection:
 
     def _add(self, pairs: Sequence[tuple[Tensor, Tensor]], weight: float) -> bool:
         """Add gradients to sums, unless the gradients are not finite; whether they are finite."""
-        finite = math.isfinite(sum(own_square(part) for _, part in pairs))
+        finite = math.isfinite(sum_of_squares(part for _, part in pairs))
         if finite and pairs:
             torch._foreach_add_([total for total, _ in pairs], [part for _, part in pairs], alpha=weight)
         return finite

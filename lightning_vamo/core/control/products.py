@@ -1,6 +1,7 @@
 """Inner products of gradients on a CPU, as numbers of Python: NumPy computes them in fewer and shorter calls than torch."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -11,9 +12,12 @@ BLOCK = 2**15
 
 _TYPES = {torch.float32, torch.float64}
 
+# Numbers that overflow are found by whoever reads the sums.
+_QUIET = functools.partial(np.errstate, over="ignore", invalid="ignore")
+
 
 def can_be_read(tensors: Sequence[Tensor]) -> bool:
-    """Whether :func:`own_square` and :func:`sums_of_products` can compute with tensors.
+    """Whether :func:`sum_of_squares` and :func:`sums_of_products` can compute with tensors.
 
     Args:
         tensors: Any tensors, detached.
@@ -28,19 +32,22 @@ def can_be_read(tensors: Sequence[Tensor]) -> bool:
     return device == "cpu" and dtype in _TYPES
 
 
-def own_square(tensor: Tensor) -> float:
-    """The squared norm of a tensor.
+def sum_of_squares(tensors: Iterable[Tensor]) -> float:
+    """The squared norm of tensors.
 
     Args:
-        tensor: A tensor that :func:`can_be_read`.
+        tensors: Tensors, all of which :func:`can_be_read`.
 
     Returns:
-        The squared norm, computed in the type of the tensor block by block, and summed in float64.
+        The squared norm, computed in the type of the tensors block by block, and summed in float64; infinite if it overflows.
     """
-    numbers = tensor.numpy().reshape(-1)
-    if len(numbers) <= BLOCK:
-        return float(np.dot(numbers, numbers))
-    return sum(float(np.dot(block, block)) for block in np.split(numbers, range(BLOCK, len(numbers), BLOCK)))
+    total = 0.0
+    with _QUIET():
+        for numbers in (tensor.numpy().reshape(-1) for tensor in tensors):
+            for start in range(0, len(numbers), BLOCK):
+                block = numbers[start : start + BLOCK]
+                total += float(np.dot(block, block))
+    return total
 
 
 def sums_of_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float, float]:
@@ -51,14 +58,15 @@ def sums_of_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, flo
 
     Returns:
         The squared norm of all first tensors, the inner product of the first with the second, and the squared norm of the
-        second; see :func:`own_square`.
+        second; see :func:`sum_of_squares`.
     """
     first = product = second = 0.0
-    for one, other in pairs:
-        lefts, rights = one.numpy().reshape(-1), other.numpy().reshape(-1)
-        for start in range(0, len(lefts), BLOCK):
-            left, right = lefts[start : start + BLOCK], rights[start : start + BLOCK]
-            first += float(np.dot(left, left))
-            product += float(np.dot(left, right))
-            second += float(np.dot(right, right))
+    with _QUIET():
+        for one, other in pairs:
+            lefts, rights = one.numpy().reshape(-1), other.numpy().reshape(-1)
+            for start in range(0, len(lefts), BLOCK):
+                left, right = lefts[start : start + BLOCK], rights[start : start + BLOCK]
+                first += float(np.dot(left, left))
+                product += float(np.dot(left, right))
+                second += float(np.dot(right, right))
     return first, product, second

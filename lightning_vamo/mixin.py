@@ -12,8 +12,6 @@ from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_package
 from lightning_vamo.loop.step.driver import Driver, DrivingCallback
 
-_DRIVEN = "_vamo_driven"
-
 
 class VAMOMixin:
     """Lets a LightningModule train with VAMO or another method; put it before the LightningModule in the class statement.
@@ -46,7 +44,7 @@ class VAMOMixin:
                 f" class {cls.__name__}(VAMOMixin, ...)."
             )
         step = getattr(cls, "training_step", None)
-        if step is not None and not hasattr(step, _DRIVEN):
+        if step is not None and not hasattr(step, compat.DRIVEN):
             cls.training_step = _driven(step)  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
@@ -172,7 +170,7 @@ def _driven(user_step: Callable[..., Any]) -> Callable[..., Any]:
         batch = next(iter((*args, *kwargs.values())), None)
         return driver.drive(self, functools.partial(user_step, self, *args, **kwargs), batch)
 
-    setattr(training_step, _DRIVEN, True)
+    setattr(training_step, compat.DRIVEN, True)
     return training_step
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from lightning_vamo.callbacks.drawn import drawn
+from lightning_vamo.callbacks.drawn import AT_SNAPSHOT, drawn
 from lightning_vamo.callbacks.state import CallbackState
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import checks, compat
@@ -33,9 +33,6 @@ from lightning_vamo.loop.step.driver import DrivingCallback, ManualSteps
 from lightning_vamo.loop.sweep.precision import check_float32
 from lightning_vamo.mixin import VAMOMixin
 from lightning_vamo.report import MethodReport, epoch_in_words
-
-AT_SNAPSHOT = ("snapshot_loss", "mu", "probe_snr", "directions_dropped", "sweep_seconds")
-"""The figures that are logged at the step of the snapshot that they belong to."""
 
 
 class MethodCallback(DrivingCallback):
@@ -175,6 +172,7 @@ class MethodCallback(DrivingCallback):
                 self,
                 pl_module,
                 functools.partial(steps.one, trainer, pl_module),
+                functools.partial(steps.direct, trainer, pl_module),
                 functools.partial(run.drives, trainer),
                 run.ledger.stepped_plainly,
             )
@@ -244,11 +242,12 @@ class MethodCallback(DrivingCallback):
             return
         figures = self._run.end_epoch(trainer)
         self._run.ledger.totals.add_epoch(trainer.global_step, drawn(trainer, figures, self.prefix))
-        for name, value in figures.items():
-            # Figures of a snapshot have been logged at its step; here they are only set for callbacks, such as EarlyStopping.
-            logged, shown = False if name in AT_SNAPSHOT else None, name == "variance_removed"
-            pl_module.log(f"{self.prefix}/{name}", float(value), prog_bar=shown, logger=logged, sync_dist=True)
-        if self._method.control.made_of is not None:
+        with compat.quick_logs(pl_module.device):
+            for name, value in figures.items():
+                # Figures of a snapshot have been logged at its step; here they are only set for callbacks, as EarlyStopping.
+                logged, shown = False if name in AT_SNAPSHOT else None, name == "variance_removed"
+                pl_module.log(f"{self.prefix}/{name}", float(value), prog_bar=shown, logger=logged, sync_dist=True)
+        if self._method.control.made_of is not None and self.verbose:
             self._say(f"{self.report.method}, epoch {trainer.current_epoch}: {epoch_in_words(figures, self.report)}.")
 
     @override

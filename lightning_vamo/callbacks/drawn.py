@@ -1,8 +1,11 @@
-"""The figures of an epoch that a report's picture shows."""
+"""The figures of an epoch: which are logged at its snapshot, and which a report's picture shows."""
 
 from collections.abc import Mapping
 
 from lightning.pytorch import Trainer
+
+AT_SNAPSHOT = ("snapshot_loss", "mu", "probe_snr", "directions_dropped", "sweep_seconds")
+"""The figures that are logged at the step of the snapshot that they belong to."""
 
 OF_METHOD = ("variance_removed", "decision", "forward_evaluations", "backward_evaluations")
 

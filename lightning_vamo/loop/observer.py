@@ -1,7 +1,7 @@
 """Watch a run: hooks that are called when a method probes, takes a snapshot, or corrects a gradient."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -87,16 +87,23 @@ def observers(trainer: Trainer) -> list[RunObserver]:
     return [callback for callback in trainer.callbacks if isinstance(callback, RunObserver)]  # type: ignore[attr-defined]
 
 
-@contextmanager
-def probing(trainer: Trainer, module: LightningModule, purpose: Purpose) -> Iterator[None]:
+def probing(trainer: Trainer, module: LightningModule, purpose: Purpose) -> AbstractContextManager[None]:
     """Make a context that calls the observers' probing hooks at its beginning and at its end.
 
     Args:
         trainer: The trainer.
         module: Its module.
         purpose: The purpose of the evaluations.
+
+    Returns:
+        The context.
     """
     watching = observers(trainer)
+    return _telling(watching, trainer, module, purpose) if watching else nullcontext()
+
+
+@contextmanager
+def _telling(watching: Sequence[RunObserver], trainer: Trainer, module: LightningModule, purpose: Purpose) -> Iterator[None]:
     for observer in watching:
         observer.on_probing_start(trainer, module, purpose)
     try:

@@ -4,13 +4,16 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_vamo.core.control.coefficients import Coefficient
 from lightning_vamo.core.control.correction import any_present
+from lightning_vamo.core.control.products import can_be_read, sum_of_squares, sums_of_products
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import local, shard_group
+from lightning_vamo.core.small import Small, small
 
 
 class Fixed(Coefficient):
@@ -118,10 +121,13 @@ class GradientCorrection:
         self.parameters = parameters
         self.coefficient = coefficient
         self.shards = shard_group(parameters)
+        held = [local(parameter) for parameter in parameters]
+        # Sums can be read right away on a CPU; in other processes, all have to take part in them.
+        self._type = held[0].dtype if self.shards.group is None and can_be_read(held) else None
         self.factors: Tensor | float = 1.0
         """The factor of the row that the last step used."""
-        self.usable: Tensor | None = None
-        """Whether the row that the last step used was finite, shape ``()``; None before the first step."""
+        self.usable: Tensor | bool | None = None
+        """Whether the row that the last step used was finite, a bool or of shape ``()``; None before the first step."""
 
     def zeros(self) -> list[Tensor]:
         """A row of zeros: a tensor for each parameter, in a type wide enough to sum gradients."""
@@ -138,34 +144,46 @@ class GradientCorrection:
             Shape ``()``, float64, the same on every rank.
         """
         held = [local(gradient) for gradient in gradients if gradient is not None]
+        if self._reads(held):
+            return torch.tensor(sum_of_squares(held), dtype=torch.float64, device="cpu")
         parts = [_dot(part, part).double() for part in held]
         zero = torch.zeros((), dtype=torch.float64, device=local(self.parameters[0]).device)
         return self.shards.total(torch.stack([zero, *parts]).sum())
 
-    def add(self, sums: Sequence[Tensor], gradients: Sequence[Tensor | None], weight: Tensor) -> Tensor:
+    def _reads(self, parts: Sequence[Tensor]) -> bool:
+        """Whether sums over parts of gradients can be read right away."""
+        return self._type is not None and all(part.dtype is self._type and not part.is_neg() for part in parts)
+
+    def _add(self, pairs: Sequence[tuple[Tensor, Tensor]], weight: float) -> bool:
+        """Add gradients to sums, unless the gradients are not finite; whether they are finite."""
+        finite = math.isfinite(sum_of_squares(part for _, part in pairs))
+        if finite and pairs:
+            torch._foreach_add_([total for total, _ in pairs], [part for _, part in pairs], alpha=weight)
+        return finite
+
+    def add(self, sums: Sequence[Tensor], gradients: Sequence[Tensor | None], weight: Tensor | float) -> Tensor | bool:
         """Add a batch's gradient to the sums over batches, unless it is not finite; every process must call this method.
 
         Args:
             sums: The sums, as :meth:`zeros` makes them.
             gradients: The gradient, by parameter; None counts as zeros.
-            weight: The batch's weight, shape ``()``.
+            weight: The batch's weight, a number or of shape ``()``.
 
         Returns:
-            Whether it was finite on all shards, shape ``()``, bool, the same on every rank.
+            Whether it was finite on all shards, a bool or of shape ``()``, the same on every rank.
         """
-        finite: Tensor = self.square(gradients).isfinite()
         pairs = [(total, local(gradient)) for total, gradient in zip(sums, gradients, strict=True) if gradient is not None]
-        if _on_cpu(finite):
-            if finite and pairs:
-                torch._foreach_add_([total for total, _ in pairs], [part for _, part in pairs], alpha=float(weight))
-            return finite
+        if self._reads([part for _, part in pairs]):
+            return self._add(pairs, float(weight))
+        finite: Tensor = self.square(gradients).isfinite()
         for total, part in pairs:
-            total.add_(torch.where(finite, part.to(total) * weight.to(total), 0.0))
+            scaled = part.to(total) * (weight.to(total) if isinstance(weight, Tensor) else weight)
+            total.add_(torch.where(finite, scaled, 0.0))
         return finite
 
     def apply(
         self, row: Sequence[Tensor], scale: Callable[[Tensor], Tensor] | None = None, progress: float = 0.0
-    ) -> Tensor | None:
+    ) -> Small | None:
         """Correct the gradient of one optimizer step, in place.
 
         Args:
@@ -184,6 +202,8 @@ class GradientCorrection:
         if not any_present(gradients):
             return None
         pairs = [(local(g), part) for g, part in zip(gradients, row, strict=True) if g is not None]
+        if self._reads([part for pair in pairs for part in pair]):
+            return self._correct(pairs, scale, progress)
         dots = [product for g, r in pairs for product in (_dot(g, g), _dot(g, r), _dot(r, r))]
         products = torch.stack(dots).double().view(-1, 3).sum(dim=0)
         unit = None if scale is None else scale(torch.ones((), device=products.device)).to(products)
@@ -198,20 +218,27 @@ class GradientCorrection:
         removed = self._subtract(pairs, products, unit)
         if isinstance(self.coefficient, GradientRegression):
             self.coefficient.see(products[1], products[2])
-        return removed
+        return small(removed)
+
+    def _correct(
+        self, pairs: Sequence[tuple[Tensor, Tensor]], scale: Callable[[Tensor], Tensor] | None, progress: float
+    ) -> Small:
+        """Correct the gradient with numbers that are read on the way, which a CPU need not be waited for."""
+        before, product, square = sums_of_products(pairs)
+        unit = 1.0 if scale is None else float(scale(torch.ones((), device="cpu")))
+        before, product = before / unit**2, product / unit
+        self.factors, self.usable = self.coefficient.factors(progress), math.isfinite(square)
+        used = float(self.factors) if self.usable else 0.0
+        if used:
+            torch._foreach_sub_([g for g, _ in pairs], [r for _, r in pairs], alpha=used * unit)
+        if isinstance(self.coefficient, GradientRegression):
+            self.coefficient.see(*torch.tensor([product, square], dtype=torch.float64, device="cpu"))
+        removed = 2 * used * product - used**2 * square if used else 0.0
+        return np.array([before, removed] if math.isfinite(before) and math.isfinite(removed) else [0.0, 0.0])
 
     def _subtract(self, pairs: Sequence[tuple[Tensor, Tensor]], products: Tensor, unit: Tensor | None) -> Tensor:
         """Subtract the row from the gradient; the squared norm of the gradient, and how much of it that removed."""
-        assert self.usable is not None
-        if _on_cpu(products):  # which need not be waited for: one pass over the gradient, and nothing on the side
-            before, product, square = products.tolist()
-            used = float(self.factors) if math.isfinite(square) else 0.0
-            if used:
-                step = used if unit is None else used * float(unit)
-                torch._foreach_sub_([g for g, _ in pairs], [r for _, r in pairs], alpha=step)
-            removed = 2 * used * product - used**2 * square if used else 0.0
-            is_finite = math.isfinite(before) and math.isfinite(removed)
-            return torch.tensor([before, removed] if is_finite else [0.0, 0.0], dtype=torch.float64, device="cpu")
+        assert isinstance(self.usable, Tensor)
         factor = self.usable.double() * (self.factors.reshape(()) if isinstance(self.factors, Tensor) else self.factors)
         scaled = factor if unit is None else factor * unit
         for g, r in pairs:
@@ -220,10 +247,6 @@ class GradientCorrection:
         removed = torch.where(self.usable, 2 * factor * product - factor**2 * square, 0.0)
         moments = torch.stack((before, removed))
         return torch.where(moments.isfinite().all(), moments, 0.0)
-
-
-def _on_cpu(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu"
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:

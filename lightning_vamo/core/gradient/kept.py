@@ -80,6 +80,25 @@ class KeptExcursion(Excursion):
                 then(number, piece, part)
         self.stay()
 
+    def back_and_step(self, weight: float, lr: float) -> bool:
+        """Bring the weights back, and take a step of SGD along the direction, in few calls for all parameters together.
+
+        Args:
+            weight: The factor of the direction in the gradient.
+            lr: The learning rate of all parameters.
+
+        Returns:
+            False if the numbers have another type than the weights; then nothing has been done.
+        """
+        drawn = [] if self._at is None else self._direction(self._at[0])
+        parts = [part for part, own in zip(drawn, self._flat, strict=False) if part is not None and part.dtype == own.dtype]
+        if len(parts) < len(self._flat):
+            return False
+        torch._foreach_copy_(self._flat, self._origin)
+        torch._foreach_add_(self._flat, torch._foreach_mul(parts, weight), alpha=-lr)
+        self.stay()
+        return True
+
     def stay(self) -> None:
         """See :meth:`Excursion.stay`."""
         self._at, self._origin = None, []

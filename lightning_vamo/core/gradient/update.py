@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.directions.random.seeded import combination
 from lightning_vamo.core.gradient.excursion import Excursion, along
+from lightning_vamo.core.gradient.kept import KeptExcursion
 from lightning_vamo.core.sharding import local
 
 
@@ -55,6 +56,9 @@ def descend(
     if excursion is not None and excursion.away:
         if directions.count == 1:
             [only] = coefficients
+            alike = len(set(rates)) == 1 and not rates[0].weight_decay
+            if alike and isinstance(excursion, KeptExcursion) and excursion.back_and_step(only, rates[0].lr):
+                return
             excursion.back(lambda number, piece, part: step(number, piece, None if part is None else part * only))
             return
         excursion.back()

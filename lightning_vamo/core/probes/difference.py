@@ -147,3 +147,11 @@ def scalar(loss: Tensor) -> Tensor:
 def detached(loss: Tensor) -> Tensor:
     """The loss without its graph, in float32 or wider."""
     return loss.detach().to(at_least_float32(loss.dtype))
+
+
+def numbers_of(losses: Sequence[Tensor]) -> list[float]:
+    """The numbers of losses of shape ``()``, as numbers of Python; a GPU is waited for once."""
+    if losses[0].device.type == "cpu":  # a few numbers are read faster than tensors are stacked
+        return [float(loss) for loss in losses]
+    numbers: list[float] = torch.stack([loss.double() for loss in losses]).tolist()
+    return numbers

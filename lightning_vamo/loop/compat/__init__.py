@@ -4,9 +4,10 @@ Checked with Lightning 2.6.0 and 2.6.6. Each function names the private part tha
 """
 
 from lightning_vamo.loop.compat.attributes import replaced
+from lightning_vamo.loop.compat.hooks import backward, drop_gradients, optimizer_step, step_context, zero_grad
 from lightning_vamo.loop.compat.launch import FitEnded, fit_until_ended, fits_in_other_processes, launched, parts
 from lightning_vamo.loop.compat.loaders import before_transfer, loader_mode, to_device, train_loader
-from lightning_vamo.loop.compat.logs import log_state, metric_states, set_log_state, set_metric_states
+from lightning_vamo.loop.compat.logs import log_state, metric_states, quick_logs, set_log_state, set_metric_states
 from lightning_vamo.loop.compat.random import generators, rng_states, set_rng_states
 from lightning_vamo.loop.compat.resume import (
     continued,
@@ -20,22 +21,22 @@ from lightning_vamo.loop.compat.resume import (
     step_plateau_schedulers,
 )
 from lightning_vamo.loop.compat.steps import (
+    DRIVEN,
     accumulates,
     backward_is_watched,
-    counted_step,
-    drop_gradients,
     has_no_optimizer,
     is_compiled,
     manual,
     manual_steps,
+    run_own_step,
     run_training_step,
     skips_backward,
     step_arguments,
     step_loss,
     step_output,
     trainer_of,
+    within_step,
     without_gradient_sync,
-    zero_grad,
 )
 from lightning_vamo.loop.compat.strategies import (
     autocast_dtype,
@@ -48,14 +49,15 @@ from lightning_vamo.loop.compat.strategies import (
 )
 
 __all__ = [
+    "DRIVEN",
     "FitEnded",
     "accumulates",
     "autocast_dtype",
     "averages_gradients",
+    "backward",
     "backward_is_watched",
     "before_transfer",
     "continued",
-    "counted_step",
     "drop_gradients",
     "end_batch_on_resume",
     "ended_epoch",
@@ -74,12 +76,15 @@ __all__ = [
     "manual",
     "manual_steps",
     "metric_states",
+    "optimizer_step",
     "parts",
     "position",
+    "quick_logs",
     "replaced",
     "resharding",
     "resume_schedulers",
     "rng_states",
+    "run_own_step",
     "run_training_step",
     "set_last_reload",
     "set_log_state",
@@ -88,12 +93,14 @@ __all__ = [
     "shares_weights",
     "skips_backward",
     "step_arguments",
+    "step_context",
     "step_loss",
     "step_output",
     "step_plateau_schedulers",
     "to_device",
     "train_loader",
     "trainer_of",
+    "within_step",
     "without_buffer_sync",
     "without_gradient_sync",
     "zero_grad",

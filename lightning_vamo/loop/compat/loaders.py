@@ -2,9 +2,15 @@
 
 from typing import Any
 
-from lightning.pytorch import Trainer
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
+
+from lightning_vamo.loop.compat.hooks import is_plain, is_profiled
 
 
 def train_loader(trainer: Trainer) -> CombinedLoader | None:
@@ -20,9 +26,38 @@ def loader_mode(loader: CombinedLoader) -> Any:
 def before_transfer(trainer: Trainer, batch: Any) -> Any:
     """Prepare a batch as the training epoch loop does before the transfer: convert its precision, and call the user's hook."""
     batch = trainer.precision_plugin.convert_input(batch)
+    if _transfers_plainly(trainer, _BEFORE):
+        return batch
     return trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
 
 
 def to_device(trainer: Trainer, batch: Any) -> Any:
     """Transfer a batch as the training epoch loop does, through the user's transfer hooks."""
+    if is_plain(trainer.strategy, Strategy, _ON_STRATEGY) and _transfers_plainly(trainer, _AFTER):
+        device = trainer.strategy.root_device
+        return batch if _is_there(batch, device) else move_data_to_device(batch, device)
     return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
+
+
+_BEFORE = ("on_before_batch_transfer", "_on_before_batch_transfer", "_call_batch_hook")
+_AFTER = ("transfer_batch_to_device", "on_after_batch_transfer", "_apply_batch_transfer_handler", "_call_batch_hook")
+_ON_STRATEGY = ("batch_to_device",)
+
+
+def _transfers_plainly(trainer: Trainer, names: tuple[str, ...]) -> bool:
+    """Whether hooks of the transfer are Lightning's own; else Lightning calls the hooks, and tells whose hook comes first."""
+    selector = trainer._data_connector._datahook_selector
+    if is_profiled(trainer) or selector is None or not is_plain(trainer.lightning_module, LightningModule, names):
+        return False
+    hooks = tuple(name for name in names if name in _HOOKS)
+    return selector.datamodule is None or is_plain(selector.datamodule, LightningDataModule, hooks)
+
+
+_HOOKS = {"on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"}
+
+
+def _is_there(batch: Any, device: torch.device) -> bool:
+    """Whether a batch is a list or tuple of tensors on the CPU, and stays there."""
+    if device.type != "cpu" or type(batch) not in (list, tuple):
+        return False
+    return all(type(item) is Tensor and item.device.type == "cpu" for item in batch)

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import _MockOptimizer
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
-from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -18,6 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lightning_vamo.loop.compat.attributes import replaced
+from lightning_vamo.loop.compat.hooks import is_plain, is_profiled, step_context
+
+DRIVEN = "_vamo_driven"
+"""Marks a ``training_step`` whose calls a driver answers; the user's own function is its ``__wrapped__``."""
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
@@ -42,6 +46,7 @@ def manual_steps(
     callback: Callback,
     module: LightningModule,
     started: Callable[[Any], AbstractContextManager[None]],
+    direct: Callable[[Any], Any],
     wanted: Callable[[], bool],
     plain: Callable[[Any], None],
 ) -> Iterator[None]:
@@ -50,8 +55,10 @@ def manual_steps(
     If the flag ``automatic_optimization`` is False, Lightning refuses or drops gradient clipping, accumulation, scheduler
     steps, logging and checkpoint timing. So the flag is False only while the manual loop runs: the automatic loop's ``run``,
     which has no public hook, is replaced on the instance and calls the manual loop. ``started`` gets the batch, after all hooks
-    of its start have run. Steps that are not ``wanted`` are automatic, and ``plain`` gets their outputs. A tuner that trains
-    within the training removes the callbacks for that time; its steps are automatic.
+    of its start have run. Where the manual loop would only call the module's ``training_step``, ``direct`` is called in its
+    place, with the arguments of ``training_step``; it returns None if it cannot step. Steps that are not ``wanted`` are
+    automatic, and ``plain`` gets their outputs. A tuner that trains within the training removes the callbacks for that time;
+    its steps are automatic.
     """
     epoch_loop = trainer.fit_loop.epoch_loop
     automatic_loop, manual_loop = epoch_loop.automatic_optimization, epoch_loop.manual_optimization
@@ -65,6 +72,14 @@ def manual_steps(
             outputs = automatic(optimizer, batch_idx, kwargs)
             plain(outputs)
             return outputs
+        if _is_direct(trainer, module):
+            manual_loop.on_run_start()  # so that both loops go on counting the optimizer's steps
+            try:
+                outputs = direct((*kwargs.values(),))
+            finally:
+                manual_loop.on_run_end()
+            if outputs is not None:
+                return outputs
         accumulating = accumulates(trainer)
         with started(next(iter(kwargs.values()))), manual(module):
             outputs = manual_loop.run(kwargs)
@@ -78,25 +93,24 @@ def manual_steps(
         yield
 
 
-@contextmanager
-def counted_step(trainer: Trainer) -> Iterator[None]:
-    """Make a context that counts an optimizer step as the automatic loop does, for ``trainer.global_step`` and checkpoints."""
-    step = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
-    step.increment_ready()
-    yield
-    step.increment_completed()
+def _is_direct(trainer: Trainer, module: LightningModule) -> bool:
+    """Whether between the manual loop and ``training_step`` there is only what Lightning does on a single device."""
+    strategy = trainer.strategy
+    return strategy.model is module and is_plain(strategy, Strategy, _STEP) and not is_profiled(trainer)
 
 
-def zero_grad(trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
-    """Zero the gradients through the same hooks and counters as the automatic loop."""
-    loop = trainer.fit_loop.epoch_loop.automatic_optimization
-    optimizer = trainer.optimizers[0]
-    loop._on_before_zero_grad(optimizer)
-    loop._optimizer_zero_grad(batch_idx, optimizer)
+_STEP = ("training_step", "post_training_step", "pre_backward", "backward", "optimizer_step")
+
+
+def within_step(module: LightningModule) -> AbstractContextManager[None]:
+    """Make a context in which ``self.log`` counts as called from ``training_step``."""
+    return replaced(module, "_current_fx_name", "training_step")
 
 
 def step_output(output: Any, accumulate_grad_batches: int) -> tuple[Tensor | None, dict[str, Any]]:
     """The loss and the outputs for callbacks, read from a step's return value as the automatic loop reads it."""
+    if isinstance(output, Tensor) and accumulate_grad_batches == 1:  # most often; to divide by 1 and to copy takes a while
+        return output, {"loss": output.detach().clone()}
     result = ClosureResult.from_training_step_output(output, accumulate_grad_batches)
     return result.closure_loss, {} if result.closure_loss is None else result.asdict()
 
@@ -129,7 +143,7 @@ def run_training_step(trainer: Trainer, batch: Any, batch_idx: int) -> Any:
     """Call the module's ``training_step`` through the strategy, with the arguments of its signature."""
     module = trainer.lightning_module
     arguments = step_arguments(module.training_step, batch, batch_idx)
-    if type(trainer.profiler) is not PassThroughProfiler:  # type: ignore[attr-defined]
+    if is_profiled(trainer):
         return call._call_strategy_hook(trainer, "training_step", *arguments)
     # What else the hook does takes as long as the forward pass of a small model: `nn.Module.__setattr__`, for the most part.
     own = vars(module)
@@ -138,6 +152,16 @@ def run_training_step(trainer: Trainer, batch: Any, batch_idx: int) -> Any:
         return trainer.strategy.training_step(*arguments)
     finally:
         own["_current_fx_name"] = before
+
+
+def run_own_step(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> Any:
+    """Call the user's own ``training_step`` as :func:`run_training_step` does, where no driver is to answer the call."""
+    step: Any = vars(module).get("training_step", type(module).training_step)
+    if not hasattr(step, DRIVEN) or not _is_direct(trainer, module):
+        return run_training_step(trainer, batch, batch_idx)
+    own = step.__wrapped__
+    with within_step(module), step_context(trainer):
+        return own(module, *step_arguments(own, batch, batch_idx))
 
 
 def step_arguments(step: Callable[..., Any], batch: Any, batch_idx: int) -> tuple[Any, ...]:
@@ -149,31 +173,6 @@ def step_arguments(step: Callable[..., Any], batch: Any, batch_idx: int) -> tupl
 def _takes_batch_idx(step: Callable[..., Any]) -> bool:
     # Cached, since reading a signature takes as long as the forward pass of a small model.
     return bool(is_param_in_hook_signature(step, "batch_idx", min_args=2))
-
-
-def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
-    """Free the last step's gradients before a sweep, if the coming step would free them anyway, to save memory.
-
-    They stay if a module or callback overrides a hook around zeroing the gradients, which may keep or read the gradients.
-    """
-    if batch_idx % trainer.accumulate_grad_batches or _changes(module, "optimizer_zero_grad", LightningModule):
-        return
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    hook = "on_before_zero_grad"
-    if _changes(module, hook, LightningModule) or any(_changes(callback, hook, Callback) for callback in callbacks):
-        return
-    for optimizer in trainer.optimizers:
-        if _changes(optimizer, "zero_grad", Optimizer):
-            optimizer.zero_grad()
-            continue
-        for group in optimizer.param_groups:  # without the record for a profiler, which takes longer
-            for parameter in group["params"]:
-                parameter.grad = None
-
-
-def _changes(owner: object, hook: str, base: type) -> bool:
-    """Whether an object's hook differs from that of its base class; Lightning's own look takes ten times as long."""
-    return hook in vars(owner) or getattr(type(owner), hook) is not getattr(base, hook)
 
 
 def backward_is_watched(trainer: Trainer) -> bool:

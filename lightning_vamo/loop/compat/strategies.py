@@ -1,7 +1,7 @@
 """Private parts of Lightning's strategies, of DDP and of FSDP2."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ if torch.distributed.is_available():
     from torch.distributed.fsdp import FSDPModule
 
 
-@contextmanager
-def without_buffer_sync(trainer: Trainer) -> Iterator[None]:
+def without_buffer_sync(trainer: Trainer) -> AbstractContextManager[None]:
     """Make a context in which DDP does not broadcast buffers before forward passes; afterwards DDP broadcasts as before."""
     model = trainer.strategy.model
-    if not isinstance(model, DistributedDataParallel):
-        yield
-        return
+    return _without_sync(model) if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+@contextmanager
+def _without_sync(model: DistributedDataParallel) -> Iterator[None]:
     before = model.require_forward_param_sync
     model.require_forward_param_sync = False
     try:

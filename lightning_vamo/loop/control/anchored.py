@@ -90,8 +90,7 @@ class Anchored(Snapshot):
     ) -> Small | None:
         """See :meth:`Snapshot.correct`."""
         row = self.row(rows, accumulated, scale) if rows else None
-        moments = None if row is None else self.correction.apply(row, scale, progress)
-        return None if moments is None else small(moments)
+        return None if row is None else self.correction.apply(row, scale, progress)
 
     def total(self, moments: Tensor) -> Tensor:
         """See :meth:`Snapshot.total`; the correction has added the numbers up already."""
@@ -212,7 +211,7 @@ class AnchoredControl(Control):
         trainer, module = here.trainer, here.module
         compat.drop_gradients(trainer, module, trainer.fit_loop.batch_idx)
         with probing(trainer, module, "sweep"), here.watch.looking_away():
-            swept = sweep_gradients(trainer, module, plan, here.parameters, see, f"{self.title} sweep")
+            swept = sweep_gradients(trainer, module, plan, here.parameters, see, f"{self.title} sweep", tells=self.watches)
         for observer in observers(trainer):
             observer.on_sweep(trainer, module, swept)
         here.totals.add_sweep(swept.evaluations, swept.seconds, swept.evaluations)

@@ -1,5 +1,6 @@
 """The present state of a run, for a control variate that takes a snapshot."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ class Here:
     Attributes:
         trainer: The trainer.
         module: Its module.
-        oracle: Evaluates the module's loss.
+        make_oracle: Makes :attr:`oracle`; most steps need none.
         settings: How to probe; None for methods that do not.
         learning: What learns from the gradients of training.
         choice: Chooses by measurement; None if the number of probes is fixed beforehand.
@@ -39,7 +40,7 @@ class Here:
 
     trainer: Trainer
     module: LightningModule
-    oracle: Oracle
+    make_oracle: Callable[[], Oracle]
     settings: ProbeSettings
     learning: Learning
     choice: Choice | None
@@ -49,6 +50,11 @@ class Here:
     watch: BatchWatch
     catch_up: Callable[[], None]
     plan: Plan | None = None
+
+    @functools.cached_property
+    def oracle(self) -> Oracle:
+        """Evaluates the module's loss."""
+        return self.make_oracle()
 
     @property
     def parameters(self) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """SVRG as in its paper: each step computes the gradient of its own batch at the snapshot's weights too."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +24,9 @@ from lightning_vamo.loop.guards.module_state import ModuleState
 from lightning_vamo.loop.ledger.seeds import seeded
 from lightning_vamo.loop.observer import probing
 from lightning_vamo.loop.plan.plan import Plan
-from lightning_vamo.loop.plan.tensors import fresh_copy
+from lightning_vamo.loop.plan.tensors import fresh_copy, size_in_bytes
 from lightning_vamo.loop.sweep.gradient_sweep import sample_counts
-from lightning_vamo.loop.sweep.gradients import differentiate
+from lightning_vamo.loop.sweep.gradients import SMALL_MODEL, differentiate
 
 
 class RecomputedGradients(Anchored):
@@ -62,6 +63,7 @@ class RecomputedGradients(Anchored):
         self.lost = torch.zeros((), device=mean[0].device)
         """Number of steps whose row was not finite."""
         self._last: ModuleState | None = None
+        self._aside: list[Tensor] | None = None  # of a small model: memory for the present weights during a row
 
     def before_step(self, here: Here, batch: Any) -> int:
         """Compute the next batch's row: differentiate the batch at the snapshot, and leave no trace.
@@ -93,12 +95,27 @@ class RecomputedGradients(Anchored):
 
         with probing(trainer, module, "row"), compat.without_buffer_sync(trainer):
             compat.resharding(module)()  # the shards are copied and put back, not whole parameters
-            with torch.no_grad(), Point(parameters):
-                Point(parameters, self.origin).restore()
+            with self._at_origin():
                 batches, options = [(batch_idx, fresh_copy(batch))], {"transferred": True, "restored": True}
                 self._last = differentiate(trainer, module, batches, parameters, see, **options, last=self._last)
         here.totals.backward_evaluations += seen
         return seen
+
+    @contextmanager
+    def _at_origin(self) -> Iterator[None]:
+        """Make a context in which the parameters hold the snapshot's weights."""
+        held = [local(parameter) for parameter in self.parameters]
+        aside = self._aside or [torch.empty_like(part) for part in held]
+        if size_in_bytes(iter(held)) <= SMALL_MODEL:
+            self._aside = aside
+        with torch.no_grad():
+            torch._foreach_copy_(aside, held)
+            torch._foreach_copy_(held, list(self.origin))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(held, aside)
 
     def key(self, row: int | None) -> int:
         """See :meth:`Snapshot.key`; rows are summed as they are computed, so they need no key."""
@@ -122,8 +139,8 @@ class RecomputedGradients(Anchored):
         """See :meth:`Snapshot.correct`."""
         moments = super().correct(rows, accumulated, scale, progress, slopes)
         self.sum = None
-        if moments is not None and self.correction.usable is not None:
-            self.lost = self.lost + ~self.correction.usable
+        if moments is not None and self.correction.usable is not None and self.correction.usable is not True:
+            self.lost = self.lost + ~torch.as_tensor(self.correction.usable)
         return moments
 
     def belongs_to(self, loader: CombinedLoader | None) -> bool:
@@ -169,11 +186,13 @@ class RecomputeGradients(AnchoredControl):
             )
         plan = plan.without_replacement(seeded(here.seeds.of(f"snapshot {here.totals.snapshots}")))
         counts = sample_counts(here.trainer, plan)
-        mean, weight = correction.zeros(), torch.zeros((), dtype=torch.float64, device=counts.device)
+        weights: Any = counts.tolist() if counts.device.type == "cpu" else counts
+        mean: list[Tensor] = correction.zeros()
+        weight: Any = 0.0
 
         def see(position: int, gradients: list[Tensor | None]) -> None:
             nonlocal weight
-            weight = weight + correction.add(mean, gradients, counts[position]) * counts[position]
+            weight = weight + correction.add(mean, gradients, weights[position]) * weights[position]
 
         swept = self.sweep(here, plan, see)
         if float(weight) == 0:
@@ -182,7 +201,7 @@ class RecomputeGradients(AnchoredControl):
                 " `training_step` returns a loss."
             )
         for added in mean:
-            added.div_(weight.to(added))
+            added.div_(weight.to(added) if isinstance(weight, Tensor) else weight)
         logs = {"sweep_seconds": swept.seconds}
         loader, epoch = compat.train_loader(here.trainer), here.trainer.current_epoch
         return RecomputedGradients(epoch, correction, logs, period, mean, loader)

@@ -31,40 +31,41 @@ class Others:
     def __init__(self) -> None:
         self.states: dict[str, ModuleState] = {}
         """States of the module before and after the last step's first evaluation; their copies are used again."""
-        self._written: dict[int, Tensor] = {}
+        self.written: dict[int, Tensor] = {}
+        """The parameters that an evaluation has been seen to write to, by ``id``."""
         self._epoch: int | None = None
 
-    def left_alone(self, step: Step, moving: Sequence[Tensor]) -> list[Tensor]:
+    def left_alone(self, parameters: list[Tensor], moving: Sequence[Tensor]) -> list[Tensor]:
         """The parameters whose numbers need no copy.
 
         Args:
-            step: The step.
+            parameters: The module's parameters.
             moving: The parameters that the method moves, and puts back itself.
 
         Returns:
             All parameters except those that were seen to be written to.
         """
-        parameters: list[Tensor] = [*step.module.parameters()]
-        if not self._written:
+        if not self.written:
             return parameters
         kept = {id(parameter) for parameter in moving}
-        return [p for p in parameters if id(p) in kept or self._written.get(id(p)) is not p]
+        return [p for p in parameters if id(p) in kept or self.written.get(id(p)) is not p]
 
-    def watch(self, step: Step, moving: Sequence[Tensor]) -> "Watched":
+    def watch(self, step: Step, parameters: Sequence[Tensor], moving: Sequence[Tensor]) -> "Watched":
         """Record the parameters, to find out later which parameters the next evaluation writes to.
 
         Version counters do not show a write through ``.data``, so once in an epoch checksums are compared too.
 
         Args:
             step: The step.
+            parameters: The module's parameters.
             moving: The parameters that the method moves.
 
         Returns:
             The record.
         """
-        kept = {id(parameter) for parameter in moving} | self._written.keys()
+        kept = {id(parameter) for parameter in moving} | self.written.keys()
         closely, self._epoch = step.trainer.current_epoch != self._epoch, step.trainer.current_epoch
-        return Watched([p for p in step.module.parameters() if id(p) not in kept], self._written, closely=closely)
+        return Watched([p for p in parameters if id(p) not in kept], self.written, closely=closely)
 
 
 class Watched:
@@ -125,6 +126,7 @@ class Evaluations:
         self._reshard = compat.resharding(step.module)
         self._device = step.module.device
         self._reshard()
+        self._parameters: list[Tensor] = [*step.module.parameters()]
 
     def __enter__(self) -> "Evaluations":
         """Evaluate the batch within the context."""
@@ -159,8 +161,8 @@ class Evaluations:
         return None if value is None else scalar(value).clone()
 
     def _first(self) -> Tensor | None:
-        step, watched = self._step, self._others.watch(self._step, self._moving)
-        with step.trainer.precision_plugin.train_step_context():
+        step, watched = self._step, self._others.watch(self._step, self._parameters, self._moving)
+        with compat.step_context(step.trainer):
             output = self._loss(step.batch) if self._own_loss else step.user_step()
         self._reshard()
         watched.look()
@@ -171,10 +173,15 @@ class Evaluations:
         step = self._step
         if self._after is None:
             self._random.settle()
-            self._after = self._state("after"), RandomState(self._device), step.trainer.should_stop
-        self._before.restore()
+            # Most steps change nothing: then one state is both that before and that after the first evaluation. A parameter
+            # that the first evaluation has been seen to write to is not in that state yet.
+            same = not self._others.written and self._before.is_as_it_was()
+            after = self._before if same else self._state("after")
+            self._after = after, RandomState(self._device), step.trainer.should_stop
+        if self.count > 2 or self._after[0] is not self._before:
+            self._before.restore()
         self._random.set()
-        with silent(step.trainer, step.module), step.trainer.precision_plugin.train_step_context():
+        with silent(step.trainer, step.module), compat.step_context(step.trainer):
             value = self._loss(self._rest if self.count == self._most else fresh_copy(self._rest))
         self._reshard()
         return value
@@ -185,7 +192,7 @@ class Evaluations:
         return value
 
     def _state(self, when: str) -> ModuleState:
-        left_alone = self._others.left_alone(self._step, self._moving)
+        left_alone = self._others.left_alone(self._parameters, self._moving)
         state = ModuleState(self._step.module, left_alone, self._others.states.get(when))
         self._others.states[when] = state
         return state

@@ -15,7 +15,7 @@ class FirstOrder(Gradient):
     def accumulate(self, step: Step) -> Evaluated:
         """See :meth:`Gradient.accumulate`."""
         trainer, module = step.trainer, step.module
-        with trainer.precision_plugin.train_step_context():
+        with compat.step_context(trainer):
             output: Any = step.user_step()
         loss, outputs = compat.step_output(output, trainer.accumulate_grad_batches)
         check_loss(trainer, module, loss)
@@ -24,6 +24,6 @@ class FirstOrder(Gradient):
         if step.first:
             compat.zero_grad(trainer, module, trainer.fit_loop.batch_idx)
         if loss is not None:
-            with compat.manual(module), step.around_backward():
-                module.manual_backward(loss)
+            with step.around_backward():
+                compat.backward(trainer, module, loss)
         return Evaluated(outputs, forwards=1, backwards=int(loss is not None), skipped=loss is None)

@@ -1,9 +1,8 @@
 """Statistics of the derivatives that an epoch's steps have used."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
 
 
 @dataclass
@@ -22,15 +21,14 @@ class Tally:
     clipped: int = 0
     not_finite: int = 0
 
-    def add(self, found: Tensor, used: Tensor) -> None:
+    def add(self, found: Sequence[float], used: Sequence[float]) -> None:
         """Count a step.
 
         Args:
-            found: The measured derivatives of the step, of any shape.
-            used: The derivatives after clipping, of the same shape.
+            found: The measured derivatives of the step.
+            used: As many, after clipping.
         """
-        # Numbers of Python, since the derivatives of a step are too few for a tensor's operations to pay.
-        pairs = list(zip(found.flatten().tolist(), used.flatten().tolist(), strict=True))
+        pairs = list(zip(found, used, strict=True))
         finite = [(one, other) for one, other in pairs if math.isfinite(one)]
         self.derivatives += len(pairs)
         self.squares += sum(one * one for one, _ in finite)

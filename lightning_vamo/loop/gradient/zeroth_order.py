@@ -14,7 +14,7 @@ from lightning_vamo.core.gradient.kept import excursion as excursion_of
 from lightning_vamo.core.gradient.update import descend, write_gradient
 from lightning_vamo.core.probes.along import Along
 from lightning_vamo.core.probes.clipping import check_clip, clipped
-from lightning_vamo.core.probes.difference import Difference, check_difference
+from lightning_vamo.core.probes.difference import Difference, check_difference, numbers_of
 from lightning_vamo.core.probes.radius import auto_mu, check_mu
 from lightning_vamo.core.sharding import is_sharded
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
@@ -76,14 +76,14 @@ class _State:
     """The state that the next batch needs.
 
     Attributes:
-        slopes: Sum of the derivatives over the batches of the coming step, shape ``(q,)``; None if there is none.
+        slopes: Sums of the ``q`` derivatives over the batches of the coming step; None if there are none.
         epoch: The epoch that ``masks`` and ``radius`` were made in; None before the first epoch.
         masks: The state that the family keeps of its point.
         radius: Smoothing radius along a direction; None if the arguments give the radius.
         tally: Statistics of the epoch.
     """
 
-    slopes: Tensor | None = None
+    slopes: list[float] | None = None
     epoch: int | None = None
     masks: Any = None
     radius: float | None = None
@@ -154,8 +154,9 @@ class ZerothOrder(Gradient):
             with Evaluations(step, parameters, self._others, settings.evaluations) as evaluate:
                 slopes = self._slopes(evaluate, excursion, own, along.mu, directions.dimension**0.5)
             if slopes is not None:
-                slopes = slopes / trainer.accumulate_grad_batches
-                state.slopes = slopes if state.slopes is None else state.slopes + slopes
+                slopes = [slope / trainer.accumulate_grad_batches for slope in slopes]
+                before = state.slopes or [0.0] * len(slopes)
+                state.slopes = [sum(pair) for pair in zip(before, slopes, strict=True)]
             if step.last:
                 self._step(trainer, parameters, directions, excursion)
         finally:
@@ -192,8 +193,10 @@ class ZerothOrder(Gradient):
 
     # ---- derivatives
 
-    def _slopes(self, evaluate: Evaluations, excursion: Excursion, own: range, radius: float, length: float) -> Tensor | None:
-        r"""Derivatives of the batch along :math:`z_j`, shape ``(q,)``, float64; None if the batch has no loss."""
+    def _slopes(
+        self, evaluate: Evaluations, excursion: Excursion, own: range, radius: float, length: float
+    ) -> list[float] | None:
+        r"""The ``q`` derivatives of the batch along :math:`z_j`; None if the batch has no loss."""
         central = self.settings.difference == "central"
         origin = None if central else evaluate()
         pairs: list[tuple[Tensor | None, Tensor | None]] = []
@@ -205,29 +208,42 @@ class ZerothOrder(Gradient):
                 excursion.go(index, -radius)
                 minus = evaluate()
             pairs.append((plus, minus))
-        if not evaluate.outputs or any(loss is None for pair in pairs for loss in pair):
+        losses = [loss for pair in pairs for loss in pair if loss is not None]
+        if not evaluate.outputs or len(losses) < 2 * len(pairs):
             return None
-        differences = torch.stack([plus.double() - minus.double() for plus, minus in pairs])  # type: ignore[union-attr]
-        return differences.cpu() * (length / (2 * radius if central else radius))
+        numbers = numbers_of(losses)
+        factor = length / (2 * radius if central else radius)
+        return [(plus - minus) * factor for plus, minus in zip(numbers[::2], numbers[1::2], strict=True)]
 
     def _step(self, trainer: Trainer, parameters: Sequence[Tensor], directions: ProbeDirections, excursion: Excursion) -> None:
         r"""Move the weights, or write the gradient, by the derivatives of the step's batches."""
         settings, slopes, self._state.slopes = self.settings, self._state.slopes, None
-        given = torch.zeros(settings.probes, dtype=torch.float64, device="cpu") if slopes is None else slopes
-        table = gathered(trainer, torch.cat([given, given.new_tensor([slopes is not None])]))
-        given, ranks = table[:, :-1], int(table[:, -1].sum())
-        if ranks == 0:
+        together = self._together(trainer, slopes)
+        if together is None:
             return
-        used = given.flatten() if settings.share == "probes" else given.sum(dim=0) / ranks
+        used, ranks = together
         weight = 1 / settings.probes / (ranks if settings.share == "probes" else 1)
         bounded = clipped(used, settings.clip)
         self._state.tally.add(used, bounded)
-        coefficients = bounded * (weight * directions.dimension**0.5)
+        coefficients = [slope * (weight * directions.dimension**0.5) for slope in bounded]
         if self._in_place(trainer):
-            descend(parameters, directions, coefficients.tolist(), rates(trainer.optimizers, parameters), excursion)
+            descend(parameters, directions, coefficients, rates(trainer.optimizers, parameters), excursion)
         else:
             excursion.back()
-            write_gradient(parameters, directions, coefficients, compat.grad_scale(trainer))
+            given = torch.tensor(coefficients, dtype=torch.float64, device="cpu")
+            write_gradient(parameters, directions, given, compat.grad_scale(trainer))
+
+    def _together(self, trainer: Trainer, slopes: list[float] | None) -> tuple[list[float], int] | None:
+        """The derivatives to step with, from those of all ranks, and the number of ranks that have some; None if none has."""
+        if trainer.world_size == 1:
+            return None if slopes is None else (slopes, 1)
+        own = [0.0] * self.settings.probes if slopes is None else slopes
+        table = gathered(trainer, torch.tensor([*own, slopes is not None], dtype=torch.float64, device="cpu"))
+        given, ranks = table[:, :-1], int(table[:, -1].sum())
+        if ranks == 0:
+            return None
+        used = given.flatten() if self.settings.share == "probes" else given.sum(dim=0) / ranks
+        return used.tolist(), ranks
 
     def _in_place(self, trainer: Trainer) -> bool:
         return self.settings.update != "gradient" and _hindrance(trainer) is None

@@ -61,6 +61,12 @@ class Found:
         for leaf, state in zip(self.leaves, self.states, strict=True):
             leaf.put(state)
 
+    def is_as_it_was(self) -> bool:
+        """Whether nothing has changed; False also if numbers would have to be compared to find that out."""
+        if self.leaves or self.walk.iterators or self._too_large or not self.watch.is_as_it_was():
+            return False
+        return self._are_of_their_classes() and self.contents.unchanged(exactly=True) and self._flags.are_as_they_were()
+
     def refresh(self) -> bool:
         """Take the present state as the state to put back.
 

@@ -38,7 +38,7 @@ class ModuleState:
     ) -> None:
         self._start = (module, trainer, *probed)
         self._found: Found
-        if last is not None and last._is_of(self._start) and last._found.refresh():
+        if last is not None and last._is_of(self._start) and (last.is_as_it_was() or last._found.refresh()):
             self._found = last._found
             return
         walk = Walk(probed).go(module, trainer)
@@ -61,6 +61,10 @@ class ModuleState:
         """
         self._found.put_back()
 
+    def is_as_it_was(self) -> bool:
+        """Whether the state is the same as when it was remembered; False also where to find out takes as long as to restore."""
+        return self._found.is_as_it_was()
+
     def left_behind(self) -> LeftBehind:
         """The changes that a transfer hook has made to the state.
 
@@ -71,6 +75,8 @@ class ModuleState:
 
     def restore(self) -> None:
         """Put back everything, including tensors that were written to through ``.data``, which version counters do not show."""
+        if self.is_as_it_was():
+            return
         self._found.restore()
         if self._found.is_beyond_repair:
             rank_zero_warn(

@@ -128,6 +128,10 @@ class Watch:
         for copy in self._slow:
             copy.restore()
 
+    def is_as_it_was(self) -> bool:
+        """Whether there are no numbers to put back, and each tensor has its storage."""
+        return not (self._watched or self._each_time) and not self._are_elsewhere()
+
     def refresh(self) -> bool:
         """Bring all copies up to date.
 
@@ -184,6 +188,11 @@ class Flags:
         self._parameters = parameters
         self._flags = [*map(_requires_grad, parameters)]
         self._gradients = [*map(_gradient, parameters)]
+
+    def are_as_they_were(self) -> bool:
+        """Whether no flag and no gradient has changed."""
+        flags = [*map(_requires_grad, self._parameters)]
+        return flags == self._flags and all(map(is_, map(_gradient, self._parameters), self._gradients))
 
     def put_back(self) -> None:
         """Put back ``requires_grad`` and ``grad`` where they have changed."""

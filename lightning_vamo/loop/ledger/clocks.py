@@ -4,7 +4,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,24 +85,28 @@ class Stopwatch:
     """Adds up the time of pieces of work."""
 
     def __init__(self) -> None:
-        self._seconds = 0.0
+        self._seconds = self._began = 0.0
         self._pending: deque[tuple[Any, Any]] = deque()
 
-    @contextmanager
-    def running(self, device: torch.device) -> Iterator[None]:
+    def running(self, device: torch.device) -> AbstractContextManager[None]:
         """Add the time of the work in the context.
 
         Args:
             device: The device that does the work.
 
-        Yields:
-            Nothing.
+        Returns:
+            The context.
         """
-        if device.type != "cuda":
-            start = time.perf_counter()
-            yield
-            self._seconds += time.perf_counter() - start
-            return
+        return self._running_on_gpu() if device.type == "cuda" else self
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self._seconds += time.perf_counter() - self._began
+
+    @contextmanager
+    def _running_on_gpu(self) -> Iterator[None]:
         events: Any = torch.cuda.Event
         begin, end = events(enable_timing=True), events(enable_timing=True)
         begin.record()

@@ -2,12 +2,8 @@
 
 import copy
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
-
-import torch
 
 from lightning_vamo.core.small import Small
 from lightning_vamo.loop.ledger.clocks import Stopwatch
@@ -22,12 +18,13 @@ class Ledger:
     Attributes:
         totals: The counts so far.
         losses: The mean training losses of the last epochs, where a measured choice reads them; else None.
+        row_time: The time of the epoch's recomputed rows.
     """
 
     def __init__(self) -> None:
         self.totals = Totals()
         self.losses: EpochLosses | None = None
-        self._row_time = Stopwatch()
+        self.row_time = Stopwatch()
         self._row_evaluations = 0
         # The part of the rows' seconds and evaluations that `tell_rows` has returned already.
         self._told = (0.0, 0)
@@ -49,13 +46,10 @@ class Ledger:
             self.totals.training_seconds += time.perf_counter() - self._epoch_began
             self._epoch_began = None
 
-    @contextmanager
-    def timing_row(self, device: torch.device) -> Iterator[None]:
-        """Make a context whose time and evaluations count as a row that is recomputed on the device."""
-        before = self.totals.forward_evaluations
-        with self._row_time.running(device):
-            yield
-        self._row_evaluations += self.totals.forward_evaluations - before
+    def add_row(self, evaluations: int) -> None:
+        """Count the evaluations of a row that is recomputed; its time is that of :attr:`row_time`."""
+        self.totals.forward_evaluations += evaluations
+        self._row_evaluations += evaluations
 
     def stepped_plainly(self, outputs: Any) -> None:
         """Count a batch that Lightning's own step has trained on.
@@ -99,19 +93,19 @@ class Ledger:
 
     def _so_far(self) -> Totals:
         totals = copy.copy(self.totals)
-        totals.row_seconds += self._row_time.read()
+        totals.row_seconds += self.row_time.read()
         if self._epoch_began is not None:
             totals.training_seconds += time.perf_counter() - self._epoch_began
         return totals
 
     def tell_rows(self) -> tuple[float, int]:
         """Seconds and evaluations of the rows since the last call."""
-        before, self._told = self._told, (self._row_time.read(), self._row_evaluations)
+        before, self._told = self._told, (self.row_time.read(), self._row_evaluations)
         return self._told[0] - before[0], self._told[1] - before[1]
 
     def end_rows(self) -> float:
         """Close an epoch's rows: add their time to the totals, and return the time."""
-        seconds, self._row_time = self._row_time.read(), Stopwatch()
+        seconds, self.row_time = self.row_time.read(), Stopwatch()
         self._row_evaluations, self._told = 0, (0.0, 0)
         self.totals.row_seconds += seconds
         return seconds

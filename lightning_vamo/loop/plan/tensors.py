@@ -48,9 +48,9 @@ def fresh_copy(batch: Any) -> Any:
     Raises:
         UnsupportedError: If something in the batch cannot be copied.
     """
+    if type(batch) in (list, tuple) and len({*map(id, batch)}) == len(batch) and all(type(item) is Tensor for item in batch):
+        return type(batch)([_copied(item) for item in batch])  # most often; a deep copy takes a while
     copies = {id(tensor): _copied(tensor) for tensor in tensors_in(batch)}
-    if type(batch) in (list, tuple) and all(type(item) is Tensor for item in batch):  # most often; a deep copy takes a while
-        return type(batch)(copies[id(item)] for item in batch)
     try:
         return copy.deepcopy(batch, copies)
     except Exception as error:

@@ -1,6 +1,7 @@
 """Everything that one fit owns on one rank."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -81,7 +82,7 @@ class Run:
         return Here(
             trainer=trainer,
             module=module,
-            oracle=Oracle(trainer, module, self._driver.answering, float32=settings.sweep_precision is not None),
+            make_oracle=partial(Oracle, trainer, module, self._driver.answering, float32=settings.sweep_precision is not None),
             settings=settings,
             learning=self.learning,
             choice=self.choice,
@@ -250,8 +251,8 @@ class Run:
         """Prepare the next batch's row, if each step computes its own row."""
         snapshot = self.snapshot
         if snapshot is not None and snapshot.plan is None and not compat.skips_backward(trainer):
-            with self.ledger.timing_row(module.device):
-                self.ledger.totals.forward_evaluations += snapshot.before_step(self.here(trainer, module), batch)
+            with self.ledger.row_time.running(module.device):
+                self.ledger.add_row(snapshot.before_step(self.here(trainer, module), batch))
 
     @property
     def _withholds(self) -> bool:

@@ -60,7 +60,7 @@ class Closure:
                 " optimizer was stopped within its first step, so the weights may have changed."
             )
         if compat.skips_backward(step.trainer):
-            with step.trainer.precision_plugin.train_step_context():
+            with compat.step_context(step.trainer):
                 output = step.user_step()
             _, self._outputs = compat.step_output(output, step.trainer.accumulate_grad_batches)
         else:

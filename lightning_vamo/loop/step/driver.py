@@ -134,6 +134,25 @@ class ManualSteps:
                 f" {self._name} does not see its calls: define `training_step` in the class, or replace it before `with_vamo`."
             )
 
+    def direct(self, trainer: Trainer, module: LightningModule, arguments: tuple[Any, ...]) -> dict[str, Any] | None:
+        """Train on a batch without a call of the module's ``training_step``, where the driver would answer that call.
+
+        Args:
+            trainer: The trainer, of a single device.
+            module: Its module.
+            arguments: The arguments of ``training_step``, first the batch.
+
+        Returns:
+            The outputs of the step; None if the driver would not see the call, and then nothing has been done.
+        """
+        step = vars(module).get("training_step", type(module).training_step)
+        if not hasattr(step, compat.DRIVEN):
+            return None
+        self._around.before_step(trainer, module, arguments[0])
+        self._default_dtype = torch.get_default_dtype()
+        with compat.within_step(module):
+            return self._step(module, partial(step.__wrapped__, module, *arguments), arguments[0])
+
     def _step(self, module: LightningModule, user_step: Callable[[], Any], batch: Any) -> dict[str, Any]:
         self._stepped = True
         trainer: Trainer = module.trainer
@@ -150,8 +169,5 @@ class ManualSteps:
                 with compat.without_gradient_sync(trainer):
                     closure()
             else:
-                # As under automatic optimization: the precision plugin then clips, and skips what it would skip.
-                with compat.manual(module, False), compat.counted_step(trainer):
-                    optimizer: Any = module.optimizers()
-                    module.optimizer_step(trainer.current_epoch, trainer.fit_loop.batch_idx, optimizer, closure)
+                compat.optimizer_step(trainer, module, trainer.fit_loop.batch_idx, closure)
         return closure.outputs

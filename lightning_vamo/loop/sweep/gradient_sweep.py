@@ -23,7 +23,8 @@ class GradientSweep:
     """The costs of a first-order sweep; the caller has received the gradients.
 
     Attributes:
-        fingerprints: A fingerprint of each batch of this rank; None for a batch that cannot be told from other batches.
+        fingerprints: A fingerprint of each batch of this rank; None for a batch that cannot be told from other batches, and for
+            all batches if no fingerprints were taken.
         evaluations: Number of batches that were differentiated on each rank: a forward pass and a backward pass each.
         seconds: Wall-clock time.
     """
@@ -57,6 +58,8 @@ def sweep_gradients(
     parameters: list[Tensor],
     see: Callable[[int, list[Tensor | None]], None],
     title: str,
+    *,
+    tells: bool = True,
 ) -> GradientSweep:
     """Differentiate every batch of the plan at the present parameters, and leave no trace.
 
@@ -70,6 +73,7 @@ def sweep_gradients(
         see: Called for each batch that gives a loss, with the batch's position in the plan and the batch's gradient. The
             gradient's tensors are not kept after the call.
         title: Name of the sweep in the progress bar.
+        tells: Whether to take a fingerprint of each batch.
 
     Returns:
         The costs of the sweep.
@@ -91,7 +95,7 @@ def sweep_gradients(
         compat.without_buffer_sync(trainer),
         plan.loaded() as loaded,
     ):
-        batches = _prepared(trainer, loaded, fingerprints, show, together=not plan.exact)
+        batches = _prepared(trainer, loaded, fingerprints, show, together=not plan.exact, tells=tells)
         differentiate(trainer, module, batches, parameters, counted, transferred=True)
     if plan.exact and len(fingerprints) != plan.length:
         raise UnsupportedError(
@@ -108,6 +112,7 @@ def _prepared(
     show: Callable[[int], None],
     *,
     together: bool,
+    tells: bool,
 ) -> Iterator[tuple[int, Any]]:
     """The batches on the module's device, with their positions; if ``together``, until one rank has no more batches."""
     end = object()
@@ -120,5 +125,5 @@ def _prepared(
             return
         show(len(fingerprints))
         prepared = compat.before_transfer(trainer, batch)
-        fingerprints.append(fingerprint(prepared))
+        fingerprints.append(fingerprint(prepared) if tells else None)
         yield len(fingerprints) - 1, compat.to_device(trainer, prepared)

@@ -78,9 +78,10 @@ def differentiate(
     """
     reshard = compat.resharding(module)
     reshard()  # as before a sweep: the shards are copied and put back, not whole parameters
-    is_small = size_in_bytes(iter(parameters)) <= SMALL_MODEL and not any(map(is_sharded, parameters))
-    is_copied = is_small and not restored
+    is_small = not restored and size_in_bytes(iter(parameters)) <= SMALL_MODEL
+    is_copied = is_small and not any(map(is_sharded, parameters))
     versions = [parameter._version for parameter in parameters]
+    single = isinstance(batches, list) and len(batches) == 1
     with _gradients_set_aside(parameters), no_trace(trainer, module, () if is_copied else parameters, last) as state:
         start = time.perf_counter()
         for position, loaded in batches:
@@ -90,7 +91,8 @@ def differentiate(
             for parameter in parameters:
                 parameter.grad = None
             reshard()
-            state.put_back()
+            if not single:  # else it is put back when the context ends
+                state.put_back()
             start = time.perf_counter()
     if not (is_copied or restored) and [parameter._version for parameter in parameters] != versions:
         raise UnsupportedError(
@@ -117,7 +119,7 @@ def _gradients_set_aside(parameters: Sequence[Tensor]) -> Iterator[None]:
 def _backward(trainer: Trainer, module: LightningModule, batch: Any, position: int) -> bool:
     """Differentiate the loss of a batch; False for a batch without a loss."""
     with torch.enable_grad():
-        loss, _ = compat.step_output(compat.run_training_step(trainer, batch, position), 1)
+        loss = compat.step_loss(compat.run_own_step(trainer, module, batch, position))
         check_loss(trainer, module, loss)
         if loss is None:
             return False
@@ -125,6 +127,6 @@ def _backward(trainer: Trainer, module: LightningModule, batch: Any, position: i
         # their hooks do nothing, and the thread that draws Rich's bar looks for the bar among the callbacks.
         bars = [callback for callback in trainer.callbacks if isinstance(callback, ProgressBar)]  # type: ignore[attr-defined]
         with compat.replaced(trainer, "callbacks", bars):
-            trainer.strategy.backward(loss, None)
+            compat.backward(trainer, module, loss, as_it_is=True)
         compat.flushed_static_graph(trainer)
     return True

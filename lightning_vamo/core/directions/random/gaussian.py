@@ -1,5 +1,7 @@
 """Gaussian directions."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -22,4 +24,10 @@ class GaussianDirections(RandomFamily):
 
     def mixing(self, seeded: SeededDirections) -> Tensor:
         r"""See :meth:`RandomFamily.mixing`; the scale is :math:`1/\sqrt d`."""
-        return torch.eye(seeded.count, dtype=torch.float64, device="cpu").div(seeded.dimension**0.5)
+        return _scaled(seeded.count, seeded.dimension)
+
+
+@functools.lru_cache(16)
+def _scaled(count: int, dimension: int) -> Tensor:
+    """The identity, scaled; kept for the next draw, so it must not be changed."""
+    return torch.eye(count, dtype=torch.float64, device="cpu").div(dimension**0.5)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.directions.base import ProbeDirections, moments
-from lightning_vamo.core.directions.random.streams import Chunk, chunks_of, pieces, stream_count, stream_seed
+from lightning_vamo.core.directions.random.streams import layout_of, pieces, stream_seed
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import local, shard_group
@@ -42,11 +42,7 @@ class SeededDirections(ProbeDirections):
         self.shards = shard_group(parameters)
         self._family = family
         self._seed = seed
-        self._streams = 0
-        self._chunks: list[list[Chunk]] = []
-        for parameter in parameters:
-            self._chunks.append(chunks_of(parameter, self._streams))
-            self._streams += stream_count(parameter)
+        self._layout = layout_of(parameters)
         like = local(parameters[0])
         self._device, self._dtype = like.device, at_least_float32(like.dtype)
         self._weights = family.mixing(self)
@@ -59,21 +55,24 @@ class SeededDirections(ProbeDirections):
 
     def sizes(self) -> list[list[int]]:
         """See :meth:`ProbeDirections.sizes`; a part is what this process needs of a chunk."""
-        return [[chunk.part.stop - chunk.part.start for chunk in chunks] for chunks in self._chunks]
+        return self._layout.sizes
 
     def raw(self, index: int) -> Iterator[Tensor]:
         """The raw vector behind direction ``index``, a chunk at a time, in float32 or wider."""
         generators: dict[torch.device, torch.Generator] = {}
-        for chunk in (chunk for chunks in self._chunks for chunk in chunks):
+        for chunk in (chunk for chunks in self._layout.chunks for chunk in chunks):
             if chunk.device not in generators:
                 generators[chunk.device] = torch.Generator(chunk.device)
-            seed = stream_seed(self._seed, index * self._streams + chunk.stream)
+            seed = stream_seed(self._seed, index * self._layout.streams + chunk.stream)
             generator = generators[chunk.device].manual_seed(seed)
             yield self._family.sample(chunk.size, generator, chunk.dtype)[chunk.part]
 
     def parts(self, index: int) -> Iterator[Tensor]:
         """See :meth:`ProbeDirections.parts`; the parts are chunks of the random streams."""
         support, weights = zip(*self._terms[index], strict=True)
+        if len(support) == 1:
+            yield from (torch.mul(part, weights[0]) for part in self.raw(support[0]))
+            return
         for parts in _in_step([self.raw(i) for i in support]):
             yield combination(weights, parts)
 

@@ -1,13 +1,14 @@
 """Random streams in chunks with seeds of their own, so that a process generates only the chunks that it needs."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_vamo.core.numerics import at_least_float32
-from lightning_vamo.core.sharding import first_number, local
+from lightning_vamo.core.sharding import first_number, is_sharded, local
 
 # How many numbers a chunk has. The value is part of the definition of the random streams: another value gives other directions.
 CHUNK = 2**18
@@ -95,3 +96,47 @@ def chunks_of(parameter: Tensor, stream: int) -> list[Chunk]:
         needed = slice(max(begin - start, 0), min(end - start, size))
         chunks.append(Chunk(stream + number, size, needed, at_least_float32(part.dtype), part.device))
     return chunks
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The chunks of a raw vector for a list of parameters.
+
+    Attributes:
+        chunks: The chunks that this process needs, by parameter.
+        sizes: How many numbers this process needs of each chunk, by parameter.
+        streams: The number of chunks of a whole raw vector.
+    """
+
+    chunks: list[list[Chunk]]
+    sizes: list[list[int]]
+    streams: int
+
+
+def layout_of(parameters: Sequence[Tensor]) -> Layout:
+    """The layout of raw vectors for parameters; the same for each draw, so the last layouts are kept.
+
+    Args:
+        parameters: The parameters.
+
+    Returns:
+        The layout, which must not be changed.
+    """
+    if any(map(is_sharded, parameters)):
+        return _layout(parameters)
+    return _known_layout(tuple((parameter.numel(), parameter.dtype, parameter.device) for parameter in parameters))
+
+
+@functools.lru_cache(16)
+def _known_layout(kinds: tuple[tuple[int, torch.dtype, torch.device], ...]) -> Layout:
+    # Tensors of these sizes without memory: one number, expanded.
+    return _layout([torch.empty(1, dtype=dtype, device=device).expand(size) for size, dtype, device in kinds])
+
+
+def _layout(parameters: Sequence[Tensor]) -> Layout:
+    chunks: list[list[Chunk]] = []
+    streams = 0
+    for parameter in parameters:
+        chunks.append(chunks_of(parameter, streams))
+        streams += stream_count(parameter)
+    return Layout(chunks, [[chunk.part.stop - chunk.part.start for chunk in own] for own in chunks], streams)

@@ -1,0 +1,196 @@
+"""Lightning's hooks around a step, by a shorter way where the result is the same.
+
+Lightning records each call of a hook for a profiler, and sets an attribute of the module before and after the call. For the
+hooks of a step, which most often do nothing, that takes longer than the passes of a small model. So hooks that nobody overrides
+are passed over here, unless a profiler records the calls. Nothing public tells which hooks are overridden, or calls a hook.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer import call
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from lightning_vamo.loop.compat.attributes import replaced
+
+
+def changes(owner: object, hook: str, base: type) -> bool:
+    """Whether an object's hook differs from that of a base class; Lightning's own look takes ten times as long."""
+    return hook in vars(owner) or getattr(type(owner), hook, None) is not getattr(base, hook)
+
+
+def is_profiled(trainer: Trainer) -> bool:
+    """Whether a profiler records the calls of hooks."""
+    return type(trainer.profiler) is not PassThroughProfiler  # type: ignore[attr-defined]
+
+
+def call_hook(trainer: Trainer, module: LightningModule, hook: str, *arguments: Any) -> None:
+    """Call a hook of the callbacks and then of the module, as Lightning does.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        hook: Name of the hook, which does nothing unless it is overridden.
+        arguments: The arguments of the hook after the trainer and the module.
+    """
+    profiled, idle = is_profiled(trainer), getattr(Callback, hook)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if profiled or getattr(type(callback), hook, None) is not idle or hook in vars(callback):
+            call._call_callback_hooks(trainer, hook, *arguments)
+            break
+    if profiled or changes(module, hook, LightningModule):
+        call._call_lightning_module_hook(trainer, hook, *arguments)
+
+
+def is_plain(owner: object, base: type, names: tuple[str, ...]) -> bool:
+    """Whether an object has the methods of a base class, neither overridden in its class nor replaced on the object."""
+    cls = type(owner)
+    for name in names:  # a loop, since a generator takes twice as long
+        if getattr(cls, name) is not getattr(base, name):
+            return False
+    return vars(owner).keys().isdisjoint(names)
+
+
+def zero_grad(trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
+    """Zero the gradients through the same hooks and counters as the automatic loop."""
+    loop, optimizer = trainer.fit_loop.epoch_loop.automatic_optimization, trainer.optimizers[0]
+    counted = loop.optim_progress.optimizer.zero_grad
+    counted.increment_ready()
+    call_hook(trainer, module, "on_before_zero_grad", optimizer)
+    counted.increment_started()
+    if is_profiled(trainer) or changes(module, "optimizer_zero_grad", LightningModule):
+        loop._optimizer_zero_grad(batch_idx, optimizer)
+        return
+    drop(optimizer)
+    counted.increment_completed()
+
+
+def drop(optimizer: Optimizer) -> None:
+    """Set the gradients of an optimizer's parameters to None, as its ``zero_grad`` does."""
+    if changes(optimizer, "zero_grad", Optimizer):
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:  # without the record for a profiler, which takes longer
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad = None
+
+
+def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
+    """Free the last step's gradients before a sweep, if the coming step would free them anyway, to save memory.
+
+    They stay if a module or callback overrides a hook around zeroing the gradients, which may keep or read the gradients.
+    """
+    if batch_idx % trainer.accumulate_grad_batches or changes(module, "optimizer_zero_grad", LightningModule):
+        return
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    hook = "on_before_zero_grad"
+    if changes(module, hook, LightningModule) or any(changes(callback, hook, Callback) for callback in callbacks):
+        return
+    for optimizer in trainer.optimizers:
+        drop(optimizer)
+
+
+_BACKWARD = ("backward", "pre_backward", "post_backward")
+
+
+def backward(trainer: Trainer, module: LightningModule, loss: Tensor, *, as_it_is: bool = False) -> None:
+    """Differentiate a loss as ``manual_backward`` does, through the hooks of the strategy and of the precision plugin.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        loss: The loss.
+        as_it_is: Whether to leave the flag ``automatic_optimization`` alone; otherwise the flag is False during the call.
+    """
+    strategy, precision = trainer.strategy, trainer.precision_plugin
+    if is_profiled(trainer) or not (is_plain(strategy, Strategy, _BACKWARD) and is_plain(precision, Precision, _BACKWARD)):
+        # Within a step manual, or DDP would expect a forward pass that prepared it for automatic optimization.
+        with nullcontext() if as_it_is else replaced(module, "_automatic_optimization", False):
+            strategy.backward(loss, None)
+        return
+    call_hook(trainer, module, "on_before_backward", loss)
+    module.backward(loss)
+    call_hook(trainer, module, "on_after_backward")
+
+
+_STEP = ("optimizer_step",)
+_PRECISION = ("optimizer_step", "clip_gradients", "_wrap_closure", "_after_closure", "_clip_gradients")
+_MODULE = ("optimizer_step", "configure_gradient_clipping", "clip_gradients")
+
+
+def optimizer_step(trainer: Trainer, module: LightningModule, batch_idx: int, closure: Callable[[], Any]) -> None:
+    """Step the optimizer as the automatic loop does, with its hooks, and count the step for ``trainer.global_step``.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        batch_idx: Lightning's index of the batch.
+        closure: Computes the gradient.
+    """
+    counted = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+    counted.increment_ready()
+    optimizer: Any = module.optimizers()
+    # As under automatic optimization: the precision plugin then clips, and skips what it would skip.
+    with replaced(module, "_automatic_optimization", True):
+        if _steps_plainly(trainer, module, optimizer):
+            _plain_step(trainer, module, optimizer, closure)
+        else:
+            module.optimizer_step(trainer.current_epoch, batch_idx, optimizer, closure)
+    counted.increment_completed()
+
+
+def _steps_plainly(trainer: Trainer, module: LightningModule, optimizer: Any) -> bool:
+    """Whether all that the step passes through between the module and the optimizer is Lightning's own, and clips nothing."""
+    return (
+        not trainer.gradient_clip_val
+        and is_plain(optimizer, LightningOptimizer, ("step",))
+        and is_plain(trainer.strategy, Strategy, _STEP)
+        and is_plain(trainer.precision_plugin, Precision, _PRECISION)
+        and is_plain(module, LightningModule, _MODULE)
+        and not is_profiled(trainer)
+    )
+
+
+def _plain_step(trainer: Trainer, module: LightningModule, optimizer: Any, closure: Callable[[], Any]) -> None:
+    inner = optimizer._optimizer
+
+    def evaluated() -> Any:
+        result = closure()
+        call_hook(trainer, module, "on_before_optimizer_step", inner)
+        return result
+
+    optimizer._on_before_step()
+    if type(inner) is SGD and not _has_hooks(inner):
+        # What its `step` does, which looks for each of the things that are ruled out here.
+        with torch.enable_grad():
+            evaluated()
+        if any(parameter.grad is not None for group in inner.param_groups for parameter in group["params"]):
+            inner.step()
+    else:
+        inner.step(closure=evaluated)
+    optimizer._on_after_step()
+
+
+def _has_hooks(optimizer: Any) -> bool:
+    """Whether something else is called in an optimizer's ``step``: hooks, or a scheduler, which replaces ``step``."""
+    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer)
+    return bool(own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks)
+
+
+def step_context(trainer: Trainer) -> AbstractContextManager[None]:
+    """The precision plugin's context of a training step; to enter one that does nothing takes a while too."""
+    precision = trainer.precision_plugin
+    if is_plain(precision, Precision, ("train_step_context", "forward_context")):
+        return nullcontext()
+    context: AbstractContextManager[None] = precision.train_step_context()
+    return context

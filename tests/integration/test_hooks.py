@@ -1,0 +1,152 @@
+"""Hooks of a step: all that are overridden are called, in Lightning's order, whatever the package passes over."""
+
+import copy
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.profilers import SimpleProfiler
+
+from lightning_vamo import MeZOCallback, SVRGCallback, VAMOMixin
+from tests.support.modules import classification_data, trainer
+
+CALLS = []  # a list of the test module, since guards put back what the module's own objects hold
+HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+
+
+class Module(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(6, 3)
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Noting(Callback):
+    pass
+
+
+def noting(hook, who):
+    def note(self, *arguments):
+        CALLS.append((who, hook))
+
+    return note
+
+
+for name in HOOKS:
+    setattr(Noting, name, noting(name, "callback"))
+
+
+def fit(module, method=None, **options):
+    CALLS.clear()
+    L.seed_everything(3, verbose=False)
+    callbacks = [*([method] if method else []), *options.pop("callbacks", [])]
+    fitted = trainer(callbacks=callbacks, max_epochs=2, **options)
+    fitted.fit(module, torch.utils.data.DataLoader(classification_data(12), 4))
+    return fitted
+
+
+def with_hooks(*hooks):
+    return type("Hooked", (VAMOMixin, Module), {hook: noting(hook, "module") for hook in hooks})()
+
+
+@pytest.mark.parametrize("hooks", [HOOKS, HOOKS[2:3], ()])
+def test_overridden_hooks_are_called_as_in_plain_training(hooks):
+    plain = type("Plain", (Module,), {hook: noting(hook, "module") for hook in hooks})
+    fit(plain(), callbacks=[Noting()])
+    expected = list(CALLS)
+    assert len(expected) == 6 * (len(HOOKS) + len(hooks))
+    module = with_hooks(*hooks)
+    fit(module, SVRGCallback(gradients="carry", verbose=False), callbacks=[Noting()])
+    assert expected == CALLS
+    fit(with_hooks(*hooks), MeZOCallback(verbose=False), callbacks=[Noting()])
+    assert [call for call in expected if "backward" not in call[1]] == CALLS
+
+
+@pytest.mark.parametrize("method", [MeZOCallback, SVRGCallback])
+def test_a_hook_set_on_an_object_is_called(method):
+    callback = Callback()
+    callback.on_before_optimizer_step = lambda *arguments: CALLS.append("object")
+    fit(with_hooks(), method(verbose=False), callbacks=[callback])
+    assert CALLS == ["object"] * 6
+
+
+class Stepping(VAMOMixin, Module):
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        CALLS.append("own step")
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+
+class Clipping(VAMOMixin, Module):
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        CALLS.append("own clipping")
+
+
+class Zeroing(VAMOMixin, Module):
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+        CALLS.append("own zeroing")
+        optimizer.zero_grad()
+
+
+class Transferring(VAMOMixin, Module):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        CALLS.append("own transfer")
+        return batch
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "count"),
+    [
+        *((kind, method, 6) for kind in (Stepping, Clipping, Zeroing) for method in (MeZOCallback, SVRGCallback)),
+        (Transferring, MeZOCallback, 6),
+        (Transferring, SVRGCallback, 12),  # once more for each batch of the two sweeps
+    ],
+)
+def test_hooks_of_the_optimizer_and_of_the_transfer_are_called(kind, method, count):
+    fitted = fit(kind(), method(verbose=False))
+    assert len(CALLS) == count
+    assert fitted.global_step == 6
+
+
+class Hooked(VAMOMixin, Module):
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        optimizer.register_step_pre_hook(lambda *arguments: CALLS.append("before"))
+        optimizer.register_step_post_hook(lambda *arguments: CALLS.append("after"))
+        return optimizer
+
+
+@pytest.mark.parametrize("method", [MeZOCallback, SVRGCallback])
+def test_hooks_that_torch_calls_around_a_step_are_called(method):
+    fit(Hooked(), method(verbose=False))
+    assert CALLS == ["before", "after"] * 6
+
+
+class Scheduled(VAMOMixin, Module):
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5), "interval": "step"}]
+
+
+@pytest.mark.parametrize("method", [MeZOCallback, SVRGCallback])
+def test_a_scheduler_sees_the_steps(method):
+    # A scheduler that sees no step of its optimizer gives a warning, which is an error in tests.
+    fitted = fit(Scheduled(), method(verbose=False))
+    assert fitted.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 / 8)
+
+
+@pytest.mark.parametrize("method", [MeZOCallback, SVRGCallback])
+def test_a_profiler_changes_nothing_and_sees_each_hook(method):
+    unseen = with_hooks()
+    seen = copy.deepcopy(unseen)
+    fit(unseen, method(seed=1, verbose=False))
+    profiler = SimpleProfiler()
+    fit(seen, method(seed=1, verbose=False), profiler=profiler)
+    assert torch.equal(unseen.net.weight, seen.net.weight)
+    recorded = profiler.recorded_durations
+    assert len(recorded["[LightningModule]Hooked.on_before_optimizer_step"]) == 6

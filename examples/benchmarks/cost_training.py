@@ -49,6 +49,8 @@ class Method:
     def directions(self) -> Directions:
         """The family of directions."""
         family = getattr(directions, self.family)
+        if family.learns:
+            return family(rank="auto")  # as the callback does by default
         return family(storage=self.storage) if has_storage(self.family) else family()
 
     def prepare(self, module: Classifier) -> Classifier:

@@ -69,13 +69,14 @@ def fit(callback, module=None, epochs=5, callbacks=(), ckpt=None, **options):
 @pytest.fixture
 def driven(monkeypatch):
     """Batches that the callback's step has trained on, counted over the epochs; the others are Lightning's."""
-    batches, one = [], ManualSteps.one
+    batches, step = [], ManualSteps._step
 
-    def counted(self, fit, module, batch):
+    def counted(self, module, user_step, batch):
+        fit = module.trainer
         batches.append(fit.current_epoch * fit.num_training_batches + fit.fit_loop.batch_idx)
-        return one(self, fit, module, batch)
+        return step(self, module, user_step, batch)
 
-    monkeypatch.setattr(ManualSteps, "one", counted)
+    monkeypatch.setattr(ManualSteps, "_step", counted)
     return batches
 
 

@@ -283,5 +283,5 @@ def test_the_demo_trains_plainly_and_with_vamo(tmp_path):
 def test_the_defaults(tmp_path):
     for callback in (VAMOCallback(), callback_of(command(tmp_path))):
         assert isinstance(callback.settings.directions, GradientSubspaceDirections)
-        assert callback.settings.directions.rank == 1
+        assert callback.settings.directions.rank == "auto"
         assert callback.settings.alpha == "adaptive"

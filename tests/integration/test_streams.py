@@ -267,7 +267,7 @@ def test_a_stream_goes_on_bit_for_bit_from_an_epochs_end(arguments, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_checkpoint_of_another_control_is_refused_within_a_snapshot(tmp_path):
-    run_stream(tmp_path, DataLoader(classification_data(50), 8), epochs=3, control=Recompute(every_n_epochs=3))
+    run_stream(tmp_path, DataLoader(classification_data(50), 8), epochs=3, mu=1e-3, control=Recompute(every_n_epochs=3))
     data = DataLoader(classification_data(50), 8)
     with pytest.raises(InvalidArgumentError, match="`control` was 'recompute', and in the present run it is 'replay'"):
         run_stream(tmp_path, data, tmp_path / "epoch=0.ckpt", control=Replay(every_n_epochs=3))

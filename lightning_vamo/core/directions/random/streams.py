@@ -124,11 +124,12 @@ def layout_of(parameters: Sequence[Tensor]) -> Layout:
     """
     if any(map(is_sharded, parameters)):
         return _layout(parameters)
-    return _known_layout(tuple((parameter.numel(), parameter.dtype, parameter.device) for parameter in parameters))
+    return _known_layout(CHUNK, *[(parameter.numel(), parameter.dtype, parameter.device) for parameter in parameters])
 
 
 @functools.lru_cache(16)
-def _known_layout(kinds: tuple[tuple[int, torch.dtype, torch.device], ...]) -> Layout:
+def _known_layout(chunk: int, *kinds: tuple[int, torch.dtype, torch.device]) -> Layout:
+    del chunk  # `_layout` reads it; here it only tells layouts of other chunks apart
     # Tensors of these sizes without memory: one number, expanded.
     return _layout([torch.empty(1, dtype=dtype, device=device).expand(size) for size, dtype, device in kinds])
 

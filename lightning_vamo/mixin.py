@@ -44,7 +44,7 @@ class VAMOMixin:
                 f" class {cls.__name__}(VAMOMixin, ...)."
             )
         step = getattr(cls, "training_step", None)
-        if step is not None and not hasattr(step, compat.DRIVEN):
+        if step is not None and not compat.is_driven(step):
             cls.training_step = _driven(step)  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
@@ -170,7 +170,7 @@ def _driven(user_step: Callable[..., Any]) -> Callable[..., Any]:
         batch = next(iter((*args, *kwargs.values())), None)
         return driver.drive(self, functools.partial(user_step, self, *args, **kwargs), batch)
 
-    setattr(training_step, compat.DRIVEN, True)
+    compat.mark_driven(training_step)
     return training_step
 
 

@@ -127,3 +127,15 @@ def test_a_state_goes_on_to_the_bit():
 
 def test_a_linear_decay_goes_from_one_to_zero():
     assert [LinearDecay().factors(k / 4) for k in range(4)] == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_steps_of_a_checkpoint_follow_the_gradients_to_their_device():
+    """As on a GPU; the device without numbers stands for one."""
+    slopes, rows = noise(43, 3, 1), noise(43, 3, 2)
+    first = Regression(3)
+    fed(first, slopes, rows)
+    second = Regression.of(first.state_dict())
+    for _ in range(5):
+        away = torch.empty(3, device="meta", dtype=torch.float64)
+        second.observe(Slopes(away, torch.empty((), device="meta", dtype=torch.bool)), away)
+    assert second.factors().device.type == "meta"

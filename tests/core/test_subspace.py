@@ -528,3 +528,10 @@ def test_no_more_directions_are_followed_than_there_are_dimensions():
     points, steps = zeros([(2,)], torch.float64), gradients([(2,)], 12)
     _, directions = fed(GradientSubspaceDirections(None), points, steps, count=1)
     assert directions.dense(points).norm() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("dimension", "is_dense"), [(5, False), (63, False), (64, True), (2**14, True), (2**14 + 1, False)])
+def test_small_models_have_whole_directions_by_default_of_the_callback(dimension, is_dense):
+    directions = GradientSubspaceDirections(rank="auto").draw(zeros([(dimension,)]), 8, seeded(0))
+    assert isinstance(directions, FactoredDirections) is not is_dense
+    assert directions.count == 8

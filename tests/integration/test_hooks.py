@@ -1,14 +1,17 @@
 """Hooks of a step: all that are overridden are called, in Lightning's order, whatever the package passes over."""
 
 import copy
+import functools
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import SimpleProfiler
+from lightning.pytorch.strategies import Strategy
 
-from lightning_vamo import MeZOCallback, SVRGCallback, VAMOMixin
+from lightning_vamo import MeZOCallback, SVRGCallback, VAMOCallback, VAMOMixin
+from lightning_vamo.core.directions import SphereDirections
 from tests.support.modules import classification_data, trainer
 
 CALLS = []  # a list of the test module, since guards put back what the module's own objects hold
@@ -150,3 +153,67 @@ def test_a_profiler_changes_nothing_and_sees_each_hook(method):
     assert torch.equal(unseen.net.weight, seen.net.weight)
     recorded = profiler.recorded_durations
     assert len(recorded["[LightningModule]Hooked.on_before_optimizer_step"]) == 6
+
+
+class ClipsFromNowOn(Callback):
+    """Decides on clipping where the gradient is known, as adaptive clipping does."""
+
+    def on_before_optimizer_step(self, fit, module, optimizer):
+        fit.gradient_clip_val = 0.01
+
+
+class Mixed(VAMOMixin, Module):
+    pass
+
+
+def probing():
+    return VAMOCallback(probes=2, alpha=0.0, directions=SphereDirections())
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def fitted(module, *callbacks):
+    method, *others = (*callbacks, None) if callbacks else (None,)
+    fit(module, method, callbacks=[callback for callback in others if callback])
+    return module
+
+
+def seeded_module(cls):
+    torch.manual_seed(0)
+    return cls()
+
+
+def test_clipping_that_a_hook_of_the_step_sets_clips_that_step():
+    plain = fitted(seeded_module(Module), ClipsFromNowOn())
+    ours = fitted(seeded_module(Mixed), probing(), ClipsFromNowOn())
+    assert same(plain, ours)
+
+
+def halved(step):
+    @functools.wraps(step)
+    def decorated(self, *args, **kwargs):
+        CALLS.append("decorator")
+        return 0.5 * step(self, *args, **kwargs)
+
+    return decorated
+
+
+def test_a_decorator_around_the_mixins_step_is_called():
+    decorated = type("Decorated", (Mixed,), {"training_step": halved(Mixed.training_step)})
+    ours = fitted(seeded_module(decorated), probing())
+    assert "decorator" in CALLS
+    plain = fitted(seeded_module(type("Plain", (Module,), {"training_step": halved(Module.training_step)})))
+    assert same(plain, ours)
+
+
+def test_a_method_that_is_replaced_on_lightnings_class_is_called(monkeypatch):
+    def recorded(self, *arguments, **options):
+        CALLS.append("backward")
+        return backward(self, *arguments, **options)
+
+    backward = Strategy.backward
+    monkeypatch.setattr(Strategy, "backward", recorded)
+    fitted(seeded_module(Mixed), probing())
+    assert CALLS == ["backward"] * 6

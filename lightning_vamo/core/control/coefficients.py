@@ -3,6 +3,7 @@ r"""Coefficients that say how much of each row a step uses: constant, by a sched
 from abc import ABC, abstractmethod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -177,6 +178,8 @@ class Regression(Coefficient):
         counted = slopes.counted
         if not isinstance(counted, Tensor) and not counted:
             return
+        if self._recent and type(self._recent[0][0]) is not type(row):  # steps of a checkpoint, which are on the CPU
+            self._recent = [_placed(step, slopes.device) for step in self._recent]
         self._recent.append((slopes.coordinates, row, counted))
         self._steps += 1
         if self._steps <= _YOUNG or len(self._recent) == _MANY:
@@ -224,6 +227,11 @@ class Regression(Coefficient):
         regression._sums, regression._steps = small(state["sums"]), state["steps"]
         regression._recent = list(zip(*map(small, state["recent"]), strict=True))
         return regression
+
+
+def _placed(step: tuple[Small, Small, Small], device: torch.device) -> tuple[Small, Small, Small]:
+    slopes, row, counted = (placed(np.asarray(part), device) for part in step)
+    return slopes, row, counted
 
 
 _TINY = 1e-300

@@ -21,13 +21,15 @@ from lightning_vamo.loop.compat.resume import (
     step_plateau_schedulers,
 )
 from lightning_vamo.loop.compat.steps import (
-    DRIVEN,
     accumulates,
     backward_is_watched,
     has_no_optimizer,
     is_compiled,
+    is_driven,
     manual,
     manual_steps,
+    mark_driven,
+    own_step,
     run_own_step,
     run_training_step,
     skips_backward,
@@ -49,7 +51,6 @@ from lightning_vamo.loop.compat.strategies import (
 )
 
 __all__ = [
-    "DRIVEN",
     "FitEnded",
     "accumulates",
     "autocast_dtype",
@@ -69,14 +70,17 @@ __all__ = [
     "has_no_optimizer",
     "in_validation",
     "is_compiled",
+    "is_driven",
     "last_reload",
     "launched",
     "loader_mode",
     "log_state",
     "manual",
     "manual_steps",
+    "mark_driven",
     "metric_states",
     "optimizer_step",
+    "own_step",
     "parts",
     "position",
     "quick_logs",

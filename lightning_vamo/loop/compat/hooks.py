@@ -9,23 +9,24 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import call
 from torch import Tensor
-from torch.optim import SGD, Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim import Optimizer
 
 from lightning_vamo.loop.compat.attributes import replaced
+
+# The methods of the classes whose hooks do nothing, or what is done here: if one is replaced on the class, it is called.
+_BASES: tuple[type, ...] = (Callback, LightningModule, Strategy, Precision, Optimizer)
+_OWN: dict[type, dict[str, Any]] = {base: {name: getattr(base, name) for name in dir(base)} for base in _BASES}
 
 
 def changes(owner: object, hook: str, base: type) -> bool:
     """Whether an object's hook differs from that of a base class; Lightning's own look takes ten times as long."""
-    return hook in vars(owner) or getattr(type(owner), hook, None) is not getattr(base, hook)
+    return hook in vars(owner) or getattr(type(owner), hook, None) is not _OWN[base][hook]
 
 
 def is_profiled(trainer: Trainer) -> bool:
@@ -42,7 +43,7 @@ def call_hook(trainer: Trainer, module: LightningModule, hook: str, *arguments: 
         hook: Name of the hook, which does nothing unless it is overridden.
         arguments: The arguments of the hook after the trainer and the module.
     """
-    profiled, idle = is_profiled(trainer), getattr(Callback, hook)
+    profiled, idle = is_profiled(trainer), _OWN[Callback][hook]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if profiled or getattr(type(callback), hook, None) is not idle or hook in vars(callback):
             call._call_callback_hooks(trainer, hook, *arguments)
@@ -53,9 +54,9 @@ def call_hook(trainer: Trainer, module: LightningModule, hook: str, *arguments: 
 
 def is_plain(owner: object, base: type, names: tuple[str, ...]) -> bool:
     """Whether an object has the methods of a base class, neither overridden in its class nor replaced on the object."""
-    cls = type(owner)
+    cls, own = type(owner), _OWN[base]
     for name in names:  # a loop, since a generator takes twice as long
-        if getattr(cls, name) is not getattr(base, name):
+        if getattr(cls, name) is not own[name]:
             return False
     return vars(owner).keys().isdisjoint(names)
 
@@ -88,13 +89,15 @@ def drop(optimizer: Optimizer) -> None:
 def drop_gradients(trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
     """Free the last step's gradients before a sweep, if the coming step would free them anyway, to save memory.
 
-    They stay if a module or callback overrides a hook around zeroing the gradients, which may keep or read the gradients.
+    They stay if a module, a callback or an optimizer zeroes gradients in a way of its own, which may keep or read them.
     """
     if batch_idx % trainer.accumulate_grad_batches or changes(module, "optimizer_zero_grad", LightningModule):
         return
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     hook = "on_before_zero_grad"
     if changes(module, hook, LightningModule) or any(changes(callback, hook, Callback) for callback in callbacks):
+        return
+    if any(changes(optimizer, "zero_grad", Optimizer) for optimizer in trainer.optimizers):
         return
     for optimizer in trainer.optimizers:
         drop(optimizer)
@@ -123,11 +126,6 @@ def backward(trainer: Trainer, module: LightningModule, loss: Tensor, *, as_it_i
     call_hook(trainer, module, "on_after_backward")
 
 
-_STEP = ("optimizer_step",)
-_PRECISION = ("optimizer_step", "clip_gradients", "_wrap_closure", "_after_closure", "_clip_gradients")
-_MODULE = ("optimizer_step", "configure_gradient_clipping", "clip_gradients")
-
-
 def optimizer_step(trainer: Trainer, module: LightningModule, batch_idx: int, closure: Callable[[], Any]) -> None:
     """Step the optimizer as the automatic loop does, with its hooks, and count the step for ``trainer.global_step``.
 
@@ -142,49 +140,8 @@ def optimizer_step(trainer: Trainer, module: LightningModule, batch_idx: int, cl
     optimizer: Any = module.optimizers()
     # As under automatic optimization: the precision plugin then clips, and skips what it would skip.
     with replaced(module, "_automatic_optimization", True):
-        if _steps_plainly(trainer, module, optimizer):
-            _plain_step(trainer, module, optimizer, closure)
-        else:
-            module.optimizer_step(trainer.current_epoch, batch_idx, optimizer, closure)
+        module.optimizer_step(trainer.current_epoch, batch_idx, optimizer, closure)
     counted.increment_completed()
-
-
-def _steps_plainly(trainer: Trainer, module: LightningModule, optimizer: Any) -> bool:
-    """Whether all that the step passes through between the module and the optimizer is Lightning's own, and clips nothing."""
-    return (
-        not trainer.gradient_clip_val
-        and is_plain(optimizer, LightningOptimizer, ("step",))
-        and is_plain(trainer.strategy, Strategy, _STEP)
-        and is_plain(trainer.precision_plugin, Precision, _PRECISION)
-        and is_plain(module, LightningModule, _MODULE)
-        and not is_profiled(trainer)
-    )
-
-
-def _plain_step(trainer: Trainer, module: LightningModule, optimizer: Any, closure: Callable[[], Any]) -> None:
-    inner = optimizer._optimizer
-
-    def evaluated() -> Any:
-        result = closure()
-        call_hook(trainer, module, "on_before_optimizer_step", inner)
-        return result
-
-    optimizer._on_before_step()
-    if type(inner) is SGD and not _has_hooks(inner):
-        # What its `step` does, which looks for each of the things that are ruled out here.
-        with torch.enable_grad():
-            evaluated()
-        if any(parameter.grad is not None for group in inner.param_groups for parameter in group["params"]):
-            inner.step()
-    else:
-        inner.step(closure=evaluated)
-    optimizer._on_after_step()
-
-
-def _has_hooks(optimizer: Any) -> bool:
-    """Whether something else is called in an optimizer's ``step``: hooks, or a scheduler, which replaces ``step``."""
-    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer)
-    return bool(own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks)
 
 
 def step_context(trainer: Trainer) -> AbstractContextManager[None]:

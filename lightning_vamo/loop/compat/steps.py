@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from lightning_vamo.loop.compat.attributes import replaced
 from lightning_vamo.loop.compat.hooks import is_plain, is_profiled, step_context
 
-DRIVEN = "_vamo_driven"
+_MARK = "_vamo_driven"
 """Marks a ``training_step`` whose calls a driver answers; the user's own function is its ``__wrapped__``."""
 
 
@@ -154,12 +154,27 @@ def run_training_step(trainer: Trainer, batch: Any, batch_idx: int) -> Any:
         own["_current_fx_name"] = before
 
 
+def is_driven(step: Any) -> bool:
+    """Whether a ``training_step`` is one that the mixin has made; a decorator copies the mark, but not what the mark holds."""
+    return getattr(step, _MARK, None) is step
+
+
+def mark_driven(step: Any) -> None:
+    """Mark a ``training_step`` as one that the mixin has made."""
+    setattr(step, _MARK, step)
+
+
+def own_step(module: LightningModule) -> Callable[..., Any] | None:
+    """The user's step behind the mixin's; None if a decorator or the like is called in place of the mixin's step."""
+    step: Any = type(module).training_step
+    return step.__wrapped__ if is_driven(step) and "training_step" not in vars(module) else None
+
+
 def run_own_step(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> Any:
     """Call the user's own ``training_step`` as :func:`run_training_step` does, where no driver is to answer the call."""
-    step: Any = vars(module).get("training_step", type(module).training_step)
-    if not hasattr(step, DRIVEN) or not _is_direct(trainer, module):
+    own = own_step(module)
+    if own is None or not _is_direct(trainer, module):
         return run_training_step(trainer, batch, batch_idx)
-    own = step.__wrapped__
     with within_step(module), step_context(trainer):
         return own(module, *step_arguments(own, batch, batch_idx))
 

@@ -60,6 +60,6 @@ class Learning:
         Raises:
             InvalidArgumentError: If the state belongs to other parameters, or to another kind of directions.
         """
-        learner = family.learner(parameters, 1, seeded(0))
+        learner = family.learner(parameters, state["count"], seeded(0))
         learner.load_state_dict(state)
         self.learner, self.parameters = learner, parameters

@@ -145,13 +145,13 @@ class ManualSteps:
         Returns:
             The outputs of the step; None if the driver would not see the call, and then nothing has been done.
         """
-        step = vars(module).get("training_step", type(module).training_step)
-        if not hasattr(step, compat.DRIVEN):
+        step = compat.own_step(module)
+        if step is None:
             return None
         self._around.before_step(trainer, module, arguments[0])
         self._default_dtype = torch.get_default_dtype()
         with compat.within_step(module):
-            return self._step(module, partial(step.__wrapped__, module, *arguments), arguments[0])
+            return self._step(module, partial(step, module, *arguments), arguments[0])
 
     def _step(self, module: LightningModule, user_step: Callable[[], Any], batch: Any) -> dict[str, Any]:
         self._stepped = True

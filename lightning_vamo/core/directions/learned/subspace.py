@@ -36,7 +36,7 @@ class GradientSubspaceDirections(Directions):
     Args:
         rank: Number of outer products that make up a matrix of a direction; this saves memory. None keeps whole directions,
             in at most ``(2q + 2) * d`` numbers, where ``q`` includes oversampling; whole directions hold more of the noise.
-            ``"auto"`` keeps whole directions for models of at most 16,384 trainable parameters, and else one outer product.
+            ``"auto"`` keeps whole directions for models of 64 to 16,384 trainable parameters, and else one outer product.
             Factored directions are not quite orthogonal; coordinates in an orthonormal basis make up for this.
         warmup_batches: Number of gradients to learn from before the first snapshot, without taking a step: at most as many as
             the epoch has batches, and at least ``q + 1``, since fewer gradients give no directions. On the MNIST perceptron,
@@ -91,16 +91,20 @@ class GradientSubspaceDirections(Directions):
     def check_count(self, count: int, dimension: int) -> None:
         """See :meth:`Directions.check_count`."""
         super().check_count(count, dimension)
-        if self.rank is None:
+        if self._is_dense(dimension):
             OrthonormalDirections().check_count(count, dimension)
+
+    def _is_dense(self, dimension: int) -> bool:
+        return self.rank is None or (self.rank == "auto" and dimension in _SMALL)
 
     def _draw(self, parameters: Sequence[Tensor], count: int, generator: torch.Generator) -> ProbeDirections:
         dimension = sum(parameter.numel() for parameter in parameters)
-        if self.rank is None or (self.rank == "auto" and count <= dimension <= _SMALL):
+        if self._is_dense(dimension):
             return DenseDirections(random_rows(parameters, count, generator), Flat(parameters))
-        rank = 1 if self.rank == "auto" else self.rank
+        rank = 1 if self.rank == "auto" or self.rank is None else self.rank
         return FactoredDirections(normalised(random(Layout(parameters, rank), count, generator)))
 
 
-# Up to this number of parameters a step with whole directions takes no longer than a step with factored directions.
-_SMALL = 2**14
+# Up to 16,384 parameters a step with whole directions takes no longer than a step with factored directions. In a space of few
+# dimensions there is nothing to choose, and more factored directions than dimensions can be asked for.
+_SMALL = range(64, 2**14 + 1)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import Strategy
@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from lightning_vamo.loop.compat.attributes import replaced
 
 # The methods of the classes whose hooks do nothing, or what is done here: if one is replaced on the class, it is called.
-_BASES: tuple[type, ...] = (Callback, LightningModule, Strategy, Precision, Optimizer)
+_BASES: tuple[type, ...] = (Callback, LightningModule, LightningDataModule, Strategy, Precision, Optimizer)
 _OWN: dict[type, dict[str, Any]] = {base: {name: getattr(base, name) for name in dir(base)} for base in _BASES}
 
 

@@ -43,11 +43,9 @@ def call_hook(trainer: Trainer, module: LightningModule, hook: str, *arguments: 
         hook: Name of the hook, which does nothing unless it is overridden.
         arguments: The arguments of the hook after the trainer and the module.
     """
-    profiled, idle = is_profiled(trainer), _OWN[Callback][hook]
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if profiled or getattr(type(callback), hook, None) is not idle or hook in vars(callback):
-            call._call_callback_hooks(trainer, hook, *arguments)
-            break
+    profiled = is_profiled(trainer)
+    if profiled or any(changes(callback, hook, Callback) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        call._call_callback_hooks(trainer, hook, *arguments)
     if profiled or changes(module, hook, LightningModule):
         call._call_lightning_module_hook(trainer, hook, *arguments)
 

@@ -101,7 +101,7 @@ class GradientSubspaceDirections(Directions):
         dimension = sum(parameter.numel() for parameter in parameters)
         if self._is_dense(dimension):
             return DenseDirections(random_rows(parameters, count, generator), Flat(parameters))
-        rank = 1 if self.rank == "auto" or self.rank is None else self.rank
+        rank = self.rank if isinstance(self.rank, int) else 1
         return FactoredDirections(normalised(random(Layout(parameters, rank), count, generator)))
 
 

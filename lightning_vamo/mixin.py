@@ -161,17 +161,15 @@ def _rebuild(cls: type[LightningModule], *arguments: Any) -> Any:
 
 
 def _driven(user_step: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(user_step)  # also keeps the signature, from which Lightning tells which arguments to pass
     def training_step(self: LightningModule, *args: Any, **kwargs: Any) -> Any:
         trainer = compat.trainer_of(self)
         driver = None if trainer is None else _driver(trainer)
-        if driver is None:
+        if driver is None or not driver.answers:
             return user_step(self, *args, **kwargs)
         batch = next(iter((*args, *kwargs.values())), None)
         return driver.drive(self, functools.partial(user_step, self, *args, **kwargs), batch)
 
-    compat.mark_driven(training_step)
-    return training_step
+    return compat.driven(training_step, user_step)
 
 
 def _driver(trainer: Trainer) -> Driver | None:

@@ -248,8 +248,7 @@ class Measurement:
             mu = auto_mu(parameters, settings.difference, oracle.arithmetic, steep=True, robust=True)
         advice = Advice()
         try:
-            with oracle.asking():
-                swept = sweep(oracle, plan, parameters, learned, mu, settings.difference, search=search)
+            swept = sweep(oracle, plan, parameters, learned, mu, settings.difference, search=search)
         except ChangingLossError as error:
             advice.on_changing_loss(error, first=True)
             raise

@@ -14,6 +14,7 @@ from lightning_vamo import MeZOCallback, SVRGCallback, VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import SphereDirections
 from tests.support.bits import same_bits
 from tests.support.modules import classification_data, trainer
+from tests.support.watched import WatchedSweeps
 
 CALLS = []  # a list of the test module, since guards put back what the module's own objects hold
 HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
@@ -213,3 +214,69 @@ def test_a_method_that_is_replaced_on_lightnings_class_is_called(monkeypatch):
     monkeypatch.setattr(Strategy, "backward", recorded)
     fitted(seeded_module(Mixed), probing())
     assert CALLS == ["backward"] * 6
+
+
+def tripled(function):
+    @functools.wraps(function)
+    def decorated(self, batch, batch_idx=0):
+        return function(self, [batch[0] * 3, batch[1]], batch_idx)
+
+    return decorated
+
+
+def first_deltas(module, **options):
+    callback = WatchedSweeps(probes=3, mu=1e-2, seed=1, sweep_precision=options.pop("sweep_precision", None))
+    fit(module, callback, **options)
+    return callback.sweeps[0].deltas
+
+
+def test_a_sweep_in_float32_goes_through_a_decorator_once():
+    decorated = type("Decorated", (Mixed,), {"training_step": tripled(Mixed.training_step)})
+    inside = type("Inside", (VAMOMixin, Module), {"training_step": tripled(Module.training_step)})
+    options = {"precision": "bf16-mixed", "sweep_precision": "32-true"}
+    outer, inner = (first_deltas(seeded_module(cls), **options) for cls in (decorated, inside))
+    assert torch.equal(outer, inner)
+
+
+def indexed(function):
+    @functools.wraps(function)
+    def decorated(self, batch, batch_idx=0):
+        return function(self, batch) * (1 + batch_idx)
+
+    return decorated
+
+
+class TakesNoIndex(Module):
+    @indexed
+    def training_step(self, batch):
+        return super().training_step(batch, 0)
+
+
+def test_a_decorator_that_hides_an_argument_gets_what_lightning_gives_it():
+    # Lightning looks at the function that is decorated, which takes no index, and so the decorator gets none.
+    ours = fitted(seeded_module(type("Mixed", (VAMOMixin, TakesNoIndex), {})), probing())
+    plain = fitted(seeded_module(TakesNoIndex))
+    assert same_bits(plain.parameters(), ours.parameters())
+    assert torch.equal(
+        first_deltas(seeded_module(type("Mixed", (VAMOMixin, TakesNoIndex), {}))), first_deltas(seeded_module(Mixed))
+    )
+
+
+class Triples(Callback):
+    """Transfers batches in a way of its own, which it puts in the strategy's place."""
+
+    def on_train_start(self, fit, module):
+        transfer = fit.strategy.batch_to_device
+
+        @functools.wraps(transfer)
+        def tripling(batch, *args, **kwargs):
+            inputs, labels = transfer(batch, *args, **kwargs)
+            return [inputs * 3, labels]
+
+        fit.strategy.batch_to_device = tripling
+
+
+def test_a_sweep_transfers_batches_as_the_steps_do():
+    outside = first_deltas(seeded_module(Mixed), callbacks=[Triples()])
+    inside = first_deltas(seeded_module(type("Inside", (VAMOMixin, Module), {"training_step": tripled(Module.training_step)})))
+    assert torch.allclose(outside, inside)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_vamo import NonFiniteLossError, VAMOCallback, VAMOMixin
-from lightning_vamo.core.directions import GradientSubspaceDirections
+from lightning_vamo.core.directions import GradientSubspaceDirections, SphereDirections
 from lightning_vamo.loop.guards.module_state import ModuleState
 from tests.support.meddling import Meddling, VAMOMeddling, contents, everything
 from tests.support.modules import MemoryLogger, VAMOEverything, loaders, trainer
@@ -237,3 +237,65 @@ def test_a_teacher_is_stepped_once_per_step(way, control, monkeypatch):
     module = Teaching()
     trainer(callbacks=[VAMOCallback(probes=2, mu=1e-2, control=control)], max_epochs=2).fit(module, *loaders())  # 12 batches
     assert module.teacher.weight.unique().tolist() == module.queue.unique().tolist() == [24]
+
+
+class Transient(VAMOMixin, L.LightningModule):
+    """A module that each batch changes in a way that the next batch sees, or undoes."""
+
+    def __init__(self, sees):
+        super().__init__()
+        self.net = nn.Linear(6, 3)
+        self.bn = nn.BatchNorm1d(6)
+        self.register_buffer("scale", torch.ones(()))
+        self.hard, self.sees = False, sees
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        if self.sees:
+            was, self.hard = self.hard, batch_idx % 2 == 0
+            loss = loss * (1.5 if was else 1.0) * self.scale * (1 + self.bn.running_var.mean())
+        return loss
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        if self.sees:
+            self.bn(batch[0])
+            self.scale.data.copy_(batch[0].abs().mean() + 1)
+        return batch
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), lr=0.0)
+
+
+def test_a_batch_does_not_see_what_the_batches_before_it_have_changed():
+    def deltas(sees):
+        L.seed_everything(0, verbose=False)
+        callback = WatchedSweeps(probes=3, mu=1e-2, seed=1, directions=SphereDirections())
+        options = {"max_epochs": 1, "limit_train_batches": 12, "precision": "64-true"}
+        trainer(callbacks=[callback], **options).fit(Transient(sees), *loaders())
+        return callback.sweeps[0].deltas
+
+    factors = deltas(True) / deltas(False)  # each batch has one of its own
+    assert torch.allclose(factors, factors[:, :1].expand_as(factors))
+
+
+def test_a_loader_that_gives_the_same_list_again_gives_each_batch():
+    def collated(fresh):
+        held = [None, None]
+
+        def collate(items):
+            held[:] = torch.utils.data.default_collate(items)
+            return list(held) if fresh else held
+
+        return collate
+
+    def deltas(fresh):
+        L.seed_everything(0, verbose=False)
+        callback = WatchedSweeps(probes=3, mu=1e-2, seed=1)
+        data = DataLoader(loaders()[0].dataset, batch_size=8, collate_fn=collated(fresh))
+        trainer(callbacks=[callback], max_epochs=1, num_sanity_val_steps=0, limit_val_batches=0).fit(VAMOEverything(), data)
+        return callback.sweeps[0].deltas
+
+    assert torch.equal(deltas(True), deltas(False))

@@ -6,7 +6,7 @@ Checked with Lightning 2.6.0 and 2.6.6. Each function names the private part tha
 from lightning_vamo.loop.compat.attributes import replaced
 from lightning_vamo.loop.compat.hooks import backward, drop_gradients, optimizer_step, step_context, zero_grad
 from lightning_vamo.loop.compat.launch import FitEnded, fit_until_ended, fits_in_other_processes, launched, parts
-from lightning_vamo.loop.compat.loaders import before_transfer, loader_mode, to_device, train_loader
+from lightning_vamo.loop.compat.loaders import before_transfer, loader_mode, seen_transfers, to_device, train_loader
 from lightning_vamo.loop.compat.logs import log_state, metric_states, quick_logs, set_log_state, set_metric_states
 from lightning_vamo.loop.compat.random import generators, rng_states, set_rng_states
 from lightning_vamo.loop.compat.resume import (
@@ -23,14 +23,14 @@ from lightning_vamo.loop.compat.resume import (
 from lightning_vamo.loop.compat.steps import (
     accumulates,
     backward_is_watched,
+    driven,
     has_no_optimizer,
     is_compiled,
     is_driven,
     manual,
     manual_steps,
-    mark_driven,
     own_step,
-    run_own_step,
+    own_steps,
     run_training_step,
     skips_backward,
     step_arguments,
@@ -59,6 +59,7 @@ __all__ = [
     "backward_is_watched",
     "before_transfer",
     "continued",
+    "driven",
     "drop_gradients",
     "end_batch_on_resume",
     "ended_epoch",
@@ -77,10 +78,10 @@ __all__ = [
     "log_state",
     "manual",
     "manual_steps",
-    "mark_driven",
     "metric_states",
     "optimizer_step",
     "own_step",
+    "own_steps",
     "parts",
     "position",
     "quick_logs",
@@ -88,8 +89,8 @@ __all__ = [
     "resharding",
     "resume_schedulers",
     "rng_states",
-    "run_own_step",
     "run_training_step",
+    "seen_transfers",
     "set_last_reload",
     "set_log_state",
     "set_metric_states",

@@ -24,6 +24,11 @@ _BASES: tuple[type, ...] = (Callback, LightningModule, LightningDataModule, Stra
 _OWN: dict[type, dict[str, Any]] = {base: {name: getattr(base, name) for name in dir(base)} for base in _BASES}
 
 
+def own_method(base: type, name: str) -> Any:
+    """A base class's method as it was when this module was imported."""
+    return _OWN[base][name]
+
+
 def changes(owner: object, hook: str, base: type) -> bool:
     """Whether an object's hook differs from that of a base class; Lightning's own look takes ten times as long."""
     return hook in vars(owner) or getattr(type(owner), hook, None) is not _OWN[base][hook]

@@ -1,5 +1,7 @@
 """Lightning's private parts around the training loader and its batches."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +12,8 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
-from lightning_vamo.loop.compat.hooks import is_plain, is_profiled
+from lightning_vamo.loop.compat.attributes import replaced
+from lightning_vamo.loop.compat.hooks import is_plain, is_profiled, own_method
 
 
 def train_loader(trainer: Trainer) -> CombinedLoader | None:
@@ -31,17 +34,62 @@ def before_transfer(trainer: Trainer, batch: Any) -> Any:
     return trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
 
 
+_BEHIND = "_vamo_behind"
+"""Marks a ``batch_to_device`` that shows each batch to a function: the mark holds it, and what it calls then.
+
+A decorator copies the mark, but is not what the mark holds.
+"""
+
+
+@contextmanager
+def seen_transfers(trainer: Trainer, see: Callable[[Any], None]) -> Iterator[None]:
+    """Make a context in which a function sees the batches that Lightning's loops transfer to the device.
+
+    Args:
+        trainer: The trainer, whose loops hand each batch to ``Strategy.batch_to_device``, after the precision plugin and the
+            module's ``on_before_batch_transfer``.
+        see: Gets the batch before its transfer.
+
+    Yields:
+        Nothing.
+    """
+    transfer = trainer.strategy.batch_to_device
+
+    def batch_to_device(batch: Any, *args: Any, **kwargs: Any) -> Any:
+        see(batch)
+        return transfer(batch, *args, **kwargs)
+
+    setattr(batch_to_device, _BEHIND, (batch_to_device, transfer))
+    with replaced(trainer.strategy, "batch_to_device", batch_to_device):
+        yield
+
+
 def to_device(trainer: Trainer, batch: Any) -> Any:
-    """Transfer a batch as the training epoch loop does, through the user's transfer hooks."""
-    if is_plain(trainer.strategy, Strategy, _ON_STRATEGY) and _transfers_plainly(trainer, _AFTER):
+    """Transfer a batch as the training epoch loop does, through the user's transfer hooks.
+
+    Args:
+        trainer: The trainer.
+        batch: The batch, after :func:`before_transfer`.
+
+    Returns:
+        The batch on the device; the function of :func:`seen_transfers` may not see the transfer.
+    """
+    if _has_own_transfer(trainer.strategy) and _transfers_plainly(trainer, _AFTER):
         device = trainer.strategy.root_device
-        return batch if _is_there(batch, device) else move_data_to_device(batch, device)
+        return type(batch)(batch) if _is_there(batch, device) else move_data_to_device(batch, device)
     return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
+
+
+def _has_own_transfer(strategy: Strategy) -> bool:
+    """Whether a strategy transfers batches in Lightning's own way, which something may watch."""
+    transfer: Any = strategy.batch_to_device
+    while getattr(transfer, _BEHIND, (None,))[0] is transfer:
+        _, transfer = getattr(transfer, _BEHIND)
+    return getattr(transfer, "__func__", None) is own_method(Strategy, "batch_to_device")
 
 
 _BEFORE = ("on_before_batch_transfer", "_on_before_batch_transfer", "_call_batch_hook")
 _AFTER = ("transfer_batch_to_device", "on_after_batch_transfer", "_apply_batch_transfer_handler", "_call_batch_hook")
-_ON_STRATEGY = ("batch_to_device",)
 
 
 def _transfers_plainly(trainer: Trainer, names: tuple[str, ...]) -> bool:

@@ -21,7 +21,10 @@ from lightning_vamo.loop.compat.attributes import replaced
 from lightning_vamo.loop.compat.hooks import is_plain, is_profiled, step_context
 
 _MARK = "_vamo_driven"
-"""Marks a ``training_step`` whose calls a driver answers; the user's own function is its ``__wrapped__``."""
+"""Marks a ``training_step`` whose calls a driver answers: the mark holds it, and the user's own function.
+
+A decorator copies the mark, but is not what the mark holds.
+"""
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
@@ -155,28 +158,54 @@ def run_training_step(trainer: Trainer, batch: Any, batch_idx: int) -> Any:
 
 
 def is_driven(step: Any) -> bool:
-    """Whether a ``training_step`` is one that the mixin has made; a decorator copies the mark, but not what the mark holds."""
-    return getattr(step, _MARK, None) is step
+    """Whether a ``training_step`` is one that :func:`driven` has made."""
+    return getattr(step, _MARK, (None,))[0] is step
 
 
-def mark_driven(step: Any) -> None:
-    """Mark a ``training_step`` as one that the mixin has made."""
-    setattr(step, _MARK, step)
+def driven(step: Callable[..., Any], user_step: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function the ``training_step`` of a class in place of the user's own function, which it calls.
+
+    Args:
+        step: The function.
+        user_step: The user's own function.
+
+    Returns:
+        ``step``, with the names and the signature of ``user_step``.
+    """
+    functools.update_wrapper(step, user_step)
+    # Lightning unwraps a step once to find out which arguments to pass: so it comes to the function that it finds without the
+    # mixin.
+    step.__wrapped__ = getattr(user_step, "__wrapped__", user_step)  # type: ignore[attr-defined]
+    setattr(step, _MARK, (step, user_step))
+    return step
 
 
 def own_step(module: LightningModule) -> Callable[..., Any] | None:
     """The user's step behind the mixin's; None if a decorator or the like is called in place of the mixin's step."""
     step: Any = type(module).training_step
-    return step.__wrapped__ if is_driven(step) and "training_step" not in vars(module) else None
+    return getattr(step, _MARK)[1] if is_driven(step) and "training_step" not in vars(module) else None
 
 
-def run_own_step(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> Any:
-    """Call the user's own ``training_step`` as :func:`run_training_step` does, where no driver is to answer the call."""
+def own_steps(trainer: Trainer, module: LightningModule) -> Callable[[Any, int], Any]:
+    """Prepare calls of the user's own ``training_step``, as :func:`run_training_step` makes them, where no driver is to answer.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+
+    Returns:
+        A function of a batch and its index, to call while the hooks of the trainer and the module stay as they are: what
+        stands between the strategy and the step is looked at here, since that takes as long as a layer of a small model.
+    """
     own = own_step(module)
     if own is None or not _is_direct(trainer, module):
-        return run_training_step(trainer, batch, batch_idx)
-    with within_step(module), step_context(trainer):
-        return own(module, *step_arguments(own, batch, batch_idx))
+        return functools.partial(run_training_step, trainer)
+
+    def step(batch: Any, batch_idx: int) -> Any:
+        with within_step(module), step_context(trainer):
+            return own(module, *step_arguments(own, batch, batch_idx))
+
+    return step
 
 
 def step_arguments(step: Callable[..., Any], batch: Any, batch_idx: int) -> tuple[Any, ...]:

@@ -48,7 +48,7 @@ def measure(here: Here, drawn: Drawn, plan: Swept) -> tuple[Sweep, dict[str, flo
     trainer, module, settings = here.trainer, here.module, here.settings
     mu, search = radius(here, drawn.directions.dimension)
     try:
-        with probing(trainer, module, "sweep"), here.watch.looking_away(), here.oracle.asking():
+        with probing(trainer, module, "sweep"), here.watch.looking_away():
             swept = sweep(here.oracle, plan, drawn.parameters, drawn.directions, mu, settings.difference, search=search)
     except ChangingLossError as error:
         here.advice.on_changing_loss(error, first=here.totals.snapshots == 0)

@@ -112,7 +112,6 @@ class Recomputed(Probed):
                 compat.without_buffer_sync(trainer),
                 no_trace(trainer, module, parameters, self._last) as state,
                 Point(parameters),  # the present weights, to which the parameters return
-                here.oracle.asking(),
             ):
                 point = Point(parameters, self._origin)
                 point.restore()

@@ -152,15 +152,22 @@ class LeftBehind:
     """Changes by a transfer hook, which ``training_step`` may need: made before each evaluation of a batch, then undone.
 
     Args:
-        found: The state as it was before the hook.
+        found: The state as it was before the hook; None if the hook has changed nothing.
     """
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: Found | None) -> None:
+        self._contents: list[tuple[Container, Any]] = []
+        self._tensors: list[tuple[TensorCopy, Any]] = []
+        self._leaves: list[tuple[Leaf, Any]] = []
+        self._inner: Found | None = None
+        if found is not None:
+            self._look(found)
+
+    def _look(self, found: Found) -> None:
         self._contents = found.contents.changed()
         self._tensors = [(copy, copy.capture()) for copy in found.watch.changed()]
         pairs = zip(found.leaves, found.states, strict=True)
         self._leaves = [(leaf, leaf.capture()) for leaf, state in pairs if leaf.differs(state)]
-        self._inner: Found | None = None
         if self._contents:  # the step may change new objects too
             new = Walk(found.walk.probed, found.walk.seen)
             self._inner = Found(new.into(item for (_, form), held in self._contents for item in form.items(held)))

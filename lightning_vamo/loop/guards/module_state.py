@@ -66,12 +66,16 @@ class ModuleState:
         return self._found.is_as_it_was()
 
     def left_behind(self) -> LeftBehind:
-        """The changes that a transfer hook has made to the state.
+        """Put back the state that a transfer hook has changed, and remember the changes.
 
         Returns:
-            The changes, which can be made again after :meth:`put_back`.
+            The changes, which can be made again.
         """
-        return LeftBehind(self._found)
+        if self.is_as_it_was():
+            return LeftBehind(None)
+        left = LeftBehind(self._found)
+        self.put_back()
+        return left
 
     def restore(self) -> None:
         """Put back everything, including tensors that were written to through ``.data``, which version counters do not show."""

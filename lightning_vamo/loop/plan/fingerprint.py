@@ -6,7 +6,7 @@ A dataset with random augmentation, or with changing data, gives another batch f
 import functools
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_vamo.loop.compat.attributes import replaced
+from lightning_vamo.loop import compat
 from lightning_vamo.loop.plan.tensors import tensors_in
 
 # About how many numbers of a tensor are read: little work, but enough that an augmentation changes some of them.
@@ -67,23 +67,21 @@ class BatchWatch:
         self.differs = False
         """Whether the current batch differs from the batch that its row was measured on."""
 
-    @contextmanager
-    def watching(self, trainer: Trainer) -> Iterator[None]:
+    def watching(self, trainer: Trainer) -> AbstractContextManager[None]:
         """Make a context in which training batches are watched.
 
         Args:
-            trainer: The trainer, whose loop and whose sweep both hand their batches to ``Strategy.batch_to_device``, after
-                the precision plugin and the module's ``on_before_batch_transfer``.
-        """
-        transfer = trainer.strategy.batch_to_device
+            trainer: The trainer.
 
-        def batch_to_device(batch: Any, *args: Any, **kwargs: Any) -> Any:
+        Returns:
+            The context.
+        """
+
+        def see(batch: Any) -> None:
             if trainer.training and self._looking:
                 self.seen = fingerprint(batch) if self.looks else None
-            return transfer(batch, *args, **kwargs)
 
-        with replaced(trainer.strategy, "batch_to_device", batch_to_device):
-            yield
+        return compat.seen_transfers(trainer, see)
 
     @contextmanager
     def looking_away(self) -> Iterator[None]:
@@ -94,14 +92,11 @@ class BatchWatch:
         finally:
             self._looking = True
 
-    def check(self, expected: int | None) -> bool:
-        """Compare the current batch with the sweep's batch.
+    def check(self, expected: int | None) -> None:
+        """Compare the current batch with the sweep's batch, and look at the next batch if there is something to compare with.
 
         Args:
-            expected: The fingerprint of the sweep's batch; None if the batch had no fingerprint.
-
-        Returns:
-            Whether the batches differ.
+            expected: The fingerprint of the sweep's batch; None if there is none, or if the batch had no fingerprint.
         """
         self.differs = None not in (expected, self.seen) and expected != self.seen
-        return self.differs
+        self.looks = expected is not None

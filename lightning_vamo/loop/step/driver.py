@@ -25,6 +25,11 @@ class Driver:
     def __init__(self) -> None:
         self._answer: Answer | None = None
 
+    @property
+    def answers(self) -> bool:
+        """Whether calls get another answer than the user's own step."""
+        return self._answer is not None
+
     def answering(self, answer: Answer | None) -> AbstractContextManager[None]:
         """Set the answer to calls of ``training_step`` for the length of the context.
 
@@ -37,7 +42,7 @@ class Driver:
         return compat.replaced(self, "_answer", answer)
 
     def drive(self, module: LightningModule, user_step: Callable[[], Any], batch: Any) -> Any:
-        """Answer a call of ``training_step``.
+        """Answer a call of ``training_step``, while :attr:`answers` is True.
 
         Args:
             module: The module, which has the mixin.
@@ -48,8 +53,7 @@ class Driver:
             The return value of the call.
         """
         answer = self._answer
-        if answer is None:
-            return user_step()
+        assert answer is not None
         # A step may call `super().training_step`, and `probe_loss` calls `training_step`: these inner calls are plain calls.
         self._answer = None
         try:

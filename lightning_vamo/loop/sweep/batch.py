@@ -52,7 +52,6 @@ class SweptBatch:
         self._reshard = reshard
         # A transfer hook may have left something on the module for the step to find.
         self._left = state.left_behind()
-        state.put_back()
         self._random = RandomState(oracle.module.device)
         self.bytes = size_in_bytes(tensors_in(batch))
         """Memory that the batch's tensors take; 0 if no tensors are found."""

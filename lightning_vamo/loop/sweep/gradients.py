@@ -119,7 +119,7 @@ def _gradients_set_aside(parameters: Sequence[Tensor]) -> Iterator[None]:
 def _backward(trainer: Trainer, module: LightningModule, batch: Any, position: int) -> bool:
     """Differentiate the loss of a batch; False for a batch without a loss."""
     with torch.enable_grad():
-        loss = compat.step_loss(compat.run_own_step(trainer, module, batch, position))
+        loss = compat.step_loss(compat.own_steps(trainer, module)(batch, position))
         check_loss(trainer, module, loss)
         if loss is None:
             return False

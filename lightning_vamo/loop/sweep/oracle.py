@@ -1,8 +1,9 @@
 """The oracle: the only way in which the package evaluates a user's loss."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -52,12 +53,6 @@ class Oracle:
         self._position = 0
 
     @contextmanager
-    def asking(self) -> Iterator["Oracle"]:
-        """Let calls of ``training_step`` return the loss to probe for the length of the context."""
-        with self._answering(self._probe):
-            yield self
-
-    @contextmanager
     def counting(self, show: Callable[[int], None]) -> Iterator[None]:
         """Count the evaluations in the context.
 
@@ -83,7 +78,7 @@ class Oracle:
             self.advance = before
 
     def loss(self, batch: Any, position: int) -> Any:
-        """Evaluate a batch at the present parameters; to be called within :meth:`asking`.
+        """Evaluate a batch at the present parameters.
 
         Args:
             batch: The batch, on the module's device.
@@ -97,20 +92,27 @@ class Oracle:
         """
         if self.advance is not nothing:
             self.advance()
-        self._position = position
-        value = compat.run_training_step(self.trainer, batch, position)
+        if self._float32 or self._has_own_loss:
+            self._position = position
+            with self._answering(self._probe):
+                value = compat.run_training_step(self.trainer, batch, position)
+        else:  # what the mixin's `probe_loss` comes to, by a shorter way
+            value = compat.step_loss(self._step(batch, position))
         if value is None and not self._own_loss:
             check_none(self.trainer)
         return value
 
-    def _probe(self, module: Any, user_step: Callable[[], Any], batch: Any) -> Any:
-        if not self._float32:
-            return self._value(module, user_step, batch)
-        with outside_precision_context(module.device, torch.get_default_dtype()):
-            return self._value(module, user_step, batch)
+    @property
+    def _has_own_loss(self) -> bool:
+        return self._own_loss or "probe_loss" in vars(self.module)
 
-    def _value(self, module: Any, user_step: Callable[[], Any], batch: Any) -> Any:
-        if self._own_loss or "probe_loss" in vars(module):
+    @functools.cached_property
+    def _step(self) -> Callable[[Any, int], Any]:
+        return compat.own_steps(self.trainer, self.module)
+
+    def _probe(self, module: Any, user_step: Callable[[], Any], batch: Any) -> Any:
+        dtype = torch.get_default_dtype()
+        with outside_precision_context(module.device, dtype) if self._float32 else nullcontext():
+            if not self._has_own_loss:
+                return compat.step_loss(user_step())
             return as_tensor(module.probe_loss(batch, self._position), module.device)
-        # What the mixin's `probe_loss` comes to, by a shorter way: this is the call of `training_step` that it would make.
-        return compat.step_loss(user_step())

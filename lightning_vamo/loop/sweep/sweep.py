@@ -79,7 +79,7 @@ def sweep(
     """Evaluate every batch of the plan at the snapshot and along every direction, and leave no trace.
 
     Args:
-        oracle: Evaluates the loss of a batch; call this function within :meth:`~Oracle.asking`, between two training steps.
+        oracle: Evaluates the loss of a batch; call this function between two training steps.
         plan: The epoch's batches, or a reading of the data.
         parameters: The parameters to perturb; they hold the snapshot.
         directions: The probe directions.

@@ -1,5 +1,6 @@
 """The control variate that measurement chooses: nothing, carried rows or a sweep, snapshot by snapshot."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ class Chosen(Control):
             return cls(control, None)
         return cls(None, control)
 
-    @property
+    @functools.cached_property  # read in every step
     def _options(self) -> list[Control]:
         return [option for option in (self.carry, self.sweep) if option is not None]
 

@@ -15,15 +15,18 @@ from lightning_vamo.report import MethodReport
 class Ledger:
     """Keeps the totals of a run, and the time of its training epochs and of its recomputed rows.
 
+    Args:
+        losses: The mean training losses of the last epochs, where a measured choice reads them; else None.
+
     Attributes:
         totals: The counts so far.
-        losses: The mean training losses of the last epochs, where a measured choice reads them; else None.
+        losses: As described.
         row_time: The time of the epoch's recomputed rows.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, losses: EpochLosses | None = None) -> None:
         self.totals = Totals()
-        self.losses: EpochLosses | None = None
+        self.losses = losses
         self.row_time = Stopwatch()
         self._row_evaluations = 0
         # The part of the rows' seconds and evaluations that `tell_rows` has returned already.

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from lightning_vamo.core.numerics import at_least_float32
 
+_MANY = 64
+
 
 class EpochLosses:
     """Sums of the losses of the present epoch and of the two epochs before, of which a measured choice reads the fall."""
@@ -14,6 +16,7 @@ class EpochLosses:
         self._epochs: list[int] = []
         self._counts: list[int] = []
         self._sums: list[Tensor | float] = []
+        self._unread: list[Tensor] = []  # losses on a CPU that are not in the last sum yet
 
     def begin_epoch(self, epoch: int) -> None:
         """Begin with an epoch, or go on with it after a resume.
@@ -21,6 +24,7 @@ class EpochLosses:
         Args:
             epoch: Its number.
         """
+        self._read()
         if self._epochs[-1:] != [epoch]:
             self._epochs, self._counts, self._sums = (
                 [*self._epochs[-2:], epoch],
@@ -37,9 +41,18 @@ class EpochLosses:
         loss = outputs.get("loss") if outputs else None
         if isinstance(loss, Tensor) and self._epochs:
             self._counts[-1] += 1
-            # On a CPU the number is there to read; a tensor would cost three further calls per step.
-            on_cpu = loss.device.type == "cpu"
-            self._sums[-1] = self._sums[-1] + (loss.item() if on_cpu else loss.detach().to(at_least_float32(loss.dtype)))
+            if not loss.is_cpu:
+                self._sums[-1] = self._sums[-1] + loss.detach().to(at_least_float32(loss.dtype))
+                return
+            self._unread.append(loss)  # many are read at once, which takes less time
+            if len(self._unread) >= _MANY:
+                self._read()
+
+    def _read(self) -> None:
+        """Add the losses that have not been added yet to the epoch's sum."""
+        for loss in self._unread:
+            self._sums[-1] = self._sums[-1] + loss.item()
+        self._unread.clear()
 
     def fall(self) -> float | None:
         """By what share of itself the mean loss has fallen from one epoch to the next.
@@ -48,6 +61,7 @@ class EpochLosses:
             The share for the last two epochs before the present one, below zero where the loss has risen; None unless both
             have been seen as a whole.
         """
+        self._read()
         if len(self._epochs) < 3 or self._epochs[0] != self._epochs[2] - 2 or not self._counts[0] == self._counts[1] > 0:
             return None
         before, after = (float(each) for each in self._sums[:2])
@@ -55,6 +69,7 @@ class EpochLosses:
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, as plain types and tensors."""
+        self._read()
         sums = [each if isinstance(each, float) else each.cpu() for each in self._sums]
         return {"epochs": self._epochs, "counts": self._counts, "sums": sums}
 
@@ -64,4 +79,5 @@ class EpochLosses:
         Args:
             state: The state.
         """
+        self._unread = []
         self._epochs, self._counts, self._sums = (list(state[name]) for name in ("epochs", "counts", "sums"))

@@ -63,17 +63,17 @@ class Run:
         self.learning = Learning()
         self.choice = Choice.of(method.settings.schedule)
         self.seeds = Seeds()
-        self.ledger = Ledger()
-        self.ledger.losses = None if self.choice is None else self.choice.losses
+        self.ledger = Ledger(None if self.choice is None else self.choice.losses)
         self.watch = BatchWatch()
         self.advice = Advice(method.prefix, method.ways)
         self.frozen: list[str] = []
         self._driver = driver
+        self._rests = False  # whether the epoch's steps are Lightning's own to its end, since nothing was chosen
 
     def release(self) -> None:
         """Release all objects except the ledger."""
         self.method.gradient.release()
-        self.snapshot = self.plan = None
+        self.snapshot, self.plan, self._rests = None, None, False
         self.cursor, self.sums, self.clock, self.learning = Cursor(), Sums(), SnapshotClock(), Learning()
 
     def here(self, trainer: Trainer, module: LightningModule) -> Here:
@@ -101,8 +101,7 @@ class Run:
         self.ledger.begin_epoch(trainer.current_epoch)
         self.cursor.begin_epoch()
         self.watch.looks = True  # at the first batch, before which a sweep may be due
-        self.sums.unused = 0
-        self.plan = None
+        self.sums.unused, self.plan, self._rests = 0, None, False
         if compat.skips_backward(trainer):
             return
         control, epoch, snapshot = self.method.control, trainer.current_epoch, self.snapshot
@@ -129,6 +128,9 @@ class Run:
         Returns:
             The snapshot, if one has been taken.
         """
+        if self.choice is not None and self._rests:
+            self.choice.times.batch_starts("plain")
+            return None
         if compat.skips_backward(trainer):
             return None
         clock, every, snapshot = self.clock, self.method.control.every_n_train_steps, self.snapshot
@@ -151,14 +153,15 @@ class Run:
             clock.due |= learned_at is not None and step >= learned_at
             if turn_at is not None and step >= turn_at:
                 turn(self.here(trainer, module))
-        taken = clock.due
-        if clock.due:
+        if taken := clock.due:
             clock.step = trainer.global_step
             self._take_snapshot(trainer, module)
             clock.due = False
         self._check_batch(trainer, batch_idx)
         if self.choice is not None:
             self.choice.step_starts(trainer.global_step, self.learning.learner)
+            timed = (every, self.learning.learned_at, self.learning.turn_at) != (None, None, None)
+            self._rests = self.choice.stage == "rest" and not (self.snapshot or timed or observers(trainer))
         return self.snapshot if taken else None
 
     def drives(self, trainer: Trainer) -> bool:
@@ -170,14 +173,16 @@ class Run:
         Returns:
             The same for all batches of an optimizer step.
         """
-        return self.choice is None or self.choice.sees(trainer.global_step) or bool(observers(trainer))
+        if self.choice is None:
+            return True
+        return not self._rests and (self.choice.sees(trainer.global_step) or bool(observers(trainer)))
 
     def _check_batch(self, trainer: Trainer, batch_idx: int) -> None:
         """Compare the batch with the batch that the sweep saw in its place, and warn if they differ."""
-        expected = self._fingerprint(batch_idx)
+        snapshot, row = self.snapshot, self.cursor.row(batch_idx)
+        expected = None if snapshot is None or row is None else snapshot.fingerprint(row)
         self.watch.check(expected)
-        self.watch.looks = expected is not None
-        if self.method.leaves_out_together and self.snapshot is not None:
+        if snapshot is not None and self.method.leaves_out_together:
             self.watch.differs = differs_anywhere(trainer, self.watch.differs)
         if self.watch.differs:
             left_out = self.method.leaves_out_together or trainer.world_size == 1
@@ -196,11 +201,6 @@ class Run:
                 self.cursor.follow(snapshot.plan)
         for observer in observers(trainer):
             observer.on_snapshot(trainer, module, snapshot)
-
-    def _fingerprint(self, batch_idx: int) -> int | None:
-        """Fingerprint of the sweep's batch for the epoch's batch with an index."""
-        row = None if self.snapshot is None else self.cursor.row(batch_idx)
-        return None if self.snapshot is None or row is None else self.snapshot.fingerprint(row)
 
     def end_epoch(self, trainer: Trainer) -> dict[str, float]:
         """Close the epoch, and drop the snapshot if no later epoch uses it.

@@ -233,12 +233,27 @@ def test_rows_that_could_not_pay_are_not_looked_at():
     assert schedule.chosen == 0
 
 
-@pytest.mark.parametrize(("work", "kind"), [(1.0, "carry"), (1.6, "carry"), (1.8, "nothing")])
-def test_carried_rows_have_to_be_worth_their_time(work, kind):
-    """They leave 0.58 of the noise, which is worth a batch 1.72 times as large."""
+@pytest.mark.parametrize(
+    ("work", "kinds"),
+    [(1.0, ["carry"] * 3), (1.6, ["carry"] * 3), (1.8, ["carry", "nothing"]), (3.4, ["nothing"])],
+)
+def test_carried_rows_have_to_be_worth_their_time(work, kinds):
+    """They leave 0.58 of the noise, which is worth a batch 1.72 times as large; perfect ones would leave 0.3."""
     schedule = EfficientProbes(maximum=2)
     carried(schedule, None)
-    assert schedule.decide(shares([0.5, 0.2]), sweeps=None, carriable=Carriable(GOOD, work)).kind == kind
+    for kind in kinds:
+        assert schedule.decide(shares([0.5, 0.2]), sweeps=None, carriable=Carriable(GOOD, work)).kind == kind
+
+
+def test_carried_rows_are_kept_while_they_explain_more_from_epoch_to_epoch():
+    schedule = EfficientProbes(maximum=2)
+    carried(schedule, None)
+    for explained, kind in ((0.2, "carry"), (0.3, "carry"), (0.4, "carry"), (0.41, "nothing")):
+        known = Carriable(torch.full((2,), explained), 1.5)
+        assert schedule.decide(shares([0.5, 0.2]), sweeps=None, carriable=known).kind == kind
+        state = schedule.state_dict()
+        schedule = EfficientProbes(maximum=2)
+        schedule.load_state_dict(state)
 
 
 def test_after_each_vain_look_the_pause_doubles():
@@ -248,6 +263,7 @@ def test_after_each_vain_look_the_pause_doubles():
             continue
         looks.append(epoch)
         assert carried(schedule, None).kind == "look"
+        assert carried(schedule, BAD).kind == "carry"  # perfect rows would pay, so they get a second epoch
         assert carried(schedule, BAD).kind == "nothing"
     assert looks == [0, 2, 6, 14, 30]
     assert carried(schedule, None).kind == "look"

@@ -1,5 +1,6 @@
 """The choice by measurement in training: it takes carried rows where they pay, and is plain Lightning where nothing does."""
 
+import itertools
 import re
 
 import lightning as L
@@ -292,7 +293,23 @@ def test_times_of_steps_are_kept_apart_by_what_corrected_them(monkeypatch):
     assert times.steady("plain")
     assert not times.steady("sweep")
     assert not StepTimes({"plain": [1.0] * 8 + [2.0] * 8}).steady("plain")
-    assert StepTimes(times.state_dict()).typical("plain") == 2.0
+    assert StepTimes(**times.state_dict()).typical("plain") == 2.0
+    assert times.longer("carry") is None
+
+
+def test_a_step_is_compared_with_itself_without_its_correction(monkeypatch):
+    machine = [1.0] * 12 + [2.0] * 12  # whose speed changes
+    now = iter([0.0, *itertools.accumulate(10 * slow for slow in machine)])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    times = StepTimes()
+    times.batch_starts("carry")
+    for slow in machine:
+        times.spend(1.5 * slow)
+        times.spend(1.0 * slow)
+        times.batch_starts("carry")
+    assert times.longer("carry") == pytest.approx(10 / 7.5)
+    assert times.longer("plain") is None
+    assert StepTimes(**times.state_dict()).longer("carry") == times.longer("carry")
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_a_checkpoint_within_an_epoch_keeps_the_time_of_rows_apart(clock):
     fit(Saved(probes=EfficientProbes(1), directions=WARMED_UP, control="recompute", seed=1), Timed(forward=1 / 30), epochs=2)
     assert states[1]["totals"]["row_seconds"] > states[0]["totals"]["row_seconds"] > 0
     for state in states:
-        assert state["choice"]["times"]["sweep"][-9:] == pytest.approx([3 + 2 * 0.1] * 9)
+        assert state["choice"]["times"]["seconds"]["sweep"][-9:] == pytest.approx([3 + 2 * 0.1] * 9)
     assert states[0]["totals"]["row_seconds"] == pytest.approx(10 * 2 * 0.1)
     totals = states[0]["totals"]
     before = totals["sweep_seconds"] + totals["warmup_seconds"]

@@ -37,6 +37,9 @@ _BETTER = 1.05
 _SLOW = 0.03
 # What is known of carried rows rests on few steps: they are given up if something else seems better so many times in a row.
 _PATIENCE = 2
+# Rows explain more from epoch to epoch at first, while directions still turn: as long as they explain more by this factor, they
+# are kept if they would pay once they explained all.
+_RISING = 1.1
 
 
 class EfficientProbes(ProbeSchedule):
@@ -69,8 +72,8 @@ class EfficientProbes(ProbeSchedule):
         maximum: The largest number of directions, at least 1. As many are learned, whether or not they are probed.
         retry_after: Snapshots with nothing after which what was measured is forgotten, at least 1.
         cost: Whether work is counted in ``"evaluations"`` of the model, of which a sweep's forward pass is a third of a step,
-            or in ``"seconds"``, as a clock measures them. By default in seconds where the clock is steady, unless torch is set
-            to use deterministic algorithms; else in evaluations.
+            or in ``"seconds"``, as a clock measures them. By default in seconds where these are known well enough, unless torch
+            is set to use deterministic algorithms; else in evaluations.
 
     Raises:
         InvalidArgumentError: If an argument is not allowed.
@@ -102,6 +105,8 @@ class EfficientProbes(ProbeSchedule):
         self._idle = 0
         self._retrying = False
         self._doubted = 0
+        # What carried rows removed when they were judged last; None since they were chosen anew.
+        self._carried: float | None = None
         # The fall of the loss at which carried rows would pay, if they were rejected for its fall alone.
         self._until: float | None = None
 
@@ -179,19 +184,22 @@ class EfficientProbes(ProbeSchedule):
         limits = 1.0 if fall is None or fall <= _SLOW else _SLOW / fall
         self._until = None
         values = efficiency(limits * removed, forward, difference, sweeps or 0.0)
-        carried, worth = 0.0, -1.0
+        carried, worth, hoped = 0.0, -1.0, -1.0
         if carriable is not None:
             carried = removed_by_rows(own, explained)
-            speeds = carried if carriable.work == 1 else limits * carried
-            price = carriable.work * KEPT
-            worth = float(batch_factor(torch.tensor(speeds))) / price
-            if worth <= 1 < 1 / ((1 - carried) * price):
-                self._until = _SLOW * carried / (1 - 1 / price)
+            hope = removed_by_rows(own, None) if explained is not None and self._rises(carried) else carried
+            slowed, price = 1.0 if carriable.work == 1 else limits, carriable.work * KEPT
+            worth, hoped = (float(batch_factor(torch.tensor(slowed * share))) / price for share in (carried, hope))
+            if hoped <= 1 < 1 / ((1 - hope) * price):
+                self._until = _SLOW * hope / (1 - 1 / price)
         best = self._best(values, worth)
+        hopes = best == 0 and hoped > max(1.0, worth) and self.kind in ("look", "carry")
+        if hopes:
+            best, self._doubted = -1, _PATIENCE - 1
         if again and carriable is None:
             best = min(best, 1)
         decision = self._decision(best, own, removed, values, carriable, carried, forward, difference, sweeps, fall)
-        self._count(decision, tried=again and carriable is not None)
+        self._count(decision, tried=again and carriable is not None, hopes=hopes)
         return decision
 
     def _best(self, values: Tensor, worth: float) -> int:
@@ -206,6 +214,11 @@ class EfficientProbes(ProbeSchedule):
             before = 0
         then, now = (worth if one < 0 else float(values[one]) for one in (before, best))
         return before if now < _BETTER * then and (before == 0 or then > 1) else best
+
+    def _rises(self, carried: float) -> bool:
+        """Whether carried rows remove more than when they were judged last, or are judged for the first time."""
+        before, self._carried = self._carried, carried
+        return before is None or carried > _RISING * before
 
     def _expected(self, own: Tensor, explained: Tensor | None) -> Tensor:
         """Shares that a sweep along the first ``1..q`` directions is expected to remove."""
@@ -238,19 +251,22 @@ class EfficientProbes(ProbeSchedule):
         afresh = best > 0 and self._factors is None and self._idle > 0
         return sweep_decision(best, int(values[1:].argmax()) + 1, removed, work, afresh=afresh)
 
-    def _count(self, decision: Decision, *, tried: bool) -> None:
+    def _count(self, decision: Decision, *, tried: bool, hopes: bool = False) -> None:
         """Count the snapshots with nothing, and set the wait until the next try.
 
         Args:
             decision: What has been chosen.
             tried: Whether there was a look at carried rows, after a pause.
+            hopes: Whether carried rows do not pay, but may yet: then a try goes on.
         """
         retried = self._retrying or (tried and not decision.probes)
-        if retried:
+        if retried and not hopes:
             self.wait = self.retry_after if decision.probes else 2 * self.wait
-        self._retrying = decision.afresh
+        self._retrying = decision.afresh or (retried and hopes)
         self._idle = 0 if decision.probes else 1 if tried else self._idle + 1
         self.chosen, self.kind = decision.probes, decision.kind
+        if decision.kind != "carry":
+            self._carried = None
 
     def state_dict(self) -> dict[str, Any]:
         """All that was measured and chosen, as plain types and tensors."""
@@ -263,6 +279,7 @@ class EfficientProbes(ProbeSchedule):
             "wait": self.wait,
             "retrying": self._retrying,
             "doubted": self._doubted,
+            "carried": self._carried,
             "until": self._until,
         }
 
@@ -277,4 +294,4 @@ class EfficientProbes(ProbeSchedule):
         self.kind = state["kind"]
         self._forward, self._factors = state["forward"], state["factors"]
         self._idle, self.wait, self._retrying = state["idle"], state["wait"], state["retrying"]
-        self._doubted, self._until = state["doubted"], state["until"]
+        self._doubted, self._carried, self._until = state["doubted"], state["carried"], state["until"]

@@ -206,17 +206,20 @@ class Choice:
     def _costs(self, judged: bool) -> tuple[bool, float | None, float]:
         """Whether work is counted in seconds, and then the time of a sweep's forward pass and of a step with carried rows."""
         times, cost = self.times, self.schedule.cost
-        # Where all steps had a sweep's rows, these steps tell whether the clock is steady.
         corrects = "carry" if judged else "look"
+        longer = times.longer(corrects)
+        # Where all steps had a sweep's rows, these steps tell whether the clock is steady.
         steady = times.steady("plain" if times.typical("plain") is not None else "sweep")
         steady &= times.typical(corrects) is None or times.steady(corrects)
-        if cost is None and (torch.are_deterministic_algorithms_enabled() or not steady):
+        if cost is None and (torch.are_deterministic_algorithms_enabled() or not (steady or longer)):
             cost = "evaluations"
         plain, corrected = times.typical("plain"), times.typical(corrects)
         swept = times.typical("sweep")
         step = plain or (None if swept is None else max(swept - self._rows, 0.0))
-        forward = self._evaluation / step if self._evaluation is not None and step else None
-        work = max(1.0, corrected / plain) if corrected and plain else 1.0
+        forward = None
+        if self._evaluation is not None and step and (steady or cost == "seconds"):
+            forward = self._evaluation / step
+        work = longer or (max(1.0, corrected / plain) if corrected and plain else 1.0)
         return (False, None, 1.0) if cost == "evaluations" else (True, forward, work)
 
     def _announce(self, trainer: Trainer, decision: Decision, *, pauses: bool) -> None:
@@ -260,7 +263,7 @@ class Choice:
         self.schedule.load_state_dict(state["schedule"])
         self.stage, self.judged_at, self.explained = state["stage"], state["judged_at"], state["explained"]
         self.look = None if state["look"] is None else Look(**state["look"])
-        self.times = StepTimes({name: list(times) for name, times in state["times"].items()})
+        self.times = StepTimes(**copy.deepcopy(state["times"]))
         self.losses.load_state_dict(state["losses"])
         self.figures, self.decisions = state["figures"], [Decided(**decided) for decided in state["decisions"]]
         self._evaluation, self._rows = state["evaluation"], state["rows"]

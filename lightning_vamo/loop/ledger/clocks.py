@@ -1,5 +1,6 @@
 """Clocks for the time of training steps, and for work that a GPU does asynchronously."""
 
+import copy
 import statistics
 import time
 from collections import deque
@@ -24,22 +25,34 @@ class StepTimes:
 
     Loading the batches is part of them, as it is part of a sweep's time. Sweeps and validation are not.
 
+    The speed of a machine changes within a run, with other work and with heat. So of the corrected steps it is also kept which
+    share of its own time each spent on learning and correcting: by these shares, corrected steps are compared with plain ones.
+
     Attributes:
         seconds: The last of them, by a name for what corrected the steps.
+        shares: The share of each that was spent on learning and correcting; 0 where that is not known, as on a GPU.
     """
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    shares: dict[str, list[float]] = field(default_factory=dict)
     _since: float | None = None
     _name: str = ""
+    _spent: float = 0.0
 
     def batch_starts(self, name: str) -> None:
         """Record that a batch starts which is trained on in a way that has the name."""
         now = time.perf_counter()
         if self._since is not None and self._name == name:
-            times = self.seconds.setdefault(name, [])
-            times.append(now - self._since)
-            del times[:-_TIMES]
-        self._since, self._name = now, name
+            took = now - self._since
+            for kept, value in ((self.seconds, took), (self.shares, self._spent / took if took else 0.0)):
+                values = kept.setdefault(name, [])
+                values.append(value)
+                del values[:-_TIMES]
+        self._since, self._name, self._spent = now, name, 0.0
+
+    def spend(self, seconds: float) -> None:
+        """Record that the present batch spent time on learning or correcting."""
+        self._spent += seconds
 
     def stop(self) -> None:
         """Forget the batch that has started last: other work follows than steps."""
@@ -57,6 +70,19 @@ class StepTimes:
         times = self.seconds.get(name, [])
         return _quartile(times) if len(times) >= _FEWEST else None
 
+    def longer(self, name: str) -> float | None:
+        """How many times longer steps of a name take than they would without learning and correcting.
+
+        Args:
+            name: The name.
+
+        Returns:
+            The factor, at least 1; None if it is not known, or if there are too few steps.
+        """
+        shares = self.shares.get(name, [])
+        share = statistics.median(shares) if len(shares) >= _FEWEST else 0.0
+        return 1 / (1 - share) if 0 < share < 1 else None
+
     def steady(self, name: str) -> bool:
         """Whether the earlier and the later half of the times of a name have about the same lower quartile."""
         times = self.seconds.get(name, [])
@@ -65,9 +91,9 @@ class StepTimes:
         half = len(times) // 2
         return abs(_quartile(times[:half]) - _quartile(times[half:])) <= _SPREAD * _quartile(times)
 
-    def state_dict(self) -> dict[str, list[float]]:
-        """The times so far, as plain numbers."""
-        return {name: list(times) for name, times in self.seconds.items()}
+    def state_dict(self) -> dict[str, dict[str, list[float]]]:
+        """The times and shares so far, as plain numbers."""
+        return copy.deepcopy({"seconds": self.seconds, "shares": self.shares})
 
 
 # Of each name, how many times are kept, and how few tell something.

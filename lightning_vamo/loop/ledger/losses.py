@@ -10,7 +10,7 @@ _MANY = 64
 
 
 class EpochLosses:
-    """Sums of the losses of the present epoch and of the two epochs before, of which a measured choice reads the fall."""
+    """Sums of the losses of the present epoch and of the three before, of which a measured choice reads the fall."""
 
     def __init__(self) -> None:
         self._epochs: list[int] = []
@@ -27,9 +27,9 @@ class EpochLosses:
         self._read()
         if self._epochs[-1:] != [epoch]:
             self._epochs, self._counts, self._sums = (
-                [*self._epochs[-2:], epoch],
-                [*self._counts[-2:], 0],
-                [*self._sums[-2:], 0.0],
+                [*self._epochs[-3:], epoch],
+                [*self._counts[-3:], 0],
+                [*self._sums[-3:], 0.0],
             )
 
     def add(self, outputs: Any) -> None:
@@ -58,14 +58,19 @@ class EpochLosses:
         """By what share of itself the mean loss has fallen from one epoch to the next.
 
         Returns:
-            The share for the last two epochs before the present one, below zero where the loss has risen; None unless both
-            have been seen as a whole.
+            The share, the mean over the last two falls before the present epoch, since noise makes single ones rise and fall;
+            below zero where the loss has risen. The share of the last fall alone, if no more epochs have been seen as a whole;
+            None if none has.
         """
         self._read()
-        if len(self._epochs) < 3 or self._epochs[0] != self._epochs[2] - 2 or not self._counts[0] == self._counts[1] > 0:
+        whole = 1
+        while whole < len(self._epochs) and self._epochs[-1 - whole] == self._epochs[-1] - whole:
+            whole += 1
+        seen = [(count, float(total)) for count, total in zip(self._counts[-whole:-1], self._sums[-whole:-1], strict=True)]
+        if len(seen) < 2 or len({count for count, _ in seen}) > 1 or not seen[0][0]:
             return None
-        before, after = (float(each) for each in self._sums[:2])
-        return (before - after) / abs(before) if before else None
+        before, after = seen[0][1], seen[-1][1]
+        return (before - after) / abs(before) / (len(seen) - 1) if before else None
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, as plain types and tensors."""

@@ -1,5 +1,6 @@
 """Everything that one fit owns on one rank."""
 
+import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -173,9 +174,7 @@ class Run:
         Returns:
             The same for all batches of an optimizer step.
         """
-        if self.choice is None:
-            return True
-        return not self._rests and (self.choice.sees(trainer.global_step) or bool(observers(trainer)))
+        return self.choice is None or (not self._rests and (self.choice.sees(trainer.global_step) or bool(observers(trainer))))
 
     def _check_batch(self, trainer: Trainer, batch_idx: int) -> None:
         """Compare the batch with the batch that the sweep saw in its place, and warn if they differ."""
@@ -192,8 +191,7 @@ class Run:
 
     def _take_snapshot(self, trainer: Trainer, module: LightningModule) -> None:
         before, self.snapshot = self.snapshot, None
-        snapshot = self.method.control.take(self.here(trainer, module), before)
-        self.snapshot = snapshot
+        self.snapshot = snapshot = self.method.control.take(self.here(trainer, module), before)
         if snapshot is not None:
             if not isinstance(self.sums.factors, float) and len(self.sums.factors) != snapshot.count:
                 self.sums.forget_factors()  # factors of other directions cannot be added to those of the new directions
@@ -223,8 +221,7 @@ class Run:
         if self.method.control.made_of != "gradients":
             figures["probes"] = snapshot.count if snapshot is not None and applied else 0
         figures |= self.method.gradient.end_epoch()
-        figures["forward_evaluations"] = totals.forward_evaluations
-        figures["backward_evaluations"] = totals.backward_evaluations
+        figures |= {f"{name}_evaluations": getattr(totals, f"{name}_evaluations") for name in ("forward", "backward")}
         row_seconds = self.ledger.end_rows()
         if snapshot is not None:
             figures["rows_unused"] = self.sums.unused
@@ -270,6 +267,7 @@ class Run:
         self, trainer: Trainer, module: LightningModule, evaluated: Evaluated, *, first: bool, last: bool
     ) -> None:
         """Correct the gradient, once all batches of the step are in it."""
+        start = time.perf_counter()
         self.ledger.add_batch(evaluated.outputs, evaluated.forwards, evaluated.backwards, not evaluated.skipped)
         snapshot, learner, watching = self.snapshot, self.learning.learner, observers(trainer)
         if first:
@@ -286,14 +284,15 @@ class Run:
             moments = None if snapshot is None else self._correct(trainer, snapshot)
             for observer in watching:
                 observer.on_correction(trainer, module, snapshot, None if moments is None else tensor_of(moments))
+        if self.choice is not None and module.device.type == "cpu":  # a GPU has not finished yet
+            self.choice.times.spend(time.perf_counter() - start)
 
     def _correct(self, trainer: Trainer, snapshot: Snapshot) -> Small | None:
         cursor = self.cursor
         moments = correct(trainer, snapshot, cursor.rows, cursor.share(trainer), self.learning.learner)
         if moments is not None:
             # A part of the row was added to this rank's gradient and taken out again; that removed no noise.
-            if cursor.withheld:
-                moments = moments * 0.0
+            moments = moments * 0.0 if cursor.withheld else moments
             self.sums.add(snapshot.factors, moments)
             self.ledger.totals.steps += 1
         cursor.rows, cursor.withheld = [], False

@@ -113,3 +113,16 @@ def test_experiments_that_need_packages_are_left_out(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "auto_sst2" not in command.experiments(quick=False)
     assert len(command.experiments(quick=False)) == 9
+
+
+def test_seconds_are_those_of_a_machine_of_one_speed():
+    steady, slowed = made([4.0, 3.0, 2.0, 1.0, 1.0]), made([4.0, 3.0, 2.0, 1.0, 1.0], seed=1)
+    for point in steady["points"]:
+        point["yardstick"] = 0.002
+    for point, seconds in zip(slowed["points"], (0.0, 2.0, 4.0, 6.0, 8.0), strict=True):
+        point |= {"yardstick": 0.004, "cpu_seconds": seconds}
+    runs = goals.at_one_speed({"plain": {0: steady, 1: steady}, "auto": {1: slowed}})
+    assert [point["cpu_seconds"] for point in runs["auto"][1]["points"]] == pytest.approx([0, 1, 2, 3, 4])
+    assert runs["plain"][0] == steady
+    without = {"plain": {0: made([1.0] * 8)}, "auto": {0: slowed}}
+    assert goals.at_one_speed(without) is without

@@ -4,6 +4,7 @@ Figures are medians over the seeds. A loss is a mean over the last quarter of wh
 losses are gaps to the least training loss, except in the comparison with the best fixed choice.
 """
 
+import itertools
 import json
 import math
 import statistics
@@ -78,6 +79,35 @@ class Judged:
         return [name for name, goal in self.goals.items() if not goal.met]
 
 
+def at_one_speed(groups: dict[str, dict[int, Run]]) -> dict[str, dict[int, Run]]:
+    """Runs with the processor seconds that they would have taken on a machine of one speed.
+
+    The speed of a shared machine changes from second to second, and runs follow each other. So the seconds between two
+    measurements are divided by the mean time of the fixed piece of work that was timed at both, and multiplied by the median of
+    all such times.
+
+    Args:
+        groups: Runs by method and seed.
+
+    Returns:
+        The same, with other ``cpu_seconds``; the same runs, if no piece of work was timed.
+    """
+    known = [point.get("yardstick") for runs in groups.values() for run in runs.values() for point in run["points"]]
+    if None in known:
+        return groups
+    typical = statistics.median(known)
+
+    def scaled(run: Run) -> Run:
+        points, seconds = [run["points"][0]], run["points"][0]["cpu_seconds"]
+        for before, after in itertools.pairwise(run["points"]):
+            speed = (before["yardstick"] + after["yardstick"]) / 2 / typical
+            seconds += (after["cpu_seconds"] - before["cpu_seconds"]) / speed
+            points.append({**after, "cpu_seconds": seconds})
+        return {**run, "points": points}
+
+    return {name: {seed: scaled(run) for seed, run in runs.items()} for name, runs in groups.items()}
+
+
 def cost_of(run: Run, axis: str, loss: float) -> float:
     """What it cost until the mean over a quarter of the run's measurements was as low as a loss; infinite if it never was."""
     points = run["points"]
@@ -127,6 +157,7 @@ def judged(experiment: Experiment, groups: tables.Groups, data: str) -> Iterator
     least = least_of(experiment, data)
     for rate in experiment.rates:
         at = {name: {run["seed"]: run for run in runs if run["lr"] == rate} for name, runs in groups.items()}
+        at = at_one_speed(at)
         seeds = sorted(set(at.get(AUTO, {})) & set(at.get(PLAIN, {})))
         if seeds:
             title = f"{experiment.title}, {rate:g}" if len(experiment.rates) > 1 else experiment.title

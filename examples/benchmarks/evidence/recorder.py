@@ -58,6 +58,7 @@ class Recorder(L.Callback):
             "step": step,
             "forward": step if report is None else report.forward_evaluations,
             "backward": step if report is None else report.backward_evaluations,
+            "yardstick": yardstick(),
         }
         if self.before:
             weights = [weight.detach() for weight in module.parameters() if weight.requires_grad]
@@ -77,6 +78,14 @@ class Recorder(L.Callback):
             found["gradient_norm"] = gradient_norm(module, self.parts["train"])
         module.train()
         return found
+
+
+def yardstick() -> float:
+    """Processor seconds of a fixed piece of work, like a step's of a small model: they tell the machine's speed at a time."""
+    numbers, start = torch.full((64, 64), 0.01), time.process_time()
+    for _ in range(200):
+        numbers = (numbers @ numbers).add(0.01).clamp(-1, 1)
+    return time.process_time() - start
 
 
 def measure(module: L.LightningModule, part: Part) -> dict[str, float]:

@@ -112,7 +112,7 @@ def test_the_command_runs_and_prints_the_table(monkeypatch, tmp_path, capsys):
 def test_experiments_that_need_packages_are_left_out(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "auto_sst2" not in command.experiments(quick=False)
-    assert len(command.experiments(quick=False)) == 9
+    assert len(command.experiments(quick=False)) == 10
 
 
 def test_seconds_are_those_of_a_machine_of_one_speed():

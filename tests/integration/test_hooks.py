@@ -7,8 +7,9 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import SimpleProfiler
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 
 from lightning_vamo import MeZOCallback, SVRGCallback, VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import SphereDirections
@@ -280,3 +281,50 @@ def test_a_sweep_transfers_batches_as_the_steps_do():
     outside = first_deltas(seeded_module(Mixed), callbacks=[Triples()])
     inside = first_deltas(seeded_module(type("Inside", (VAMOMixin, Module), {"training_step": tripled(Module.training_step)})))
     assert torch.allclose(outside, inside)
+
+
+class ClipsByPlugin(Precision):
+    def clip_gradients(self, optimizer, clip_val=0.0, gradient_clip_algorithm=None):
+        CALLS.append("plugin clips")
+
+
+class StepsByPlugin(Precision):
+    def _after_closure(self, model, optimizer):
+        CALLS.append("plugin steps")
+        super()._after_closure(model, optimizer)
+
+
+class StepsByStrategy(SingleDeviceStrategy):
+    def optimizer_step(self, optimizer, closure, model=None, **kwargs):
+        CALLS.append("strategy steps")
+        return super().optimizer_step(optimizer, closure, model, **kwargs)
+
+
+@pytest.mark.parametrize("method", [MeZOCallback, SVRGCallback])
+@pytest.mark.parametrize(
+    ("options", "call"),
+    [
+        (lambda: {"plugins": ClipsByPlugin()}, "plugin clips"),
+        (lambda: {"plugins": StepsByPlugin()}, "plugin steps"),
+        (lambda: {"strategy": StepsByStrategy(device=torch.device("cpu"))}, "strategy steps"),
+    ],
+)
+def test_a_plugin_or_strategy_with_a_step_of_its_own_steps(options, call, method):
+    fit(with_hooks(), method(verbose=False), **options())
+    assert [call] * 6 == CALLS
+
+
+class ClipsOnce(Callback):
+    """Puts a way of clipping in place of the module's when the gradient is known, for that step only."""
+
+    def on_before_optimizer_step(self, fit, module, optimizer):
+        def clip(optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            CALLS.append("clipped")
+            del module.configure_gradient_clipping
+
+        module.configure_gradient_clipping = clip
+
+
+def test_clipping_that_a_hook_puts_in_place_is_called():
+    fit(with_hooks(), SVRGCallback(gradients="carry", verbose=False), callbacks=[ClipsOnce()])
+    assert CALLS == ["clipped"] * 6

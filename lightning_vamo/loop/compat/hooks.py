@@ -7,9 +7,11 @@ are passed over here, unless a profiler records the calls. Nothing public tells 
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import Strategy
@@ -20,7 +22,10 @@ from torch.optim import Optimizer
 from lightning_vamo.loop.compat.attributes import replaced
 
 # The methods of the classes whose hooks do nothing, or what is done here: if one is replaced on the class, it is called.
-_BASES: tuple[type, ...] = (Callback, LightningModule, LightningDataModule, Strategy, Precision, Optimizer)
+_BASES: tuple[type, ...] = (
+    *(Callback, LightningModule, LightningDataModule),
+    *(Strategy, Precision, Optimizer, LightningOptimizer),
+)
 _OWN: dict[type, dict[str, Any]] = {base: {name: getattr(base, name) for name in dir(base)} for base in _BASES}
 
 
@@ -143,8 +148,39 @@ def optimizer_step(trainer: Trainer, module: LightningModule, batch_idx: int, cl
     optimizer: Any = module.optimizers()
     # As under automatic optimization: the precision plugin then clips, and skips what it would skip.
     with replaced(module, "_automatic_optimization", True):
-        module.optimizer_step(trainer.current_epoch, batch_idx, optimizer, closure)
+        if _is_passed_on(trainer, module, optimizer):
+            optimizer._on_before_step()
+            optimizer._optimizer.step(closure=partial(_evaluated, trainer, module, optimizer._optimizer, closure))
+            optimizer._on_after_step()
+        else:
+            module.optimizer_step(trainer.current_epoch, batch_idx, optimizer, closure)
     counted.increment_completed()
+
+
+def _is_passed_on(trainer: Trainer, module: LightningModule, optimizer: Any) -> bool:
+    """Whether a step is only passed on from the module to torch's optimizer, with what is called after the closure."""
+    return (
+        is_plain(module, LightningModule, ("optimizer_step",))
+        and is_plain(optimizer, LightningOptimizer, ("step",))
+        and is_plain(trainer.strategy, Strategy, ("optimizer_step",))
+        and is_plain(trainer.precision_plugin, Precision, ("optimizer_step", "_wrap_closure", "_after_closure"))
+        and not is_profiled(trainer)
+    )
+
+
+def _evaluated(trainer: Trainer, module: LightningModule, optimizer: Optimizer, closure: Callable[[], Any]) -> Any:
+    """Call a closure, and then what Lightning calls after it."""
+    result = closure()
+    call_hook(trainer, module, "on_before_optimizer_step", optimizer)
+    # Looked at only now, since a hook may have set clipping for this very step.
+    precision, limit = trainer.precision_plugin, trainer.gradient_clip_val
+    if limit or not (is_plain(module, LightningModule, _CLIPPING) and is_plain(precision, Precision, _CLIPPED)):
+        precision._clip_gradients(module, optimizer, limit, gradient_clip_algorithm=trainer.gradient_clip_algorithm)
+    return result
+
+
+_CLIPPING = ("configure_gradient_clipping", "clip_gradients")
+_CLIPPED = ("_clip_gradients", "clip_gradients")
 
 
 def step_context(trainer: Trainer) -> AbstractContextManager[None]:

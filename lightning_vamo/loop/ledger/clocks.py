@@ -80,7 +80,7 @@ class StepTimes:
             The factor, at least 1; None if it is not known, or if there are too few steps.
         """
         shares = self.shares.get(name, [])
-        share = statistics.median(shares) if len(shares) >= _FEWEST else 0.0
+        share = statistics.fmean(shares) if len(shares) >= _FEWEST else 0.0  # of batches that accumulate, most correct nothing
         return 1 / (1 - share) if 0 < share < 1 else None
 
     def steady(self, name: str) -> bool:

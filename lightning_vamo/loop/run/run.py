@@ -178,7 +178,8 @@ class Run:
 
     def _check_batch(self, trainer: Trainer, batch_idx: int) -> None:
         """Compare the batch with the batch that the sweep saw in its place, and warn if they differ."""
-        snapshot, row = self.snapshot, self.cursor.row(batch_idx)
+        snapshot = self.snapshot
+        row = None if snapshot is None else self.cursor.row(batch_idx)
         expected = None if snapshot is None or row is None else snapshot.fingerprint(row)
         self.watch.check(expected)
         if snapshot is not None and self.method.leaves_out_together:

@@ -535,3 +535,18 @@ def test_small_models_have_whole_directions_by_default_of_the_callback(dimension
     directions = GradientSubspaceDirections(rank="auto").draw(zeros([(dimension,)]), 8, seeded(0))
     assert isinstance(directions, FactoredDirections) is not is_dense
     assert directions.count == 8
+
+
+@forms
+def test_shares_within_a_pass_are_those_at_its_end(rank):
+    steps, generator = gradients(MIXED, 60), seeded(1)
+    learner, _ = fed(following(rank), zeros(MIXED, torch.float64), steps[:20])
+    for step in steps[20:22]:  # fewer differences than directions
+        learner.observe(step)
+    assert learner.shares_so_far() is None
+    for step in steps[22:40]:
+        learner.observe(step)
+    so_far = learner.shares_so_far()
+    learner.directions(3, generator)
+    assert torch.equal(so_far, learner.shares)
+    assert torch.equal(learner.shares_so_far(), learner.shares)

@@ -62,6 +62,16 @@ class Learner(ABC):
         """
 
     @abstractmethod
+    def shares_so_far(self) -> Tensor | None:
+        """Estimate :attr:`shares` from the gradients of the present pass, within the pass.
+
+        :attr:`shares` is what the directions of the pass before held, measured when that pass ended.
+
+        Returns:
+            See :attr:`shares`, which is returned itself if the pass has too few gradients.
+        """
+
+    @abstractmethod
     def leading(self, count: int) -> ProbeDirections:
         """Use only the first of the learned directions, if fewer directions are probed than are learned.
 

@@ -183,7 +183,10 @@ class Chosen(Control):
         judging, carries = choice.stage == "judge", self._carries(here)
         if learner is not None and not judging:
             turn(here)
-        shares = _of_random(here, choice.schedule.maximum) if learner is None else learner.shares
+        if learner is None:
+            shares: Tensor | None = _of_random(here, choice.schedule.maximum)
+        else:  # the rows that are judged are those along the directions of the present pass
+            shares = learner.shares_so_far() if judging else learner.shares
         decision = choice.decide(
             here.trainer, shares, settings.difference, self._sweeps(here), carries, _explained(here) if carries else None
         )

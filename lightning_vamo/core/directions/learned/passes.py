@@ -122,6 +122,11 @@ class PowerIteration(Learner, Generic[Basis]):
         self.shares = None if self._every_share is None else self._every_share[:count]
         return self.leading(count)
 
+    def shares_so_far(self) -> Tensor | None:
+        """See :meth:`Learner.shares_so_far`."""
+        known = self._turned and self._enough and self.current is not None
+        return self._shares_of_pass()[: self.current.count] if known else self.shares  # type: ignore[union-attr]
+
     def leading(self, count: int) -> ProbeDirections:
         """See :meth:`Learner.leading`."""
         self.current = self._following if count == self._following.count else self._first(count)
@@ -138,8 +143,9 @@ class PowerIteration(Learner, Generic[Basis]):
         """
         # The first pass began with random directions, whose shares say nothing about the learned directions.
         known, self._turned = self._turned, True
-        if not known:
-            return None
+        return self._shares_of_pass() if known else None
+
+    def _shares_of_pass(self) -> Tensor:
         self._add_up()
         total, squares, differences = tensor_of(self._moments).cpu()
         # A drifting gradient makes the first number too large; an oscillating gradient makes the second number too large.

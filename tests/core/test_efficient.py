@@ -210,7 +210,7 @@ def test_it_is_a_schedule():
     assert isinstance(EfficientProbes(maximum=1), ProbeSchedule)
 
 
-GOOD, BAD = torch.full((2,), 0.6), torch.zeros(2)
+GOOD, SOME, BAD = torch.full((2,), 0.6), torch.full((2,), 0.1), torch.zeros(2)
 
 
 def carried(schedule, explained, work=1.0):
@@ -245,6 +245,17 @@ def test_carried_rows_have_to_be_worth_their_time(work, kinds):
         assert schedule.decide(shares([0.5, 0.2]), sweeps=None, carriable=Carriable(GOOD, work)).kind == kind
 
 
+def test_rows_that_do_not_pay_are_not_kept_for_ever():
+    schedule, kinds = EfficientProbes(maximum=2), []
+    carried(schedule, None)
+    for epoch in range(8):
+        known = Carriable(torch.full((2,), 0.05 * 1.2**epoch), 1.5)
+        decision = schedule.decide(shares([0.5, 0.2]), sweeps=None, carriable=known)
+        kinds.append(decision.kind)
+        assert ("are kept while that rises" in decision.reason) == (decision.kind == "carry")
+    assert kinds == ["carry"] * 5 + ["nothing"] * 3
+
+
 def test_carried_rows_are_kept_while_they_explain_more_from_epoch_to_epoch():
     schedule = EfficientProbes(maximum=2)
     carried(schedule, None)
@@ -263,7 +274,8 @@ def test_after_each_vain_look_the_pause_doubles():
             continue
         looks.append(epoch)
         assert carried(schedule, None).kind == "look"
-        assert carried(schedule, BAD).kind == "carry"  # perfect rows would pay, so they get a second epoch
+        if epoch % 4 == 2:  # rows that remove something, and would pay if they were perfect, get another epoch
+            assert carried(schedule, SOME, work=1.5).kind == "carry"
         assert carried(schedule, BAD).kind == "nothing"
     assert looks == [0, 2, 6, 14, 30]
     assert carried(schedule, None).kind == "look"

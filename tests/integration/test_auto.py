@@ -308,6 +308,9 @@ def test_a_step_is_compared_with_itself_without_its_correction(monkeypatch):
         times.spend(1.0 * slow)
         times.batch_starts("carry")
     assert times.longer("carry") == pytest.approx(10 / 7.5)
+    times.spent["carry"] = [0.0, 0.0, 0.0, 5.0] * 8  # of four batches that accumulate, the last corrects
+    times.seconds["carry"] = [2.0, 2.0, 2.0, 7.0] * 8
+    assert times.longer("carry") == pytest.approx(13 / 8)
     assert times.longer("plain") is None
     assert StepTimes(**times.state_dict()).longer("carry") == times.longer("carry")
 

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import subprocess
+import sys
 
 import lightning as L
 import pytest
@@ -328,3 +330,23 @@ class ClipsOnce(Callback):
 def test_clipping_that_a_hook_puts_in_place_is_called():
     fit(with_hooks(), SVRGCallback(gradients="carry", verbose=False), callbacks=[ClipsOnce()])
     assert CALLS == ["clipped"] * 6
+
+
+@pytest.mark.parametrize("base", ["LightningModule", "Precision", "LightningOptimizer"])
+def test_a_method_that_was_replaced_before_the_import_is_called(base):
+    script = f"""
+import lightning as L, torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch import LightningModule
+name = "step" if {base} is LightningOptimizer else "optimizer_step"
+method, calls = getattr({base}, name), []
+def counted(*args, **kwargs):
+    calls.append(name)
+    return method(*args, **kwargs)
+setattr({base}, name, counted)
+from tests.integration.test_hooks import Mixed, fit, probing
+fit(Mixed(), probing())
+assert len(calls) == 6, calls
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=300)

@@ -79,7 +79,7 @@ def sweep_decision(probes: int, best: int, removed: Tensor, work: Tensor, *, afr
     return Decision(0, 0.0, 1.0, afresh, f"probes=0: the best number above 0, {best}, is {expected}")
 
 
-def carry_decision(count: int, removed: float, work: float, *, afresh: bool, measured: bool) -> Decision:
+def carry_decision(count: int, removed: float, work: float, *, afresh: bool, measured: bool, hopes: bool = False) -> Decision:
     """Choose carried rows.
 
     Args:
@@ -88,12 +88,15 @@ def carry_decision(count: int, removed: float, work: float, *, afresh: bool, mea
         work: See :class:`Carriable`.
         afresh: See :class:`Decision`.
         measured: Whether the share is that of rows; else a table is filled first.
+        hopes: Whether the rows do not pay, but are kept as they may.
 
     Returns:
         The decision.
     """
     what = f"carried rows along {_directions(count)}"
     share = f"{100 * removed:.0f} % of the gradient noise"
+    if hopes:
+        return Decision(count, removed, work, afresh, f"{what} remove {share} so far, and are kept while that rises", "carry")
     if measured:
         return Decision(count, removed, work, afresh, f"{what} remove {share} at no extra evaluation", "carry")
     return Decision(count, removed, work, afresh, f"{what} may remove up to {share}: an epoch fills their table", "look")

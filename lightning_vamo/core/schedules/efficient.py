@@ -38,8 +38,8 @@ _SLOW = 0.03
 # What is known of carried rows rests on few steps: they are given up if something else seems better so many times in a row.
 _PATIENCE = 2
 # Rows explain more from epoch to epoch at first, while directions still turn: as long as they explain more by this factor, they
-# are kept if they would pay once they explained all.
-_RISING = 1.1
+# are kept if they would pay once they explained all; but not for more epochs than so many, nor rows that remove less than that.
+_RISING, _HOPES, _LEAST = 1.1, 5, 0.02
 
 
 class EfficientProbes(ProbeSchedule):
@@ -62,6 +62,9 @@ class EfficientProbes(ProbeSchedule):
     Less noise speeds up a training only where noise is what slows it. While the training loss falls by a share :math:`p` of
     itself from one epoch to the next, with :math:`p` above 3 %, removing the share :math:`R` of the noise is taken to be worth
     no more than removing :math:`0.03\,R/p` where noise alone is left. This does not concern rows that cost nothing.
+
+    In their first epochs rows explain more from one to the next. So rows that do not pay yet are kept for up to five epochs,
+    while they remove more than 2 % of the noise, and a tenth more than the last time, if they would pay if they explained all.
 
     When nothing pays, the steps are plain. After a while all that was measured is forgotten, and what would pay if rows were
     good is tried again. If it is tried in vain, the next while is twice as long.
@@ -107,6 +110,8 @@ class EfficientProbes(ProbeSchedule):
         self._doubted = 0
         # What carried rows removed when they were judged last; None since they were chosen anew.
         self._carried: float | None = None
+        # How many times in a row they were kept although they did not pay.
+        self._hopes = 0
         # The fall of the loss at which carried rows would pay, if they were rejected for its fall alone.
         self._until: float | None = None
 
@@ -159,8 +164,8 @@ class EfficientProbes(ProbeSchedule):
             sweeps: How often a batch is probed per epoch, on average; None if there is to be no probing.
             carriable: What is known of carried rows; None if no rows can be carried.
             forward: Work of a sweep's forward pass, relative to a training step; by default what was observed.
-            fall: :math:`p`, by what share of itself the mean training loss has fallen from the epoch before the last one to the
-                last one; None if that is not known.
+            fall: :math:`p`, by what share of itself the mean training loss has fallen from one epoch to the next of late; None
+                if that is not known.
 
         Returns:
             The choice.
@@ -190,10 +195,11 @@ class EfficientProbes(ProbeSchedule):
             hope = removed_by_rows(own, None) if explained is not None and self._rises(carried) else carried
             slowed, price = 1.0 if carriable.work == 1 else limits, carriable.work * KEPT
             worth, hoped = (float(batch_factor(torch.tensor(slowed * share))) / price for share in (carried, hope))
-            if hoped <= 1 < 1 / ((1 - hope) * price):
-                self._until = _SLOW * hope / (1 - 1 / price)
+            if worth <= 1 < 1 / ((1 - carried) * price):
+                self._until = _SLOW * carried / (1 - 1 / price)
         best = self._best(values, worth)
-        hopes = best == 0 and hoped > max(1.0, worth) and self.kind in ("look", "carry")
+        hopes = best == 0 and hoped > max(1.0, worth) and self.kind in ("look", "carry") and self._hopes < _HOPES
+        self._hopes = self._hopes + 1 if hopes else 0
         if hopes:
             best, self._doubted = -1, _PATIENCE - 1
         if again and carriable is None:
@@ -218,7 +224,7 @@ class EfficientProbes(ProbeSchedule):
     def _rises(self, carried: float) -> bool:
         """Whether carried rows remove more than when they were judged last, or are judged for the first time."""
         before, self._carried = self._carried, carried
-        return before is None or carried > _RISING * before
+        return carried > _LEAST and (before is None or carried > _RISING * before)
 
     def _expected(self, own: Tensor, explained: Tensor | None) -> Tensor:
         """Shares that a sweep along the first ``1..q`` directions is expected to remove."""
@@ -243,7 +249,8 @@ class EfficientProbes(ProbeSchedule):
         if best < 0 and carriable is not None:
             known = carriable.explained is not None
             afresh = not known and self._idle > 0
-            return carry_decision(len(own), carried, carriable.work, afresh=afresh, measured=known)
+            hopes = self._hopes > 0
+            return carry_decision(len(own), carried, carriable.work, afresh=afresh, measured=known, hopes=hopes)
         if best == 0 and carriable is not None:
             known = carriable.explained is not None
             return no_carry_decision(carried, carriable.work, measured=known, before=self.kind, fall=fall)
@@ -252,13 +259,7 @@ class EfficientProbes(ProbeSchedule):
         return sweep_decision(best, int(values[1:].argmax()) + 1, removed, work, afresh=afresh)
 
     def _count(self, decision: Decision, *, tried: bool, hopes: bool = False) -> None:
-        """Count the snapshots with nothing, and set the wait until the next try.
-
-        Args:
-            decision: What has been chosen.
-            tried: Whether there was a look at carried rows, after a pause.
-            hopes: Whether carried rows do not pay, but may yet: then a try goes on.
-        """
+        """Count the snapshots with nothing, and set the wait until the next try, after a look in a pause if ``tried``."""
         retried = self._retrying or (tried and not decision.probes)
         if retried and not hopes:
             self.wait = self.retry_after if decision.probes else 2 * self.wait
@@ -280,6 +281,7 @@ class EfficientProbes(ProbeSchedule):
             "retrying": self._retrying,
             "doubted": self._doubted,
             "carried": self._carried,
+            "hopes": self._hopes,
             "until": self._until,
         }
 
@@ -294,4 +296,5 @@ class EfficientProbes(ProbeSchedule):
         self.kind = state["kind"]
         self._forward, self._factors = state["forward"], state["factors"]
         self._idle, self.wait, self._retrying = state["idle"], state["wait"], state["retrying"]
-        self._doubted, self._carried, self._until = state["doubted"], state["carried"], state["until"]
+        self._doubted, self._carried, self._hopes = state["doubted"], state["carried"], state["hopes"]
+        self._until = state["until"]

@@ -21,12 +21,24 @@ from torch.optim import Optimizer
 
 from lightning_vamo.loop.compat.attributes import replaced
 
+
+def _as_defined(method: Any) -> Any:
+    """A method as its own package defines it; an object that is no method, if other code has put something in its place."""
+    step = method
+    while step is not None:  # decorators included
+        names = getattr(step, "__globals__", None)
+        if names is not None and not names["__name__"].startswith(("lightning.", "torch.", "contextlib")):
+            return object()
+        step = getattr(step, "__wrapped__", None)
+    return method
+
+
 # The methods of the classes whose hooks do nothing, or what is done here: if one is replaced on the class, it is called.
 _BASES: tuple[type, ...] = (
     *(Callback, LightningModule, LightningDataModule),
     *(Strategy, Precision, Optimizer, LightningOptimizer),
 )
-_OWN: dict[type, dict[str, Any]] = {base: {name: getattr(base, name) for name in dir(base)} for base in _BASES}
+_OWN: dict[type, dict[str, Any]] = {base: {name: _as_defined(getattr(base, name)) for name in dir(base)} for base in _BASES}
 
 
 def own_method(base: type, name: str) -> Any:
@@ -170,10 +182,12 @@ def _is_passed_on(trainer: Trainer, module: LightningModule, optimizer: Any) -> 
 
 def _evaluated(trainer: Trainer, module: LightningModule, optimizer: Optimizer, closure: Callable[[], Any]) -> Any:
     """Call a closure, and then what Lightning calls after it."""
-    result = closure()
+    result, precision = closure(), trainer.precision_plugin
+    if not is_plain(precision, Precision, ("_after_closure",)):  # a hook of the batch has replaced it
+        precision._after_closure(module, optimizer)
+        return result
     call_hook(trainer, module, "on_before_optimizer_step", optimizer)
-    # Looked at only now, since a hook may have set clipping for this very step.
-    precision, limit = trainer.precision_plugin, trainer.gradient_clip_val
+    limit = trainer.gradient_clip_val  # looked at only now, since a hook may have set clipping for this very step
     if limit or not (is_plain(module, LightningModule, _CLIPPING) and is_plain(precision, Precision, _CLIPPED)):
         precision._clip_gradients(module, optimizer, limit, gradient_clip_algorithm=trainer.gradient_clip_algorithm)
     return result

@@ -1,6 +1,7 @@
 """The choice made by measurement: its stage, the times and shares that it goes by, and what it has chosen so far."""
 
 import copy
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -219,7 +220,9 @@ class Choice:
         forward = None
         if self._evaluation is not None and step and (steady or cost == "seconds"):
             forward = self._evaluation / step
-        work = longer or (max(1.0, corrected / plain) if corrected and plain else 1.0)
+        work = longer or 1.0
+        if corrected and plain and (steady or longer is None):  # else the machine may have become faster since the plain steps
+            work = min(max(1.0, corrected / plain), longer or math.inf)
         return (False, None, 1.0) if cost == "evaluations" else (True, forward, work)
 
     def _announce(self, trainer: Trainer, decision: Decision, *, pauses: bool) -> None:

@@ -25,16 +25,16 @@ class StepTimes:
 
     Loading the batches is part of them, as it is part of a sweep's time. Sweeps and validation are not.
 
-    The speed of a machine changes within a run, with other work and with heat. So of the corrected steps it is also kept which
-    share of its own time each spent on learning and correcting: by these shares, corrected steps are compared with plain ones.
+    The speed of a machine changes within a run, with other work and with heat. So it is also kept how much of its own time each
+    corrected step spent on learning and correcting.
 
     Attributes:
         seconds: The last of them, by a name for what corrected the steps.
-        shares: The share of each that was spent on learning and correcting; 0 where that is not known, as on a GPU.
+        spent: The part of each that was spent on learning and correcting; 0 where that is not known, as on a GPU.
     """
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    shares: dict[str, list[float]] = field(default_factory=dict)
+    spent: dict[str, list[float]] = field(default_factory=dict)
     _since: float | None = None
     _name: str = ""
     _spent: float = 0.0
@@ -43,8 +43,7 @@ class StepTimes:
         """Record that a batch starts which is trained on in a way that has the name."""
         now = time.perf_counter()
         if self._since is not None and self._name == name:
-            took = now - self._since
-            for kept, value in ((self.seconds, took), (self.shares, self._spent / took if took else 0.0)):
+            for kept, value in ((self.seconds, now - self._since), (self.spent, self._spent)):
                 values = kept.setdefault(name, [])
                 values.append(value)
                 del values[:-_TIMES]
@@ -71,7 +70,9 @@ class StepTimes:
         return _quartile(times) if len(times) >= _FEWEST else None
 
     def longer(self, name: str) -> float | None:
-        """How many times longer steps of a name take than they would without learning and correcting.
+        """How many times longer steps of a name take than the same steps would without learning and correcting.
+
+        Lightning's own steps take somewhat longer than those, as the driver's way is shorter.
 
         Args:
             name: The name.
@@ -79,9 +80,8 @@ class StepTimes:
         Returns:
             The factor, at least 1; None if it is not known, or if there are too few steps.
         """
-        shares = self.shares.get(name, [])
-        share = statistics.fmean(shares) if len(shares) >= _FEWEST else 0.0  # of batches that accumulate, most correct nothing
-        return 1 / (1 - share) if 0 < share < 1 else None
+        took, spent = sum(self.seconds.get(name, [])), sum(self.spent.get(name, []))
+        return took / (took - spent) if 0 < spent < took and len(self.spent[name]) >= _FEWEST else None
 
     def steady(self, name: str) -> bool:
         """Whether the earlier and the later half of the times of a name have about the same lower quartile."""
@@ -92,8 +92,8 @@ class StepTimes:
         return abs(_quartile(times[:half]) - _quartile(times[half:])) <= _SPREAD * _quartile(times)
 
     def state_dict(self) -> dict[str, dict[str, list[float]]]:
-        """The times and shares so far, as plain numbers."""
-        return copy.deepcopy({"seconds": self.seconds, "shares": self.shares})
+        """The times so far, as plain numbers."""
+        return copy.deepcopy({"seconds": self.seconds, "spent": self.spent})
 
 
 # Of each name, how many times are kept, and how few tell something.

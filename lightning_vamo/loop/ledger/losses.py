@@ -44,7 +44,7 @@ class EpochLosses:
             if not loss.is_cpu:
                 self._sums[-1] = self._sums[-1] + loss.detach().to(at_least_float32(loss.dtype))
                 return
-            self._unread.append(loss)  # many are read at once, which takes less time
+            self._unread.append(loss.clone())  # many are read at once, which takes less time
             if len(self._unread) >= _MANY:
                 self._read()
 

@@ -285,7 +285,7 @@ class Run:
             moments = None if snapshot is None else self._correct(trainer, snapshot)
             for observer in watching:
                 observer.on_correction(trainer, module, snapshot, None if moments is None else tensor_of(moments))
-        if self.choice is not None and module.device.type == "cpu":  # a GPU has not finished yet
+        if self.choice is not None and not watching and module.device.type == "cpu":  # a GPU has not finished yet
             self.choice.times.spend(time.perf_counter() - start)
 
     def _correct(self, trainer: Trainer, snapshot: Snapshot) -> Small | None:

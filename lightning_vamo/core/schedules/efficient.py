@@ -195,8 +195,8 @@ class EfficientProbes(ProbeSchedule):
             hope = removed_by_rows(own, None) if explained is not None and self._rises(carried) else carried
             slowed, price = 1.0 if carriable.work == 1 else limits, carriable.work * KEPT
             worth, hoped = (float(batch_factor(torch.tensor(slowed * share))) / price for share in (carried, hope))
-            if worth <= 1 < 1 / ((1 - carried) * price):
-                self._until = _SLOW * carried / (1 - 1 / price)
+            if hoped <= 1 < 1 / ((1 - hope) * price):  # where the loss falls slowly, weights move less, and rows explain more
+                self._until = _SLOW * hope / (1 - 1 / price)
         best = self._best(values, worth)
         hopes = best == 0 and hoped > max(1.0, worth) and self.kind in ("look", "carry") and self._hopes < _HOPES
         self._hopes = self._hopes + 1 if hopes else 0

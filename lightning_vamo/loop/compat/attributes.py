@@ -1,6 +1,9 @@
-"""Replace an attribute of an object for the length of a context."""
+"""Replace an attribute of an object for the length of a context, and find the function that another has replaced."""
+
+from typing import Any
 
 _MISSING = object()
+_BEHIND = "_vamo_behind"
 
 
 class replaced:
@@ -30,3 +33,20 @@ class replaced:
             self._own.pop(self._name, None)
         else:
             self._own[self._name] = self._before
+
+
+def put_before(function: Any, other: Any) -> None:
+    """Mark a function that stands in the place of another, which it calls.
+
+    Args:
+        function: The function. A decorator around it copies the mark, but is not what the mark holds, so the decorator is not
+            taken for the function.
+        other: The other function.
+    """
+    setattr(function, _BEHIND, (function, other))
+
+
+def behind(function: Any) -> Any:
+    """The function in whose place another stands; None if the other was not marked by :func:`put_before`."""
+    marked, other = getattr(function, _BEHIND, (None, None))
+    return other if marked is function else None

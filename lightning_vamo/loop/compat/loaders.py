@@ -12,7 +12,7 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
-from lightning_vamo.loop.compat.attributes import replaced
+from lightning_vamo.loop.compat.attributes import behind, put_before, replaced
 from lightning_vamo.loop.compat.hooks import is_plain, is_profiled, own_method
 
 
@@ -34,13 +34,6 @@ def before_transfer(trainer: Trainer, batch: Any) -> Any:
     return trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
 
 
-_BEHIND = "_vamo_behind"
-"""Marks a ``batch_to_device`` that shows each batch to a function: the mark holds it, and what it calls then.
-
-A decorator copies the mark, but is not what the mark holds.
-"""
-
-
 @contextmanager
 def seen_transfers(trainer: Trainer, see: Callable[[Any], None]) -> Iterator[None]:
     """Make a context in which a function sees the batches that Lightning's loops transfer to the device.
@@ -59,7 +52,7 @@ def seen_transfers(trainer: Trainer, see: Callable[[Any], None]) -> Iterator[Non
         see(batch)
         return transfer(batch, *args, **kwargs)
 
-    setattr(batch_to_device, _BEHIND, (batch_to_device, transfer))
+    put_before(batch_to_device, transfer)
     with replaced(trainer.strategy, "batch_to_device", batch_to_device):
         yield
 
@@ -83,8 +76,8 @@ def to_device(trainer: Trainer, batch: Any) -> Any:
 def _has_own_transfer(strategy: Strategy) -> bool:
     """Whether a strategy transfers batches in Lightning's own way, which something may watch."""
     transfer: Any = strategy.batch_to_device
-    while getattr(transfer, _BEHIND, (None,))[0] is transfer:
-        _, transfer = getattr(transfer, _BEHIND)
+    while (other := behind(transfer)) is not None:
+        transfer = other
     return getattr(transfer, "__func__", None) is own_method(Strategy, "batch_to_device")
 
 

@@ -17,14 +17,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from lightning_vamo.loop.compat.attributes import replaced
+from lightning_vamo.loop.compat.attributes import behind, put_before, replaced
 from lightning_vamo.loop.compat.hooks import is_plain, is_profiled, step_context
-
-_MARK = "_vamo_driven"
-"""Marks a ``training_step`` whose calls a driver answers: the mark holds it, and the user's own function.
-
-A decorator copies the mark, but is not what the mark holds.
-"""
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
@@ -159,7 +153,7 @@ def run_training_step(trainer: Trainer, batch: Any, batch_idx: int) -> Any:
 
 def is_driven(step: Any) -> bool:
     """Whether a ``training_step`` is one that :func:`driven` has made."""
-    return getattr(step, _MARK, (None,))[0] is step
+    return behind(step) is not None
 
 
 def driven(step: Callable[..., Any], user_step: Callable[..., Any]) -> Callable[..., Any]:
@@ -176,14 +170,14 @@ def driven(step: Callable[..., Any], user_step: Callable[..., Any]) -> Callable[
     # Lightning unwraps a step once to find out which arguments to pass: so it comes to the function that it finds without the
     # mixin.
     step.__wrapped__ = getattr(user_step, "__wrapped__", user_step)  # type: ignore[attr-defined]
-    setattr(step, _MARK, (step, user_step))
+    put_before(step, user_step)
     return step
 
 
 def own_step(module: LightningModule) -> Callable[..., Any] | None:
     """The user's step behind the mixin's; None if a decorator or the like is called in place of the mixin's step."""
-    step: Any = type(module).training_step
-    return getattr(step, _MARK)[1] if is_driven(step) and "training_step" not in vars(module) else None
+    own: Callable[..., Any] | None = behind(type(module).training_step)
+    return None if "training_step" in vars(module) else own
 
 
 def own_steps(trainer: Trainer, module: LightningModule) -> Callable[[Any, int], Any]:

@@ -1,7 +1,5 @@
 """The contents of containers: find out quickly whether they have changed, and put them back."""
 
-import ctypes
-import sys
 from collections.abc import Sequence
 from itertools import chain
 from operator import is_
@@ -21,27 +19,6 @@ _MOST_GONE, _EACH_GONE = 2**16, 2**10
 _SIMPLE = {Kind.LEFT_ALONE, Kind.TENSOR}
 
 
-def _identities(items: tuple[Any, ...]) -> bytes:
-    # In CPython a tuple keeps the addresses of its items behind its head, in a row. To copy these bytes takes a fifth of the
-    # time of a call of `is` for each pair of items.
-    return ctypes.string_at(id(items) + tuple.__basicsize__, len(items) * ctypes.sizeof(ctypes.c_void_p))
-
-
-def _each_identity(items: tuple[Any, ...]) -> list[int]:
-    return [*map(id, items)]
-
-
-def _are_in_a_row() -> bool:
-    """Whether tuples keep addresses where :func:`_identities` reads them."""
-    items = (object(), "item", 3)
-    if sys.implementation.name != "cpython" or tuple.__basicsize__ + 3 * ctypes.sizeof(ctypes.c_void_p) > items.__sizeof__():
-        return False
-    return _identities(items) == b"".join(map(bytes, map(ctypes.c_void_p, map(id, items))))
-
-
-_identities_of = _identities if _are_in_a_row() else _each_identity
-
-
 class Container(NamedTuple):
     """A container, and the form that reads the container and puts its contents back."""
 
@@ -53,7 +30,7 @@ class Contents:
     """The contents of containers, as they are now.
 
     After most forward passes nothing has changed, and this has to be found out fast: each container has a view of its items,
-    and the addresses of the items of all views are compared with those of the objects that were there.
+    and one pass in C over all views compares each item with the object that was there.
 
     Args:
         containers: The containers. A container within a container is an item of the list too.
@@ -78,8 +55,7 @@ class Contents:
 
     def _remember(self) -> None:
         self._lengths = [*map(len, self._views)]
-        self._items = (*chain.from_iterable(self._views),)  # kept, so that no other object gets the address of one of them
-        self._identities = _identities_of(self._items)
+        self._items = [*chain.from_iterable(self._views)]
         self._many = [[*view] for view in self._large]
 
     def unchanged(self, exactly: bool = False) -> bool:
@@ -94,7 +70,7 @@ class Contents:
         return (
             [*map(len, self._views)] == self._lengths
             and not any(self._empty)
-            and _identities_of((*chain.from_iterable(self._views),)) == self._identities
+            and all(map(is_, chain.from_iterable(self._views), self._items))
             and all(map(_are_same if exactly else _are_equal, self._large, self._many))
         )
 

@@ -6,8 +6,6 @@ from torch import Tensor
 
 from lightning_vamo.core.numerics import at_least_float32
 
-_MANY = 64
-
 
 class EpochLosses:
     """Sums of the losses of the present epoch and of the three before, of which a measured choice reads the fall."""
@@ -16,7 +14,6 @@ class EpochLosses:
         self._epochs: list[int] = []
         self._counts: list[int] = []
         self._sums: list[Tensor | float] = []
-        self._unread: list[Tensor] = []  # losses on a CPU that are not in the last sum yet
 
     def begin_epoch(self, epoch: int) -> None:
         """Begin with an epoch, or go on with it after a resume.
@@ -24,7 +21,6 @@ class EpochLosses:
         Args:
             epoch: Its number.
         """
-        self._read()
         if self._epochs[-1:] != [epoch]:
             self._epochs, self._counts, self._sums = (
                 [*self._epochs[-3:], epoch],
@@ -41,18 +37,8 @@ class EpochLosses:
         loss = outputs.get("loss") if outputs else None
         if isinstance(loss, Tensor) and self._epochs:
             self._counts[-1] += 1
-            if not loss.is_cpu:
-                self._sums[-1] = self._sums[-1] + loss.detach().to(at_least_float32(loss.dtype))
-                return
-            self._unread.append(loss.clone())  # many are read at once, which takes less time
-            if len(self._unread) >= _MANY:
-                self._read()
-
-    def _read(self) -> None:
-        """Add the losses that have not been added yet to the epoch's sum."""
-        for loss in self._unread:
-            self._sums[-1] = self._sums[-1] + loss.item()
-        self._unread.clear()
+            # On a CPU the number is there to read; a tensor would cost three further calls per step.
+            self._sums[-1] = self._sums[-1] + (loss.item() if loss.is_cpu else loss.detach().to(at_least_float32(loss.dtype)))
 
     def fall(self) -> float | None:
         """By what share of itself the mean loss has fallen from one epoch to the next.
@@ -62,7 +48,6 @@ class EpochLosses:
             below zero where the loss has risen. The share of the last fall alone, if no more epochs have been seen as a whole;
             None if none has.
         """
-        self._read()
         whole = 1
         while whole < len(self._epochs) and self._epochs[-1 - whole] == self._epochs[-1] - whole:
             whole += 1
@@ -74,7 +59,6 @@ class EpochLosses:
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, as plain types and tensors."""
-        self._read()
         sums = [each if isinstance(each, float) else each.cpu() for each in self._sums]
         return {"epochs": self._epochs, "counts": self._counts, "sums": sums}
 
@@ -84,5 +68,4 @@ class EpochLosses:
         Args:
             state: The state.
         """
-        self._unread = []
         self._epochs, self._counts, self._sums = (list(state[name]) for name in ("epochs", "counts", "sums"))

@@ -222,7 +222,7 @@ class Run:
         if self.method.control.made_of != "gradients":
             figures["probes"] = snapshot.count if snapshot is not None and applied else 0
         figures |= self.method.gradient.end_epoch()
-        figures |= {f"{name}_evaluations": getattr(totals, f"{name}_evaluations") for name in ("forward", "backward")}
+        figures |= {"forward_evaluations": totals.forward_evaluations, "backward_evaluations": totals.backward_evaluations}
         row_seconds = self.ledger.end_rows()
         if snapshot is not None:
             figures["rows_unused"] = self.sums.unused

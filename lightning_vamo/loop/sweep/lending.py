@@ -49,8 +49,7 @@ class LentBatch:
         return copy
 
     def _remember(self, batch: Any) -> None:
-        plain = type(batch) in (list, tuple) and all(type(item) is Tensor for item in batch)
-        self._tensors = [*(batch if plain else tensors_in(batch))]
+        self._tensors = [*tensors_in(batch)]
         self._versions = [*map(_version, self._tensors)]
 
     @property

@@ -47,6 +47,17 @@ def test_steps_in_each_way_of_training(tmp_path):
     assert table.count("softmax regression") == len(ways) == 6
 
 
+def test_an_epoch_over_processes(tmp_path):
+    arguments = ["--samples", "512", "--most", "2", "--rounds", "1", "--json", tmp_path / "ranks.json"]
+    table = run(tmp_path, "cost_ranks.py", *arguments).stdout
+    [epochs] = json.loads((tmp_path / "ranks.json").read_text())
+    assert [(each["ranks"], each["probes"], each["steps"]) for each in epochs] == [(1, 0, 8), (1, 4, 8), (2, 0, 4), (2, 4, 4)]
+    # One snapshot and four probes for each batch; the first batch again, and the first eight along one probe again.
+    assert [each["evaluations"] for each in epochs] == [0, 5 * (8 + 1) + 8, 0, 5 * (4 + 1) + 4]
+    assert all(each["stepping"] > 0 for each in epochs)
+    assert len(table.splitlines()) == 4
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)

@@ -325,6 +325,8 @@ def judged_at(fall, work=1.5, removed=0.6):
         (-0.2, 1.5, "carry"),
         (0.04, 1.5, "carry"),
         (0.2, 1.5, "nothing"),
+        (0.059, 1.1, "carry"),
+        (0.061, 1.1, "nothing"),
         (0.2, 1.0, "carry"),  # costs nothing
     ],
 )
@@ -343,6 +345,21 @@ def test_rows_that_wait_for_the_loss_are_looked_at_as_soon_as_it_falls_slowly():
     again.load_state_dict(schedule.state_dict())
     assert not schedule.rests(0.04)
     assert not again.rests(0.04)
+
+
+def test_a_loss_that_falls_faster_since_noise_is_removed_is_no_reason_to_stop():
+    known = Carriable(torch.full((2,), 0.6), 1.5)
+
+    def decided(schedule, fall):
+        return schedule.decide(shares([0.9, 0.1]), None, sweeps=None, carriable=known, fall=fall).kind
+
+    schedule, decision = judged_at(0.01)
+    assert decision.kind == "carry"
+    resumed = EfficientProbes(maximum=2)
+    resumed.load_state_dict(copy.deepcopy(schedule.state_dict()))
+    assert [decided(each, 0.2) for each in (schedule, schedule, resumed)] == ["carry"] * 3
+    schedule.decide(None)
+    assert decided(schedule, 0.2) == "nothing"  # another choice begins
 
 
 def test_carried_rows_are_given_up_only_after_two_doubts():

@@ -316,6 +316,26 @@ def test_a_step_is_compared_with_itself_without_its_correction(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("plain", "steady", "work"),
+    [
+        (1.0, True, 1.4),  # of corrected steps of 1.4, of which 0.4 are spent on learning and correcting
+        (1.1, True, 1.4 / 1.1),
+        (1.4, True, 1.2),  # the machine was slower
+        (1.4, False, 1.4),
+        (0.9, True, 1.4),
+    ],
+)
+def test_plain_steps_by_a_steady_clock_tell_what_a_correction_adds_within_limits(plain, steady, work):
+    times = StepTimes({"plain": [plain] * 8, "carry": [1.4] * 8}, {"plain": [0.0] * 8, "carry": [0.4] * 8})
+    assert times.work("carry", steady=steady) == pytest.approx(work)
+
+
+def test_without_times_of_corrections_plain_steps_tell_what_they_add():
+    times = StepTimes({"plain": [1.0] * 8, "carry": [1.3] * 8}, {"plain": [0.0] * 8, "carry": [0.0] * 8})
+    assert [times.work(name, steady=False) for name in ("carry", "sweep")] == pytest.approx([1.3, 1.0])
+
+
+@pytest.mark.parametrize(
     ("arguments", "named"),
     [
         ({"alpha": "theory"}, "`alpha` must be 'adaptive' .* got 'theory'"),

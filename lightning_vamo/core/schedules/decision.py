@@ -110,7 +110,7 @@ def no_carry_decision(removed: float, work: float, *, measured: bool, before: Ki
         work: See :class:`Carriable`.
         measured: Whether the share is that of rows.
         before: What was chosen before.
-        fall: By what share of itself the training loss falls in an epoch; None if that is not known.
+        fall: By what share of itself the training loss falls in an epoch; see :meth:`EfficientProbes.decide`.
 
     Returns:
         The decision.
@@ -133,6 +133,38 @@ def no_carry_decision(removed: float, work: float, *, measured: bool, before: Ki
 
 def _directions(count: int) -> str:
     return "1 direction" if count == 1 else f"{count} directions"
+
+
+# As long as the loss falls faster from epoch to epoch, more than noise stands between the weights and a lower loss, and above
+# the second figure hardly noise at all.
+_SLOW, _FAST = 0.03, 0.06
+
+
+def noise_counts(fall: float | None) -> float:
+    r"""How much of the noise's removal counts, since it speeds up a training only where noise is what slows the training.
+
+    Args:
+        fall: :math:`p`, by what share of itself the training loss falls from one epoch to the next; None if that is not known.
+
+    Returns:
+        1 up to :math:`p = 3\,\%`, then :math:`0.03/p`, and 0 above 6 %.
+    """
+    if fall is None or fall <= _SLOW:
+        return 1.0
+    return _SLOW / fall if fall <= _FAST else 0.0
+
+
+def fall_to_pay(removed: float, price: float) -> float:
+    """The fall of the loss up to which the removal of noise is worth its price.
+
+    Args:
+        removed: The share of the noise, which is worth the price where noise is all that limits.
+        price: The work of a step, relative to a plain one, above 1.
+
+    Returns:
+        The fall, see :func:`noise_counts`.
+    """
+    return min(_FAST, _SLOW * removed / (1 - 1 / price))
 
 
 def of_sweeps(explained: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ from lightning_vamo.core.schedules.decision import (
     Decision,
     Kind,
     carry_decision,
+    fall_to_pay,
     no_carry_decision,
+    noise_counts,
     of_sweeps,
     padded,
     removed_by_rows,
@@ -33,13 +35,14 @@ ASSUMED_FORWARD = 1 / 3
 _HOPED_FORWARD = 1 / 10
 # Clocks and spectra are noisy: what pays is kept until something else is better by this factor.
 _BETTER = 1.05
-# As long as the loss falls faster from epoch to epoch, more than noise stands between the weights and a lower loss.
-_SLOW = 0.03
 # What is known of carried rows rests on few steps: they are given up if something else seems better so many times in a row.
 _PATIENCE = 2
 # Rows explain more from epoch to epoch at first, while directions still turn: as long as they explain more by this factor, they
 # are kept if they would pay once they explained all; but not for more epochs than so many, nor rows that remove less than that.
 _RISING, _HOPES, _LEAST = 1.1, 5, 0.02
+# The attributes that a checkpoint holds.
+_STATE = ["chosen", "kind", "wait", "_forward", "_factors", "_idle", "_retrying"]
+_STATE += ["_doubted", "_carried", "_hopes", "_fell", "_until"]
 
 
 class EfficientProbes(ProbeSchedule):
@@ -59,9 +62,8 @@ class EfficientProbes(ProbeSchedule):
     slopes with the rows of the epoch before. Where rows can be carried they are looked at first, and what they explain tells
     what a sweep's fresher rows would: see :func:`~lightning_vamo.core.schedules.decision.of_sweeps`.
 
-    Less noise speeds up a training only where noise is what slows it. While the training loss falls by a share :math:`p` of
-    itself from one epoch to the next, with :math:`p` above 3 %, removing the share :math:`R` of the noise is taken to be worth
-    no more than removing :math:`0.03\,R/p` where noise alone is left. This does not concern rows that cost nothing.
+    Less noise speeds up a training only where noise is what slows it: see
+    :func:`~lightning_vamo.core.schedules.decision.noise_counts`. This does not concern rows that cost nothing.
 
     In their first epochs rows explain more from one to the next. So rows that do not pay yet are kept for up to five epochs,
     while they remove more than 2 % of the noise, and a tenth more than the last time, if they would pay if they explained all.
@@ -110,6 +112,8 @@ class EfficientProbes(ProbeSchedule):
         self._doubted = 0
         # What carried rows removed when they were judged last; None since they were chosen anew.
         self._carried: float | None = None
+        # The fall of the loss at which what corrects the steps was chosen.
+        self._fell: float | None = None
         # How many times in a row they were kept although they did not pay.
         self._hopes = 0
         # The fall of the loss at which carried rows would pay, if they were rejected for its fall alone.
@@ -164,8 +168,8 @@ class EfficientProbes(ProbeSchedule):
             sweeps: How often a batch is probed per epoch, on average; None if there is to be no probing.
             carriable: What is known of carried rows; None if no rows can be carried.
             forward: Work of a sweep's forward pass, relative to a training step; by default what was observed.
-            fall: :math:`p`, by what share of itself the mean training loss has fallen from one epoch to the next of late; None
-                if that is not known.
+            fall: By what share of itself the mean training loss has fallen from one epoch to the next of late; None if that is
+                not known.
 
         Returns:
             The choice.
@@ -175,7 +179,7 @@ class EfficientProbes(ProbeSchedule):
             decision = Decision(0, 0.0, 1.0, False, "probes=0: the gradient noise has not been measured yet")
             if carriable is not None:
                 self._count(decision, tried=again)
-            self.chosen, self.kind = 0, "nothing"
+            self.chosen, self.kind, self._fell = 0, "nothing", None
             return decision
         if again:
             self._factors = self._forward = None
@@ -186,7 +190,9 @@ class EfficientProbes(ProbeSchedule):
         explained = None if carriable is None else carriable.explained
         swept = sweeps is not None and (carriable is None or explained is not None)
         removed = self._expected(own, explained) if swept else torch.zeros_like(own)
-        limits = 1.0 if fall is None or fall <= _SLOW else _SLOW / fall
+        if fall is not None and self._fell is not None:
+            fall = min(fall, self._fell)  # it may fall faster because there is less noise
+        limits = noise_counts(fall)
         self._until = None
         values = efficiency(limits * removed, forward, difference, sweeps or 0.0)
         carried, worth, hoped = 0.0, -1.0, -1.0
@@ -196,7 +202,7 @@ class EfficientProbes(ProbeSchedule):
             slowed, price = 1.0 if carriable.work == 1 else limits, carriable.work * KEPT
             worth, hoped = (float(batch_factor(torch.tensor(slowed * share))) / price for share in (carried, hope))
             if hoped <= 1 < 1 / ((1 - hope) * price):  # where the loss falls slowly, weights move less, and rows explain more
-                self._until = _SLOW * hope / (1 - 1 / price)
+                self._until = fall_to_pay(hope, price)
         best = self._best(values, worth)
         hopes = best == 0 and hoped > max(1.0, worth) and self.kind in ("look", "carry") and self._hopes < _HOPES
         self._hopes = self._hopes + 1 if hopes else 0
@@ -205,6 +211,7 @@ class EfficientProbes(ProbeSchedule):
         if again and carriable is None:
             best = min(best, 1)
         decision = self._decision(best, own, removed, values, carriable, carried, forward, difference, sweeps, fall)
+        self._fell = fall if decision.kind in ("carry", "sweep") else None
         self._count(decision, tried=again and carriable is not None, hopes=hopes)
         return decision
 
@@ -271,19 +278,7 @@ class EfficientProbes(ProbeSchedule):
 
     def state_dict(self) -> dict[str, Any]:
         """All that was measured and chosen, as plain types and tensors."""
-        return {
-            "chosen": self.chosen,
-            "kind": self.kind,
-            "forward": self._forward,
-            "factors": self._factors,
-            "idle": self._idle,
-            "wait": self.wait,
-            "retrying": self._retrying,
-            "doubted": self._doubted,
-            "carried": self._carried,
-            "hopes": self._hopes,
-            "until": self._until,
-        }
+        return {name.removeprefix("_"): getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state of :meth:`state_dict`.
@@ -291,10 +286,6 @@ class EfficientProbes(ProbeSchedule):
         Args:
             state: The state.
         """
-        chosen = state["chosen"]
-        self.chosen = None if chosen is None else min(chosen, self.maximum)
-        self.kind = state["kind"]
-        self._forward, self._factors = state["forward"], state["factors"]
-        self._idle, self.wait, self._retrying = state["idle"], state["wait"], state["retrying"]
-        self._doubted, self._carried, self._hopes = state["doubted"], state["carried"], state["hopes"]
-        self._until = state["until"]
+        for name in _STATE:
+            setattr(self, name, state[name.removeprefix("_")])
+        self.chosen = None if self.chosen is None else min(self.chosen, self.maximum)

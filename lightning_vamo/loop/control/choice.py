@@ -1,7 +1,6 @@
 """The choice made by measurement: its stage, the times and shares that it goes by, and what it has chosen so far."""
 
 import copy
-import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -214,16 +213,12 @@ class Choice:
         steady &= times.typical(corrects) is None or times.steady(corrects)
         if cost is None and (torch.are_deterministic_algorithms_enabled() or not (steady or longer)):
             cost = "evaluations"
-        plain, corrected = times.typical("plain"), times.typical(corrects)
         swept = times.typical("sweep")
-        step = plain or (None if swept is None else max(swept - self._rows, 0.0))
+        step = times.typical("plain") or (None if swept is None else max(swept - self._rows, 0.0))
         forward = None
         if self._evaluation is not None and step and (steady or cost == "seconds"):
             forward = self._evaluation / step
-        work = longer or 1.0
-        if corrected and plain and (steady or longer is None):  # else the machine may have become faster since the plain steps
-            work = min(max(1.0, corrected / plain), longer or math.inf)
-        return (False, None, 1.0) if cost == "evaluations" else (True, forward, work)
+        return (False, None, 1.0) if cost == "evaluations" else (True, forward, times.work(corrects, steady=steady))
 
     def _announce(self, trainer: Trainer, decision: Decision, *, pauses: bool) -> None:
         """Keep what is chosen, for :meth:`news` and for the report."""

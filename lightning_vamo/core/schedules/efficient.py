@@ -142,10 +142,14 @@ class EfficientProbes(ProbeSchedule):
             fall: See :meth:`decide`.
 
         Returns:
-            Whether it does; not if the loss has come to fall so slowly that what was rejected for its fall would pay.
+            Whether it does. If rows were rejected for the fall of the loss alone, the pause ends as soon as they would pay, and
+            goes on as long as the loss falls so fast that no rows would.
         """
-        if self._until is not None and fall is not None and fall <= self._until:
-            self._idle, self._until = self.wait, None
+        if self._until is not None and fall is not None:
+            if noise_counts(fall) == 0:
+                return True
+            if fall <= self._until:
+                self._idle, self._until = self.wait, None
         rests = self.chosen is not None and self._idle < self.wait
         self._idle += rests
         return rests

@@ -43,7 +43,7 @@ class Epoch:
         steps: Training steps of the epoch.
         evaluations: Forward passes of the sweep in each process.
         bare: Seconds of a forward pass without a gradient, timed in every process just before the epoch.
-        stepping: Seconds of the training steps.
+        stepping: Seconds of the epoch less those of the sweep.
         sweeping: Seconds of the sweep.
     """
 
@@ -200,7 +200,7 @@ def lines(rounds: list[list[Epoch]]) -> list[list[str]]:
     return rows
 
 
-HEAD = ["processes", "steps", "plain step", "VAMO's step", "forward passes of a sweep", "one of them"]
+HEAD = ["processes", "steps", "plain step", "VAMO's step", "forward passes of a sweep", "a forward pass of a sweep"]
 
 
 def plot(rounds: list[list[Epoch]], to: Path) -> None:

@@ -340,27 +340,79 @@ def test_rows_that_wait_for_the_loss_are_looked_at_as_soon_as_it_falls_slowly():
         "carried rows remove 60 % of the gradient noise for 1.50 times the time of a step, but noise does not limit yet:"
         " the loss falls by 20 % an epoch"
     )
+    assert schedule.until == 0.06  # at the 0.08 at which perfect rows would pay no removal counts
     assert [schedule.rests(fall) for fall in (0.2, None, 0.1)] == [True] * 3
-    assert [schedule.rests(0.1) for _ in range(20)] == [True] * 20  # a look would be in vain, whatever it found
     again = EfficientProbes(maximum=2, retry_after=5)
     again.load_state_dict(schedule.state_dict())
     assert not schedule.rests(0.04)
     assert not again.rests(0.04)
 
 
+def priced(schedule, fall, work=1.5, explained=0.6, spectrum=(0.9, 0.1), sweeps=None, forward=None):
+    known = Carriable(None if explained is None else torch.full((2,), explained), work)
+    return schedule.decide(shares(spectrum), sweeps=sweeps, carriable=known, forward=forward, fall=fall)
+
+
+@pytest.mark.parametrize("spectrum", [(0.9, 0.1), (0.5, 0.2), (0.3, 0.1)])
+@pytest.mark.parametrize("work", [1.1, 1.3, 1.5])
+def test_the_look_that_ends_a_wait_for_the_loss_is_not_in_vain(spectrum, work):
+    schedule = EfficientProbes(maximum=2)
+    assert priced(schedule, 0.2, work, None, spectrum).kind == "nothing"
+    if schedule.until is None:  # such rows do not pay at all
+        assert priced(EfficientProbes(maximum=2), 0.01, work, None, spectrum).kind == "nothing"
+        return
+    assert schedule.rests(schedule.until + 1e-4)
+    fall = schedule.until - 1e-4
+    assert not schedule.rests(fall)
+    assert priced(schedule, fall, work, None, spectrum).kind == "look"
+
+
+def test_while_the_loss_falls_fast_there_is_no_look_at_rows_that_would_pay_else():
+    schedule, _ = judged_at(0.2, removed=0.4)
+    schedule.until = 0.05
+    assert [schedule.rests(0.1) for _ in range(20)] == [True] * 20
+    assert not schedule.rests(0.055)  # the pause is long over
+
+
 def test_a_loss_that_falls_faster_since_noise_is_removed_is_no_reason_to_stop():
-    known = Carriable(torch.full((2,), 0.6), 1.5)
-
-    def decided(schedule, fall):
-        return schedule.decide(shares([0.9, 0.1]), None, sweeps=None, carriable=known, fall=fall).kind
-
     schedule, decision = judged_at(0.01)
     assert decision.kind == "carry"
     resumed = EfficientProbes(maximum=2)
     resumed.load_state_dict(copy.deepcopy(schedule.state_dict()))
-    assert [decided(each, 0.2) for each in (schedule, schedule, resumed)] == ["carry"] * 3
+    for each in (schedule, resumed):
+        assert [priced(each, fall).kind for fall in (0.2, None, 0.2, 0.2)] == ["carry"] * 4
     schedule.decide(None)
-    assert decided(schedule, 0.2) == "nothing"  # another choice begins
+    assert priced(schedule, 0.2).kind == "nothing"  # another choice begins
+
+
+def test_a_fall_at_which_rows_cost_nothing_says_nothing_of_rows_that_cost_time():
+    schedule = EfficientProbes(maximum=2)
+    kinds = [priced(schedule, fall, work).kind for fall, work in ((0.01, 1.0), (0.2, 1.5), (0.2, 1.5))]
+    assert kinds == ["carry", "carry", "nothing"]  # after two doubts
+
+
+@pytest.mark.parametrize(("fall", "kind"), [(0.01, "sweep"), (0.2, "carry")])
+def test_a_sweep_is_not_bought_while_the_loss_falls_fast(fall, kind):
+    schedule = EfficientProbes(maximum=2)
+    priced(schedule, 0.01, 1.0, 0.2)
+    kinds = [priced(schedule, fall, 1.0, 0.2, sweeps=1.0, forward=0.1).kind for _ in range(2)]
+    assert kinds[-1] == kind
+
+
+def test_a_sweep_is_kept_though_the_loss_falls_faster():
+    schedule = EfficientProbes(maximum=2)
+    assert schedule.decide(shares([0.6, 0.1]), fall=0.01).kind == "sweep"
+    assert schedule.decide(shares([0.6, 0.1]), fall=0.2).kind == "sweep"
+    rejected = EfficientProbes(maximum=2).decide(shares([0.6, 0.1]), fall=0.2)
+    assert rejected.reason.endswith(
+        "is expected to remove 70 % of the gradient noise, as a 3.33 times larger batch would, for 2.00 times the work of plain"
+        " training; but noise does not limit yet: the loss falls by 20 % an epoch"
+    )
+
+
+def test_where_noise_limits_the_price_alone_is_the_reason():
+    decision = priced(EfficientProbes(maximum=2), 0.01, 1.5, None, (0.3, 0.04))
+    assert decision.reason == "carried rows could remove 34 % of the gradient noise at most for 1.50 times the time of a step"
 
 
 def test_carried_rows_are_given_up_only_after_two_doubts():

@@ -1,6 +1,7 @@
 """The choice by measurement in training: it takes carried rows where they pay, and is plain Lightning where nothing does."""
 
 import itertools
+import math
 import re
 
 import lightning as L
@@ -17,6 +18,7 @@ from lightning_vamo.core.directions import SphereDirections
 from lightning_vamo.core.schedules import EfficientProbes
 from lightning_vamo.loop.control.looks import BURST, JUDGED
 from lightning_vamo.loop.ledger.clocks import StepTimes
+from lightning_vamo.loop.ledger.losses import EpochLosses
 from lightning_vamo.loop.step.driver import ManualSteps
 from tests.support import resuming
 from tests.support.modules import trainer
@@ -333,6 +335,29 @@ def test_plain_steps_by_a_steady_clock_tell_what_a_correction_adds_within_limits
 def test_without_times_of_corrections_plain_steps_tell_what_they_add():
     times = StepTimes({"plain": [1.0] * 8, "carry": [1.3] * 8}, {"plain": [0.0] * 8, "carry": [0.0] * 8})
     assert [times.work(name, steady=False) for name in ("carry", "sweep")] == pytest.approx([1.3, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "fall"),
+    [
+        ([2.0], None),
+        ([2.0, 1.0], 0.5),
+        ([2.0, 1.5, 1.0], 0.25),  # the mean of two
+        ([4.0, 2.0, 1.5, 1.0], 0.25),
+        ([1.0, 2.0], -1.0),
+        ([math.inf, 1.0], None),
+        ([1.0, math.nan, 1.0], 0.0),  # it begins and ends with finite losses
+        ([1.0, math.inf], None),
+        ([0.0, 1.0], None),
+    ],
+)
+def test_the_fall_of_the_loss(epochs, fall):
+    losses = EpochLosses()
+    for epoch, loss in enumerate([*epochs, 0.5]):  # of the present epoch, which does not count
+        losses.begin_epoch(epoch)
+        for _ in range(3):
+            losses.add({"loss": torch.tensor(loss)})
+    assert losses.fall() == fall
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ NUMBERS: dict[Kind, int] = {"nothing": 0, "look": 1, "carry": 2, "sweep": 3}
 """The numbers that stand for the kinds in logs."""
 
 KEPT = 1.02
-"""What carried rows have to be worth: the batches that they belong to keep their composition, which costs a little."""
+"""What carried rows have to be worth even if they take no time: their batches keep their composition, which costs a little."""
 
 MOST = 0.99
 """No directions remove all of the noise, whatever an estimate says."""
@@ -33,6 +33,15 @@ class Carriable:
 
     explained: Tensor | None = None
     work: float = 1.0
+
+    @property
+    def price(self) -> float:
+        """What carried rows have to be worth."""
+        return self.work * KEPT
+
+    def worth(self, removed: float) -> float:
+        """What rows are worth for their price if they remove a share of the noise: more than 1 if they pay."""
+        return float(batch_factor(torch.tensor(removed))) / self.price
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,9 @@ class Decision:
     kind: Kind = "nothing"
 
 
-def sweep_decision(probes: int, best: int, removed: Tensor, work: Tensor, *, afresh: bool) -> Decision:
+def sweep_decision(
+    probes: int, best: int, removed: Tensor, work: Tensor, *, afresh: bool, fall: float | None = None
+) -> Decision:
     """Choose a sweep, or say why no number of probes pays.
 
     Args:
@@ -65,6 +76,7 @@ def sweep_decision(probes: int, best: int, removed: Tensor, work: Tensor, *, afr
         removed: Shares that ``1..q`` probes are expected to remove, shape ``(q,)``.
         work: Their work, with that of no probe before it, shape ``(q + 1,)``.
         afresh: See :class:`Decision`.
+        fall: As for :func:`no_carry_decision`.
 
     Returns:
         The decision.
@@ -76,7 +88,8 @@ def sweep_decision(probes: int, best: int, removed: Tensor, work: Tensor, *, afr
     expected += f" {times:.2f} times the work of plain training"
     if probes:
         return Decision(probes, share, times, afresh, f"probes={probes}: {expected}", "sweep")
-    return Decision(0, 0.0, 1.0, afresh, f"probes=0: the best number above 0, {best}, is {expected}")
+    more = "" if fall is None or (1 - share) * times >= 1 else f"; but {_not_yet(fall)}"
+    return Decision(0, 0.0, 1.0, afresh, f"probes=0: the best number above 0, {best}, is {expected}{more}")
 
 
 def carry_decision(count: int, removed: float, work: float, *, afresh: bool, measured: bool, hopes: bool = False) -> Decision:
@@ -110,7 +123,7 @@ def no_carry_decision(removed: float, work: float, *, measured: bool, before: Ki
         work: See :class:`Carriable`.
         measured: Whether the share is that of rows.
         before: What was chosen before.
-        fall: By what share of itself the training loss falls in an epoch; see :meth:`EfficientProbes.decide`.
+        fall: By what share of itself the training loss falls in an epoch, if that is why less noise counts for less.
 
     Returns:
         The decision.
@@ -118,10 +131,7 @@ def no_carry_decision(removed: float, work: float, *, measured: bool, before: Ki
     price = "" if work < 1.005 else f" for {work:.2f} times the time of a step"
     share = f"{100 * removed:.2g} % of the gradient noise"
     if price and fall is not None and (1 - removed) * work < 1:
-        how = "remove" if measured else "could remove"
-        reason = (
-            f"carried rows {how} {share}{price}, but noise does not limit yet: the loss falls by {100 * fall:.2g} % an epoch"
-        )
+        reason = f"carried rows {'remove' if measured else 'could remove'} {share}{price}, but {_not_yet(fall)}"
     elif not measured:
         reason = f"carried rows could remove {share} at most{price}"
     elif removed < 0.005:
@@ -131,40 +141,12 @@ def no_carry_decision(removed: float, work: float, *, measured: bool, before: Ki
     return Decision(0, 0.0, 1.0, False, reason)
 
 
+def _not_yet(fall: float) -> str:
+    return f"noise does not limit yet: the loss falls by {100 * fall:.2g} % an epoch"
+
+
 def _directions(count: int) -> str:
     return "1 direction" if count == 1 else f"{count} directions"
-
-
-# As long as the loss falls faster from epoch to epoch, more than noise stands between the weights and a lower loss, and above
-# the second figure hardly noise at all.
-_SLOW, _FAST = 0.03, 0.06
-
-
-def noise_counts(fall: float | None) -> float:
-    r"""How much of the noise's removal counts, since it speeds up a training only where noise is what slows the training.
-
-    Args:
-        fall: :math:`p`, by what share of itself the training loss falls from one epoch to the next; None if that is not known.
-
-    Returns:
-        1 up to :math:`p = 3\,\%`, then :math:`0.03/p`, and 0 above 6 %.
-    """
-    if fall is None or fall <= _SLOW:
-        return 1.0
-    return _SLOW / fall if fall <= _FAST else 0.0
-
-
-def fall_to_pay(removed: float, price: float) -> float:
-    """The fall of the loss up to which the removal of noise is worth its price.
-
-    Args:
-        removed: The share of the noise, which is worth the price where noise is all that limits.
-        price: The work of a step, relative to a plain one, above 1.
-
-    Returns:
-        The fall, see :func:`noise_counts`.
-    """
-    return min(_FAST, _SLOW * removed / (1 - 1 / price))
 
 
 def of_sweeps(explained: Tensor) -> Tensor:

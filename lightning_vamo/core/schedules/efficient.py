@@ -5,25 +5,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_vamo.core.efficiency import batch_factor, efficiency, work_factor
+from lightning_vamo.core.efficiency import efficiency, work_factor
 from lightning_vamo.core.probes.difference import Difference
 from lightning_vamo.core.schedules.base import ProbeSchedule, check_probes
 from lightning_vamo.core.schedules.decision import (
-    KEPT,
     MOST,
     Carriable,
     Decision,
     Kind,
     carry_decision,
-    fall_to_pay,
     no_carry_decision,
-    noise_counts,
     of_sweeps,
     padded,
     removed_by_rows,
     surely,
     sweep_decision,
 )
+from lightning_vamo.core.schedules.falling import fall_to_pay, noise_counts, slowest
 from lightning_vamo.errors import InvalidArgumentError
 
 Cost = Literal["evaluations", "seconds"]
@@ -42,7 +40,7 @@ _PATIENCE = 2
 _RISING, _HOPES, _LEAST = 1.1, 5, 0.02
 # The attributes that a checkpoint holds.
 _STATE = ["chosen", "kind", "wait", "_forward", "_factors", "_idle", "_retrying"]
-_STATE += ["_doubted", "_carried", "_hopes", "_fell", "_until"]
+_STATE += ["_doubted", "_carried", "_hopes", "_fell", "until"]
 
 
 class EfficientProbes(ProbeSchedule):
@@ -62,8 +60,9 @@ class EfficientProbes(ProbeSchedule):
     slopes with the rows of the epoch before. Where rows can be carried they are looked at first, and what they explain tells
     what a sweep's fresher rows would: see :func:`~lightning_vamo.core.schedules.decision.of_sweeps`.
 
-    Less noise speeds up a training only where noise is what slows it: see
-    :func:`~lightning_vamo.core.schedules.decision.noise_counts`. This does not concern rows that cost nothing.
+    Less noise speeds up a training only where noise is what slows the training. So the removal of noise counts for less while
+    the loss falls fast: see :func:`~lightning_vamo.core.schedules.falling.noise_counts`. While a choice is kept, the slowest
+    fall since then counts, as less noise may be why the loss falls faster. Rows that cost nothing are chosen at any fall.
 
     In their first epochs rows explain more from one to the next. So rows that do not pay yet are kept for up to five epochs,
     while they remove more than 2 % of the noise, and a tenth more than the last time, if they would pay if they explained all.
@@ -87,6 +86,7 @@ class EfficientProbes(ProbeSchedule):
         chosen: The number of directions that was chosen last; None before the first choice.
         kind: What was chosen last.
         wait: Snapshots from a failure to the next try.
+        until: The fall of the loss at which carried rows would pay, if they were rejected for the fall alone; else None.
 
     Example:
         >>> schedule = EfficientProbes(maximum=4)
@@ -112,12 +112,11 @@ class EfficientProbes(ProbeSchedule):
         self._doubted = 0
         # What carried rows removed when they were judged last; None since they were chosen anew.
         self._carried: float | None = None
-        # The fall of the loss at which what corrects the steps was chosen.
+        # The slowest fall of the loss since the present choice, if that costs something.
         self._fell: float | None = None
         # How many times in a row they were kept although they did not pay.
         self._hopes = 0
-        # The fall of the loss at which carried rows would pay, if they were rejected for its fall alone.
-        self._until: float | None = None
+        self.until: float | None = None
 
     def probes_at(self, epoch: int) -> int:
         """The number that was chosen last, in every epoch; the maximum before the first choice."""
@@ -142,15 +141,15 @@ class EfficientProbes(ProbeSchedule):
             fall: See :meth:`decide`.
 
         Returns:
-            Whether it does. If rows were rejected for the fall of the loss alone, the pause ends as soon as they would pay, and
-            goes on as long as the loss falls so fast that no rows would.
+            Whether it does. If carried rows were rejected for the fall of the loss alone, the pause ends as soon as the loss
+            falls slowly enough for them to pay, and does not end while the loss falls so fast that no removal of noise counts.
         """
-        if self._until is not None and fall is not None:
-            if noise_counts(fall) == 0:
-                return True
-            if fall <= self._until:
-                self._idle, self._until = self.wait, None
-        rests = self.chosen is not None and self._idle < self.wait
+        vain = False
+        if self.until is not None and fall is not None:
+            vain = noise_counts(fall) == 0
+            if fall <= self.until:
+                self._idle, self.until = self.wait, None
+        rests = self.chosen is not None and (self._idle < self.wait or vain)
         self._idle += rests
         return rests
 
@@ -183,7 +182,7 @@ class EfficientProbes(ProbeSchedule):
             decision = Decision(0, 0.0, 1.0, False, "probes=0: the gradient noise has not been measured yet")
             if carriable is not None:
                 self._count(decision, tried=again)
-            self.chosen, self.kind, self._fell = 0, "nothing", None
+            self.chosen, self.kind, self._fell, self.until = 0, "nothing", None, None
             return decision
         if again:
             self._factors = self._forward = None
@@ -194,19 +193,15 @@ class EfficientProbes(ProbeSchedule):
         explained = None if carriable is None else carriable.explained
         swept = sweeps is not None and (carriable is None or explained is not None)
         removed = self._expected(own, explained) if swept else torch.zeros_like(own)
-        if fall is not None and self._fell is not None:
-            fall = min(fall, self._fell)  # it may fall faster because there is less noise
-        limits = noise_counts(fall)
-        self._until = None
-        values = efficiency(limits * removed, forward, difference, sweeps or 0.0)
-        carried, worth, hoped = 0.0, -1.0, -1.0
+        since = slowest(fall, self._fell)
+        of_rows, of_sweep = (noise_counts(since if self.kind == kind else fall) for kind in ("carry", "sweep"))
+        values = efficiency(of_sweep * removed, forward, difference, sweeps or 0.0)
+        carried, hope, worth, hoped = 0.0, 0.0, -1.0, -1.0
         if carriable is not None:
             carried = removed_by_rows(own, explained)
             hope = removed_by_rows(own, None) if explained is not None and self._rises(carried) else carried
-            slowed, price = 1.0 if carriable.work == 1 else limits, carriable.work * KEPT
-            worth, hoped = (float(batch_factor(torch.tensor(slowed * share))) / price for share in (carried, hope))
-            if hoped <= 1 < 1 / ((1 - hope) * price):  # where the loss falls slowly, weights move less, and rows explain more
-                self._until = fall_to_pay(hope, price)
+            counted = 1.0 if carriable.work == 1 else of_rows
+            worth, hoped = (carriable.worth(counted * share) for share in (carried, hope))
         best = self._best(values, worth)
         hopes = best == 0 and hoped > max(1.0, worth) and self.kind in ("look", "carry") and self._hopes < _HOPES
         self._hopes = self._hopes + 1 if hopes else 0
@@ -214,10 +209,20 @@ class EfficientProbes(ProbeSchedule):
             best, self._doubted = -1, _PATIENCE - 1
         if again and carriable is None:
             best = min(best, 1)
-        decision = self._decision(best, own, removed, values, carriable, carried, forward, difference, sweeps, fall)
-        self._fell = fall if decision.kind in ("carry", "sweep") else None
+        self.until = None  # where the loss falls slowly, weights move less, and rows may explain as much as is hoped
+        if best == 0 and carriable is not None and hoped < _BETTER < carriable.worth(hope):
+            self.until = fall_to_pay(hope, _BETTER * carriable.price)
+        limited = fall if (of_rows if carriable is not None else of_sweep) < 1 else None
+        decision = self._decision(best, own, removed, carriable, carried, forward, difference, sweeps, limited)
+        self._remember(decision, fall, carriable)
         self._count(decision, tried=again and carriable is not None, hopes=hopes)
         return decision
+
+    def _remember(self, decision: Decision, fall: float | None, carriable: Carriable | None) -> None:
+        """Keep the slowest fall of the loss since the present choice."""
+        since = self._fell if decision.kind == self.kind else None
+        costs = decision.kind == "sweep" or (decision.kind == "carry" and carriable is not None and carriable.work > 1)
+        self._fell = slowest(fall, since) if costs or since is not None else None
 
     def _best(self, values: Tensor, worth: float) -> int:
         """The number of probes to choose, from the efficiency of each; -1 for carried rows, of the given efficiency."""
@@ -249,7 +254,6 @@ class EfficientProbes(ProbeSchedule):
         best: int,
         own: Tensor,
         removed: Tensor,
-        values: Tensor,
         carriable: Carriable | None,
         carried: float,
         forward: float,
@@ -267,7 +271,8 @@ class EfficientProbes(ProbeSchedule):
             return no_carry_decision(carried, carriable.work, measured=known, before=self.kind, fall=fall)
         work = work_factor(len(own), forward, difference, sweeps or 0.0)
         afresh = best > 0 and self._factors is None and self._idle > 0
-        return sweep_decision(best, int(values[1:].argmax()) + 1, removed, work, afresh=afresh)
+        values = efficiency(removed, forward, difference, sweeps or 0.0)
+        return sweep_decision(best, int(values[1:].argmax()) + 1, removed, work, afresh=afresh, fall=fall)
 
     def _count(self, decision: Decision, *, tried: bool, hopes: bool = False) -> None:
         """Count the snapshots with nothing, and set the wait until the next try, after a look in a pause if ``tried``."""

@@ -13,6 +13,7 @@ from lightning_vamo.core.probes.difference import Difference
 from lightning_vamo.core.schedules import Decision, EfficientProbes, ProbeSchedule
 from lightning_vamo.core.schedules.decision import NUMBERS, Carriable
 from lightning_vamo.core.schedules.efficient import ASSUMED_FORWARD
+from lightning_vamo.core.schedules.falling import FAST
 from lightning_vamo.loop.ledger.clocks import StepTimes
 from lightning_vamo.loop.ledger.losses import EpochLosses
 from lightning_vamo.report import Decided
@@ -224,7 +225,10 @@ class Choice:
         """Keep what is chosen, for :meth:`news` and for the report."""
         epoch, more = trainer.current_epoch, ""
         if not decision.probes and pauses:
-            more = f"; training plainly, next look at epoch {epoch + self.schedule.wait}"
+            when, until = f"epoch {epoch + self.schedule.wait}", self.schedule.until
+            later = "" if until is None or until >= FAST else f", or from {when} on by less than {100 * FAST:.2g} %"
+            when = f"at {when}" if until is None else f"when the loss falls by less than {100 * until:.2g} % an epoch{later}"
+            more = f"; training plainly, next look {when}"
         self._untold.append(f"epoch {epoch}: {decision.reason}{more}.")
         self.decisions.append(
             Decided(

@@ -91,8 +91,9 @@ class StepTimes:
             steady: Whether the clock is steady; else the machine may have become faster or slower since the plain steps.
 
         Returns:
-            The factor, at least 1: what :meth:`longer` says, or less if plain steps by a steady clock take longer than the same
-            steps would without learning and correcting, but never less than half of what that says. 1 if nothing is known.
+            The factor, at least 1: that of :meth:`longer`. By a steady clock, a comparison with plain steps may give a smaller
+            excess over 1, which counts instead, but at least half of the first. If :meth:`longer` is not known, plain steps
+            alone count; 1 if there are none.
         """
         longer, took, plain = self.longer(name), self.typical(name), self.typical("plain")
         if not (took and plain and (steady or longer is None)):

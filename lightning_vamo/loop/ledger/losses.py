@@ -1,5 +1,6 @@
 """The mean training loss from epoch to epoch."""
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -46,7 +47,7 @@ class EpochLosses:
         Returns:
             The share, the mean over the last two falls before the present epoch, since noise makes single ones rise and fall;
             below zero where the loss has risen. The share of the last fall alone, if no more epochs have been seen as a whole;
-            None if none has.
+            None if none has, or if a loss was not finite.
         """
         whole = 1
         while whole < len(self._epochs) and self._epochs[-1 - whole] == self._epochs[-1] - whole:
@@ -55,7 +56,7 @@ class EpochLosses:
         if len(seen) < 2 or len({count for count, _ in seen}) > 1 or not seen[0][0]:
             return None
         before, after = seen[0][1], seen[-1][1]
-        return (before - after) / abs(before) / (len(seen) - 1) if before else None
+        return (before - after) / abs(before) / (len(seen) - 1) if before and math.isfinite(before - after) else None
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, as plain types and tensors."""

@@ -131,7 +131,7 @@ def corrected(family: Directions, probes: int, dimension: int, series: str) -> P
         for number in range(repeats):
             if learner is not None:
                 learner.observe([parameters[0].grad])
-            correction.apply([number % 4])
+            correction.apply([number % 4], slopes=None if learner is None else learner.slopes)
         times.append((time.process_time() - start) / repeats)
     return Point(series, probes * side * side, median(times))
 

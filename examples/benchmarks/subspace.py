@@ -163,7 +163,7 @@ def cost(arguments: argparse.Namespace) -> dict[str, float]:
         if learner.ready:
             directions = learner.current or learner.directions(count, generator)
             start = time.perf_counter()
-            directions.subtract_(gradients, torch.full((count,), 1e-6))
+            directions.subtract_(gradients, torch.full((count,), 1e-6), learner.slopes)
             seconds["subtract"].append(time.perf_counter() - start)
         del gradients
         times.append(time.perf_counter())

@@ -112,10 +112,10 @@ class EfficientProbes(ProbeSchedule):
         self._doubted = 0
         # What carried rows removed when they were judged last; None since they were chosen anew.
         self._carried: float | None = None
-        # The slowest fall of the loss since the present choice, if that costs something.
-        self._fell: float | None = None
         # How many times in a row they were kept although they did not pay.
         self._hopes = 0
+        # The slowest fall of the loss since the present choice, if the choice costs something.
+        self._fell: float | None = None
         self.until: float | None = None
 
     def probes_at(self, epoch: int) -> int:

@@ -21,7 +21,7 @@ from lightning_vamo.core.schedules.decision import (
     surely,
     sweep_decision,
 )
-from lightning_vamo.core.schedules.falling import fall_to_pay, noise_counts, slowest
+from lightning_vamo.core.schedules.falling import noise_limits, slowest
 from lightning_vamo.errors import InvalidArgumentError
 
 Cost = Literal["evaluations", "seconds"]
@@ -40,7 +40,7 @@ _PATIENCE = 2
 _RISING, _HOPES, _LEAST = 1.1, 5, 0.02
 # The attributes that a checkpoint holds.
 _STATE = ["chosen", "kind", "wait", "_forward", "_factors", "_idle", "_retrying"]
-_STATE += ["_doubted", "_carried", "_hopes", "_fell", "until"]
+_STATE += ["_doubted", "_carried", "_hopes", "_fell", "waits"]
 
 
 class EfficientProbes(ProbeSchedule):
@@ -60,9 +60,9 @@ class EfficientProbes(ProbeSchedule):
     slopes with the rows of the epoch before. Where rows can be carried they are looked at first, and what they explain tells
     what a sweep's fresher rows would: see :func:`~lightning_vamo.core.schedules.decision.of_sweeps`.
 
-    Less noise speeds up a training only where noise is what slows the training. So the removal of noise counts for less while
-    the loss falls fast: see :func:`~lightning_vamo.core.schedules.falling.noise_counts`. While a choice is kept, the slowest
-    fall since then counts, as less noise may be why the loss falls faster. Rows that cost nothing are chosen at any fall.
+    Less noise speeds up a training only where noise is what slows the training. So while the mean training loss falls by more
+    than 6 % of itself from one epoch to the next, nothing is chosen but rows that cost nothing. While a choice is kept, the
+    slowest fall since then counts, as less noise may be why the loss falls faster.
 
     In their first epochs rows explain more from one to the next. So rows that do not pay yet are kept for up to five epochs,
     while they remove more than 2 % of the noise, and a tenth more than the last time, if they would pay if they explained all.
@@ -86,7 +86,7 @@ class EfficientProbes(ProbeSchedule):
         chosen: The number of directions that was chosen last; None before the first choice.
         kind: What was chosen last.
         wait: Snapshots from a failure to the next try.
-        until: The fall of the loss at which carried rows would pay, if they were rejected for the fall alone; else None.
+        waits: Whether carried rows were rejected for the fall of the loss alone.
 
     Example:
         >>> schedule = EfficientProbes(maximum=4)
@@ -116,7 +116,7 @@ class EfficientProbes(ProbeSchedule):
         self._hopes = 0
         # The slowest fall of the loss since the present choice, if the choice costs something.
         self._fell: float | None = None
-        self.until: float | None = None
+        self.waits = False
 
     def probes_at(self, epoch: int) -> int:
         """The number that was chosen last, in every epoch; the maximum before the first choice."""
@@ -141,14 +141,12 @@ class EfficientProbes(ProbeSchedule):
             fall: See :meth:`decide`.
 
         Returns:
-            Whether it does. If carried rows were rejected for the fall of the loss alone, the pause ends as soon as the loss
-            falls slowly enough for them to pay, and does not end while the loss falls so fast that no removal of noise counts.
+            Whether it does. If carried rows were rejected for the fall of the loss alone, the pause goes on as long as the loss
+            falls as fast, and ends as soon as the loss does not.
         """
-        vain = False
-        if self.until is not None and fall is not None:
-            vain = noise_counts(fall) == 0
-            if fall <= self.until:
-                self._idle, self.until = self.wait, None
+        vain = self.waits and not noise_limits(fall)
+        if self.waits and fall is not None and not vain:
+            self._idle, self.waits = self.wait, False
         rests = self.chosen is not None and (self._idle < self.wait or vain)
         self._idle += rests
         return rests
@@ -182,7 +180,7 @@ class EfficientProbes(ProbeSchedule):
             decision = Decision(0, 0.0, 1.0, False, "probes=0: the gradient noise has not been measured yet")
             if carriable is not None:
                 self._count(decision, tried=again)
-            self.chosen, self.kind, self._fell, self.until = 0, "nothing", None, None
+            self.chosen, self.kind, self._fell, self.waits = 0, "nothing", None, False
             return decision
         if again:
             self._factors = self._forward = None
@@ -194,14 +192,14 @@ class EfficientProbes(ProbeSchedule):
         swept = sweeps is not None and (carriable is None or explained is not None)
         removed = self._expected(own, explained) if swept else torch.zeros_like(own)
         since = slowest(fall, self._fell)
-        of_rows, of_sweep = (noise_counts(since if self.kind == kind else fall) for kind in ("carry", "sweep"))
+        of_rows, of_sweep = (noise_limits(since if self.kind == kind else fall) for kind in ("carry", "sweep"))
         values = efficiency(of_sweep * removed, forward, difference, sweeps or 0.0)
-        carried, hope, worth, hoped = 0.0, 0.0, -1.0, -1.0
+        carried, worth, hoped, perfect, counts = 0.0, -1.0, -1.0, 0.0, of_sweep
         if carriable is not None:
             carried = removed_by_rows(own, explained)
             hope = removed_by_rows(own, None) if explained is not None and self._rises(carried) else carried
-            counted = 1.0 if carriable.work == 1 else of_rows
-            worth, hoped = (carriable.worth(counted * share) for share in (carried, hope))
+            counts, perfect = of_rows or carriable.work == 1, carriable.worth(hope)
+            worth, hoped = (carriable.worth(counts * share) for share in (carried, hope))
         best = self._best(values, worth)
         hopes = best == 0 and hoped > max(1.0, worth) and self.kind in ("look", "carry") and self._hopes < _HOPES
         self._hopes = self._hopes + 1 if hopes else 0
@@ -209,11 +207,9 @@ class EfficientProbes(ProbeSchedule):
             best, self._doubted = -1, _PATIENCE - 1
         if again and carriable is None:
             best = min(best, 1)
-        self.until = None  # where the loss falls slowly, weights move less, and rows may explain as much as is hoped
-        if best == 0 and carriable is not None and hoped < _BETTER < carriable.worth(hope):
-            self.until = fall_to_pay(hope, _BETTER * carriable.price)
-        limited = fall if (of_rows if carriable is not None else of_sweep) < 1 else None
-        decision = self._decision(best, own, removed, carriable, carried, forward, difference, sweeps, limited)
+        self.waits = best == 0 and not counts and perfect > _BETTER
+        because = None if counts else fall
+        decision = self._decision(best, own, removed, carriable, carried, forward, difference, sweeps, because)
         self._remember(decision, fall, carriable)
         self._count(decision, tried=again and carriable is not None, hopes=hopes)
         return decision

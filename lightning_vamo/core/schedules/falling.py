@@ -1,35 +1,19 @@
-"""What less noise is worth while the training loss falls from epoch to epoch."""
+"""Whether noise is what limits a training, by how fast the training loss falls from epoch to epoch."""
 
-# While the loss falls by more than the first share of itself in an epoch, noise is not all that stands between the weights and
-# a lower loss; while the loss falls by more than the second, noise hardly matters.
-_SLOW, FAST = 0.03, 0.06
-
-
-def noise_counts(fall: float | None) -> float:
-    r"""How much of the noise's removal counts: less noise speeds up a training only where noise is what slows the training.
-
-    Args:
-        fall: :math:`p`, by what share of itself the training loss falls from one epoch to the next; None if that is not known.
-
-    Returns:
-        1 up to :math:`p = 3\,\%`, then :math:`0.03/p`, and 0 above 6 %.
-    """
-    if fall is None or fall <= _SLOW:
-        return 1.0
-    return _SLOW / fall if fall <= FAST else 0.0
+FAST = 0.06
+"""While the loss falls by more than this share of itself in an epoch, noise is taken not to slow the training."""
 
 
-def fall_to_pay(removed: float, price: float) -> float:
-    """The fall of the loss up to which the removal of noise is worth its price.
+def noise_limits(fall: float | None) -> bool:
+    """Whether less noise may speed up the training: less noise helps only where noise is what slows the training.
 
     Args:
-        removed: The share of the noise. If noise is all that limits, its removal must be worth the price.
-        price: The price, above 1: the work of a step, relative to a plain one.
+        fall: By what share of itself the training loss falls from one epoch to the next; None if that is not known.
 
     Returns:
-        The fall, at most 6 %; see :func:`noise_counts`.
+        Whether the loss falls by 6 % of itself at most, or the fall is not known.
     """
-    return min(FAST, _SLOW * removed / (1 - 1 / price))
+    return fall is None or fall <= FAST
 
 
 def slowest(fall: float | None, since: float | None) -> float | None:

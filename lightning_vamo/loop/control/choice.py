@@ -225,9 +225,9 @@ class Choice:
         """Keep what is chosen, for :meth:`news` and for the report."""
         epoch, more = trainer.current_epoch, ""
         if not decision.probes and pauses:
-            when, until = f"epoch {epoch + self.schedule.wait}", self.schedule.until
-            later = "" if until is None or until >= FAST else f", or from {when} on by less than {100 * FAST:.2g} %"
-            when = f"at {when}" if until is None else f"when the loss falls by less than {100 * until:.2g} % an epoch{later}"
+            when = f"at epoch {epoch + self.schedule.wait}"
+            if self.schedule.waits:
+                when = f"when the loss falls by less than {100 * FAST:.2g} % an epoch"
             more = f"; training plainly, next look {when}"
         self._untold.append(f"epoch {epoch}: {decision.reason}{more}.")
         self.decisions.append(

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -399,6 +400,17 @@ def test_a_sweep_is_kept_though_the_loss_falls_faster():
         "is expected to remove 70 % of the gradient noise, as a 3.33 times larger batch would, for 2.00 times the work of plain"
         " training; but noise does not limit yet: the loss falls by 20 % an epoch"
     )
+
+
+def test_rows_that_take_time_wait_until_it_is_known_how_fast_the_loss_falls():
+    schedule = EfficientProbes(maximum=2)
+    decision = priced(schedule, math.inf, 1.5, None)
+    assert decision.reason == (
+        "carried rows could remove 99 % of the gradient noise for 1.50 times the time of a step, but whether noise limits is"
+        " not known yet: two whole epochs tell how fast the loss falls"
+    )
+    assert [schedule.rests(fall) for fall in (None, 0.2, 0.01)] == [True, True, False]
+    assert priced(EfficientProbes(maximum=2), math.inf, 1.0, None).kind == "look"
 
 
 def test_where_noise_limits_the_price_alone_is_the_reason():

@@ -1,5 +1,6 @@
 """A choice among nothing, carried rows and a sweep, with its reason in words."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -142,6 +143,8 @@ def no_carry_decision(removed: float, work: float, *, measured: bool, before: Ki
 
 
 def _not_yet(fall: float) -> str:
+    if math.isinf(fall):
+        return "whether noise limits is not known yet: two whole epochs tell how fast the loss falls"
     return f"noise does not limit yet: the loss falls by {100 * fall:.2g} % an epoch"
 
 

@@ -170,7 +170,7 @@ class EfficientProbes(ProbeSchedule):
             carriable: What is known of carried rows; None if no rows can be carried.
             forward: Work of a sweep's forward pass, relative to a training step; by default what was observed.
             fall: By what share of itself the mean training loss has fallen from one epoch to the next of late; None if that is
-                not known.
+                not known, and infinite if it is not known yet, since losses fall fast at first.
 
         Returns:
             The choice.

@@ -1,6 +1,7 @@
 """The choice made by measurement: its stage, the times and shares that it goes by, and what it has chosen so far."""
 
 import copy
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -170,6 +171,8 @@ class Choice:
         """
         factors = self._factors / self._steps if self._factors is not None else None
         costs, fall = self._costs(explained is not None), self.losses.fall()
+        if fall is None and carriable and trainer.current_epoch < 2:  # it will be known in time for a look
+            fall = math.inf
         (in_seconds, forward, work), fall = trainer.strategy.broadcast((costs, fall))
         self.schedule.observe(factors, forward if in_seconds else None)
         self._evaluation, self._factors, self._steps = None, None, 0

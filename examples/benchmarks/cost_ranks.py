@@ -18,6 +18,7 @@ from statistics import fmean, median
 
 import lightning as L
 import torch
+from cost_models import Classifier
 from cost_tables import table
 from cost_training import silence
 from lightning.pytorch.strategies import DDPStrategy
@@ -25,7 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
-from lightning_vamo import RunObserver, VAMOCallback, VAMOMixin
+from lightning_vamo import RunObserver, VAMOCallback, with_vamo
 
 RANKS = (1, 2, 4, 8)
 SAMPLES, BATCH, INPUTS, WIDTH, CLASSES, PROBES = 16384, 64, 256, 1024, 10, 4
@@ -115,27 +116,6 @@ class Watch(RunObserver):
         (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(self.found))
 
 
-class Perceptron(L.LightningModule):
-    """A perceptron of one hidden layer, of 273,418 weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(INPUTS, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES))
-
-    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """The cross-entropy of a batch."""
-        inputs, labels = batch
-        return nn.functional.cross_entropy(self.net(inputs), labels)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Plain SGD."""
-        return torch.optim.SGD(self.parameters(), lr=0.01)
-
-
-class VAMOPerceptron(VAMOMixin, Perceptron):
-    """The same, to be trained with VAMO."""
-
-
 def epoch(ranks: int, probes: int, samples: int = SAMPLES) -> Epoch:
     """Train for two epochs in a group of processes: directions are learned in the first, and the second counts.
 
@@ -153,8 +133,9 @@ def epoch(ranks: int, probes: int, samples: int = SAMPLES) -> Epoch:
     data = TensorDataset(torch.randn(samples, INPUTS), torch.randint(CLASSES, (samples,)))
     with tempfile.TemporaryDirectory() as folder:
         callbacks: list[L.Callback] = [Watch(Path(folder))]
-        module = VAMOPerceptron() if probes else Perceptron()
+        module = Classifier(nn.Sequential(nn.Linear(INPUTS, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES)))
         if probes:
+            with_vamo(module)
             callbacks.append(VAMOCallback(probes, control="replay", alpha="adaptive", mu=0.01, seed=0, verbose=False))
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")  # its processes need not import anything
@@ -184,20 +165,23 @@ def measured(samples: int = SAMPLES, rounds: int = 5, most: int = RANKS[-1]) -> 
 
 def lines(rounds: list[list[Epoch]]) -> list[list[str]]:
     """The rows of the table, one for each number of processes; times are medians over the rounds."""
-    rows = []
-    for place in range(0, len(rounds[0]), 2):
-        plain, vamo = [found[place] for found in rounds], [found[place + 1] for found in rounds]
-        rows.append(
-            [
-                str(vamo[0].ranks),
-                str(vamo[0].steps),
-                f"{median(each.step for each in plain):.2f}",
-                f"{median(each.step for each in vamo):.2f}",
-                f"{vamo[0].evaluations:,}",
-                f"{median(each.forward for each in vamo):.2f}",
-            ]
-        )
-    return rows
+    return [
+        [
+            str(vamo[0].ranks),
+            str(vamo[0].steps),
+            f"{median(each.step for each in plain):.2f}",
+            f"{median(each.step for each in vamo):.2f}",
+            f"{vamo[0].evaluations:,}",
+            f"{median(each.forward for each in vamo):.2f}",
+        ]
+        for plain, vamo in zip(*_plain_and_vamo(rounds), strict=True)
+    ]
+
+
+def _plain_and_vamo(rounds: list[list[Epoch]]) -> tuple[list[tuple[Epoch, ...]], list[tuple[Epoch, ...]]]:
+    """For each number of processes the plain epochs of all rounds, and those of VAMO."""
+    cases = list(zip(*rounds, strict=True))
+    return cases[::2], cases[1::2]
 
 
 HEAD = ["processes", "steps", "plain step", "VAMO's step", "forward passes of a sweep", "a forward pass of a sweep"]
@@ -213,7 +197,7 @@ def plot(rounds: list[list[Epoch]], to: Path) -> None:
     import panels  # matplotlib is for those who draw
 
     axes = panels.panel((3.7, 3.2))
-    plain, vamo = list(zip(*rounds, strict=True))[::2], list(zip(*rounds, strict=True))[1::2]
+    plain, vamo = _plain_and_vamo(rounds)
     ranks = [runs[0].ranks for runs in plain]
     series = {
         "plain steps": [median(run.stepping / run.bare for run in runs) for runs in plain],

@@ -35,14 +35,9 @@ class Carriable:
     explained: Tensor | None = None
     work: float = 1.0
 
-    @property
-    def price(self) -> float:
-        """What carried rows have to be worth."""
-        return self.work * KEPT
-
     def worth(self, removed: float) -> float:
         """What rows are worth for their price if they remove a share of the noise: more than 1 if they pay."""
-        return float(batch_factor(torch.tensor(removed))) / self.price
+        return float(batch_factor(torch.tensor(removed))) / (self.work * KEPT)
 
 
 @dataclass(frozen=True)
@@ -124,7 +119,7 @@ def no_carry_decision(removed: float, work: float, *, measured: bool, before: Ki
         work: See :class:`Carriable`.
         measured: Whether the share is that of rows.
         before: What was chosen before.
-        fall: By what share of itself the training loss falls in an epoch, if that is why less noise counts for less.
+        fall: By what share of itself the training loss falls in an epoch, if that is why noise counts for nothing; else None.
 
     Returns:
         The decision.

@@ -224,6 +224,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="file for every single figure")
     arguments = parser.parse_args()
+    for name, least in (("rounds", 1), ("samples", BATCH * arguments.most)):  # a batch for each process
+        if getattr(arguments, name) < least:
+            parser.error(f"argument --{name}: it takes at least {least}, got {getattr(arguments, name)}")
     silence()
     rounds = measured(arguments.samples, arguments.rounds, arguments.most)
     print(table(HEAD, lines(rounds)))

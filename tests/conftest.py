@@ -1,7 +1,8 @@
-"""What keeps the suite fast on any machine: the problems are tiny, so what is done around them counts."""
+"""What keeps the suite fast on any machine, as what is done around tiny problems counts, and its tests apart."""
 
 import functools
 import gc
+import logging
 import os
 
 # One thread per process, and per process that a test starts: threads that wait for each other cost more than they save.
@@ -24,6 +25,18 @@ def _moved(figure, device, *, move=_ResultMetric.to):
 
 # Each figure that is logged is moved to the device where it is, which takes as long as a forward pass. It is made on the CPU.
 _ResultMetric.to = _moved
+
+
+LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "transformers")
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_loud_as_before():
+    """Benchmarks silence Lightning's loggers when they run; a later test in this process may wait for a message."""
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def pytest_collection_modifyitems(items):

@@ -248,7 +248,8 @@ class MethodCallback(DrivingCallback):
                 logged, shown = False if name in AT_SNAPSHOT else None, name == "variance_removed"
                 pl_module.log(f"{self.prefix}/{name}", float(value), prog_bar=shown, logger=logged, sync_dist=True)
         if self._method.control.made_of is not None and self.verbose:
-            self._say(f"{self.report.method}, epoch {trainer.current_epoch}: {epoch_in_words(figures, self.report)}.")
+            report = self.report
+            self._say(f"{report.method}, epoch {trainer.current_epoch}: {epoch_in_words(figures, report)}.")
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

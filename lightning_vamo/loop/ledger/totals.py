@@ -89,7 +89,7 @@ class Totals:
 
     def report(self) -> MethodReport:
         """The report of these totals."""
-        counts = {**asdict(self), "epochs": tuple(self.epochs)}
+        counts = {**vars(self), "epochs": tuple(map(dict, self.epochs))}
         before, removed = counts.pop("moment_before"), counts.pop("moment_removed")
         return MethodReport(**counts, variance_removed=removed / before if before else None)
 

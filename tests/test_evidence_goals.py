@@ -54,6 +54,7 @@ def test_goals_that_are_met_and_missed():
     groups = {
         "plain": [made([4.0] * 8, seed=seed, val=val) for seed, val in enumerate((1.0, 1.2))],
         "auto": [made([3.0] * 8, seconds=1.5, seed=seed, val=1.1, decisions=[look]) for seed in range(2)],
+        "auto by evaluations": [made([2.1] * 8)],
         "carry": [made([2.0] * 8, seed=0)],
     }
     one = judged(groups, goals={"evaluations": 0.7})
@@ -61,6 +62,7 @@ def test_goals_that_are_met_and_missed():
     assert figures["evaluations to plain's loss"] == 1
     assert figures["loss at equal evaluations"] == 0.75
     assert figures["of the best's loss at equal evaluations"] == 1.5
+    assert figures['the same at equal evaluations, with cost="evaluations"'] == 1.05
     assert one.missed == [
         "CPU seconds to plain's loss",
         "loss at equal evaluations",
@@ -68,7 +70,8 @@ def test_goals_that_are_met_and_missed():
         "of the best's loss at equal CPU seconds",
     ]
     assert one.goals["CPU seconds to plain's loss"].most == 1.06  # steps of a second are not short
-    text = goals.table([one])
+    text = goals.table([one, judged({name: runs for name, runs in groups.items() if name != "auto by evaluations"})])
+    assert "| – |" in text
     assert "| Made | 2 | 1000.0 ms |" in text
     assert "**0.75** (> 0.70)" in text
     assert "2: a look" in text

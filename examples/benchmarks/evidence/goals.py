@@ -20,7 +20,7 @@ from examples.benchmarks.evidence.recorder import penalty
 from examples.benchmarks.evidence.runs import CHOSEN_BY, Run, final
 from examples.benchmarks.least import least_loss
 
-PLAIN, AUTO = "plain", "auto"
+PLAIN, AUTO, BY_EVALUATIONS = "plain", "auto", "auto by evaluations"
 EVALUATIONS, SECONDS = "evaluations", "CPU seconds"
 
 MOST_EVALUATIONS = 1.02
@@ -175,17 +175,19 @@ def _judged(asked: dict[str, float], at: dict[str, dict[int, Run]], seeds: list[
         ratios = [mine / usual for mine, usual in (losses(pair, axis, least) for pair in pairs)]
         goals[f"loss at equal {axis}"] = Goal(_median(ratios), asked.get(axis, math.inf))
     for axis in most:
-        goals[f"of the best's loss at equal {axis}"] = _of_the_best(at, axis)
+        goals[f"of the best's loss at equal {axis}"] = _of_the_best(at, axis, AUTO)
+    if at.get(BY_EVALUATIONS):
+        goals[f'the same at equal {EVALUATIONS}, with cost="evaluations"'] = _of_the_best(at, EVALUATIONS, BY_EVALUATIONS)
     return Judged("", len(seeds), step, goals, _chosen(auto[0]))
 
 
-def _of_the_best(at: dict[str, dict[int, Run]], axis: str) -> Goal:
+def _of_the_best(at: dict[str, dict[int, Run]], axis: str, judged: str) -> Goal:
     """The mean loss at equal cost, never the gap, relative to the least mean loss of plain training and the fixed choices."""
-    methods = [name for name, runs in at.items() if runs]
+    methods = [name for name, runs in at.items() if runs and (name == judged or name not in (AUTO, BY_EVALUATIONS))]
     seeds = sorted(set.intersection(*(set(at[name]) for name in methods)))
     found = [losses([at[name][seed] for name in methods], axis, 0.0) for seed in seeds]
     means = dict(zip(methods, map(statistics.mean, zip(*found, strict=True)), strict=True))
-    return Goal(means[AUTO] / min(mean for name, mean in means.items() if name != AUTO), MOST_OF_BEST)
+    return Goal(means[judged] / min(mean for name, mean in means.items() if name != judged), MOST_OF_BEST)
 
 
 def _validation(auto: Sequence[Run], plain: Sequence[Run]) -> Goal:
@@ -207,14 +209,14 @@ def _chosen(run: Run) -> str:
 
 def table(rows: Sequence[Judged]) -> str:
     """The goals in Markdown, a row for each task and rate; missed goals are in bold, with what they are."""
-    columns = list(rows[0].goals)
+    columns = list(dict.fromkeys(column for row in rows for column in row.goals))
     header = ["task", "seeds", "a plain step", *columns, "chosen in each epoch, first seed", "missed"]
     body = [
         [
             row.title,
             str(row.seeds),
             f"{1000 * row.step:.1f} ms",
-            *(str(row.goals[column]) for column in columns),
+            *(str(row.goals.get(column, "–")) for column in columns),
             row.chosen,
             ", ".join(row.missed) or "none",
         ]

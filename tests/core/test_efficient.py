@@ -413,6 +413,37 @@ def test_rows_that_take_time_wait_until_it_is_known_how_fast_the_loss_falls():
     assert priced(EfficientProbes(maximum=2), math.inf, 1.0, None).kind == "look"
 
 
+def test_the_first_look_waits_as_others_do_and_does_not_count_as_a_second():
+    schedule = EfficientProbes(maximum=2)
+    assert not schedule.rests(math.inf)  # where it does not wait
+    schedule.waits = True
+    assert [schedule.rests(fall) for fall in (math.inf, math.inf, 0.2, 0.07)] == [True] * 4
+    resumed = EfficientProbes(maximum=2)
+    resumed.load_state_dict(schedule.state_dict())
+    for each in (schedule, resumed):
+        assert not each.rests(0.05)
+        assert (priced(each, 0.05, 1.5, None).afresh, each.wait) == (False, 5)
+
+
+def test_the_first_look_does_not_wait_for_a_fall_that_nothing_tells():
+    schedule = EfficientProbes(maximum=2)
+    schedule.waits = True
+    assert [schedule.rests(fall) for fall in (math.inf, None)] == [True, False]
+
+
+@pytest.mark.parametrize(("fall", "rests"), [(0.2, True), (0.01, False), (None, False)])
+def test_other_parameters_are_looked_at_unless_the_loss_falls_fast(fall, rests):
+    schedule, _ = judged_at(0.2)
+    assert schedule.rests(fall, others=True) == rests
+
+
+def test_a_pause_after_a_vain_look_ends_where_other_parameters_train():
+    schedule = EfficientProbes(maximum=2)
+    assert priced(schedule, 0.01, 1.0, 0.0).kind == "nothing"
+    assert schedule.rests(0.01)
+    assert not schedule.rests(0.01, others=True)
+
+
 def test_where_noise_limits_the_price_alone_is_the_reason():
     decision = priced(EfficientProbes(maximum=2), 0.01, 1.5, None, (0.3, 0.04))
     assert decision.reason == "carried rows could remove 34 % of the gradient noise at most for 1.50 times the time of a step"

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_vamo import InvalidArgumentError, VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import SphereDirections
 from lightning_vamo.core.schedules import EfficientProbes
+from lightning_vamo.loop.control import choice
+from lightning_vamo.loop.control.carried import Carry
 from lightning_vamo.loop.control.looks import BURST, JUDGED
 from lightning_vamo.loop.ledger.clocks import StepTimes
 from lightning_vamo.loop.ledger.losses import EpochLosses
@@ -167,6 +169,77 @@ def test_where_rows_explain_nothing_training_is_plain_and_looks_ever_more_rarely
 class StopAfterTwoEpochs(L.Callback):
     def on_train_epoch_end(self, fit, module):
         fit.should_stop = fit.current_epoch == 1
+
+
+class Falls(EpochLosses):
+    """The fall that a test says, from the third epoch on."""
+
+    falls = ()
+
+    def fall(self):
+        return dict(enumerate(self.falls, 2)).get(self._epochs[-1])
+
+
+@pytest.fixture
+def falls(monkeypatch):
+    monkeypatch.setattr(choice, "EpochLosses", Falls)
+    return lambda *shares: monkeypatch.setattr(Falls, "falls", shares)
+
+
+def said_by(caplog):
+    said = [record.message for record in caplog.records]
+    return [message for message in said if re.match(r"VAMO, epoch \d: (?!no gradient|.*removed)", message)]
+
+
+@pytest.mark.parametrize("cost", [None, "seconds"])
+def test_where_time_may_count_the_first_look_waits_for_a_loss_that_falls_slowly(cost, driven, falls, caplog):
+    falls(0.2, 0.07, 0.01, 0.01)
+    callback = VAMOCallback(probes=EfficientProbes(4, 1, cost=cost), seed=1)
+    with caplog.at_level("INFO"):
+        run, _ = fit(callback, epochs=8)
+    assert driven[:BURST] == list(range(5 * STEPS - BURST, 5 * STEPS))
+    assert said_by(caplog)[0] == (
+        "VAMO, epoch 0: whether noise limits is not known yet: two whole epochs tell how fast the loss falls; training plainly,"
+        " next look when the loss falls by less than 6 % an epoch."
+    )
+    first, second = callback.report.decisions[:2]
+    assert (first.kind, first.epoch, second.epoch) == ("nothing", 0, 5)
+    assert callback.report.forward_evaluations == run.global_step
+
+
+def test_the_first_look_comes_at_once_even_where_directions_turn_in_other_epochs(driven, falls):
+    falls(0.2, 0.01, 0.01, 0.01)
+    control = Carry(turn_every_n_epochs=2)
+    fit(VAMOCallback(probes=EfficientProbes(4, 1, cost="seconds"), control=control, seed=1), epochs=7)
+    assert driven[0] == 4 * STEPS - BURST
+
+
+def test_while_the_first_look_waits_nothing_is_learned_and_steps_are_lightning_s(driven, falls):
+    falls(*[0.2] * 4)
+    callback = VAMOCallback(probes=EfficientProbes(4, 1), seed=1)
+    _, module = fit(callback, epochs=6)
+    assert not driven
+    assert callback._run.learning.learner is None
+    assert same(module, fit(None, Softmax(), epochs=6)[1])
+
+
+@pytest.mark.parametrize(("epochs", "looks"), [(4, False), (5, True)])
+def test_a_training_too_short_for_corrections_that_take_time_says_so(epochs, looks, driven, falls, caplog):
+    falls(0.01, 0.01, 0.01)
+    with caplog.at_level("INFO"):
+        fit(VAMOCallback(probes=EfficientProbes(4, 1, cost="seconds"), seed=1), epochs=epochs)
+    short = "VAMO, epoch 0: training plainly, since fewer than 5 epochs end before corrections that take time could begin."
+    assert (short in said_by(caplog)) != looks
+    assert bool(driven) == looks
+
+
+def test_a_first_look_that_is_deterministic_does_not_wait(driven):
+    torch.use_deterministic_algorithms(True)
+    try:
+        fit(VAMOCallback(probes=EfficientProbes(4, 1), seed=1), epochs=3)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert driven[0] == STEPS - BURST
 
 
 def test_until_rows_are_used_training_is_plain_lightning_bit_for_bit():

@@ -18,6 +18,10 @@ NUMBERS: dict[Kind, int] = {"nothing": 0, "look": 1, "carry": 2, "sweep": 3}
 KEPT = 1.02
 """What carried rows have to be worth even if they take no time: their batches keep their composition, which costs a little."""
 
+FEWEST_LEFT = 4
+"""Epochs after the first one that corrections need which take time: two tell how fast the loss falls, in the next a look learns
+directions, another fills a table, and the first steps of the last are judged."""
+
 MOST = 0.99
 """No directions remove all of the noise, whatever an estimate says."""
 
@@ -59,6 +63,19 @@ class Decision:
     afresh: bool
     reason: str
     kind: Kind = "nothing"
+
+
+def first_waits(left: float) -> Decision:
+    """Let the first look wait until it is known how fast the loss falls, or say that the training ends before that is of use.
+
+    Args:
+        left: The number of epochs after the present epoch.
+
+    Returns:
+        The decision.
+    """
+    short = f"training plainly, since fewer than {FEWEST_LEFT + 1} epochs end before corrections that take time could begin"
+    return Decision(0, 0.0, 1.0, False, _not_yet(math.inf) if left >= FEWEST_LEFT else short)
 
 
 def sweep_decision(

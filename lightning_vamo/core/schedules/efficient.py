@@ -86,7 +86,7 @@ class EfficientProbes(ProbeSchedule):
         chosen: The number of directions that was chosen last; None before the first choice.
         kind: What was chosen last.
         wait: Snapshots from a failure to the next try.
-        waits: Whether carried rows were rejected for the fall of the loss alone.
+        waits: Whether carried rows wait for the fall of the loss alone.
 
     Example:
         >>> schedule = EfficientProbes(maximum=4)
@@ -134,21 +134,22 @@ class EfficientProbes(ProbeSchedule):
         if forward is not None:
             self._forward = forward if self._forward is None else (self._forward + forward) / 2
 
-    def rests(self, fall: float | None = None) -> bool:
+    def rests(self, fall: float | None = None, *, others: bool = False) -> bool:
         """Whether the pause after a failure goes on, for which a call counts as one of its snapshots.
 
         Args:
             fall: See :meth:`decide`.
+            others: Whether other parameters are trained than before, so that what failed may pay.
 
         Returns:
-            Whether it does. If carried rows were rejected for the fall of the loss alone, the pause goes on as long as the loss
-            falls as fast, and ends as soon as the loss does not.
+            Whether it does. If carried rows wait for the fall of the loss alone, the pause goes on as long as the loss falls as
+            fast, and ends as soon as the loss does not.
         """
-        vain = self.waits and not noise_limits(fall)
+        vain, chosen = self.waits and not noise_limits(fall), self.chosen is not None
         if self.waits and fall is not None and not vain:
-            self._idle, self.waits = self.wait, False
-        rests = self.chosen is not None and (self._idle < self.wait or vain)
-        self._idle += rests
+            self._idle, self.waits = self.wait if chosen else 0, False
+        rests = vain or (chosen and not others and self._idle < self.wait)
+        self._idle += rests and chosen
         return rests
 
     def decide(

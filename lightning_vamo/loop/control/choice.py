@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.probes.difference import Difference
 from lightning_vamo.core.schedules import Decision, EfficientProbes, ProbeSchedule
-from lightning_vamo.core.schedules.decision import NUMBERS, Carriable
+from lightning_vamo.core.schedules.decision import FEWEST_LEFT, NUMBERS, Carriable, first_waits
 from lightning_vamo.core.schedules.efficient import ASSUMED_FORWARD
 from lightning_vamo.core.schedules.falling import FAST
 from lightning_vamo.loop.ledger.clocks import StepTimes
@@ -136,16 +136,35 @@ class Choice:
         told, self._untold = self._untold, []
         return told
 
-    def rests(self, trainer: Trainer) -> bool:
-        """Whether the pause after a failure goes on, on all ranks: see :meth:`EfficientProbes.rests`.
+    def rests(self, trainer: Trainer, left: float, *, others: bool) -> bool:
+        """Whether there is to be no look, on all ranks: see :meth:`EfficientProbes.rests`.
+
+        A look takes time, and rows that take time are not chosen while the loss falls fast. So where time may count, the first
+        look waits for two whole epochs, which tell how fast the loss falls.
 
         Args:
             trainer: The trainer.
+            left: The number of epochs after the present epoch.
+            others: Whether other parameters are trained than before.
 
         Returns:
-            Whether it does.
+            Whether there is to be none.
         """
-        return self.schedule.rests(trainer.strategy.broadcast(self.losses.fall()))
+        schedule, fall = self.schedule, trainer.strategy.broadcast(self._fall(trainer))
+        if fall == math.inf and schedule.chosen is None and not schedule.waits and self._may_take_time():
+            schedule.waits = True
+            self._announce(trainer, first_waits(left), pauses=left >= FEWEST_LEFT)
+        return schedule.rests(fall, others=others)
+
+    def _fall(self, trainer: Trainer) -> float | None:
+        """The fall of the loss, where rows can be carried; infinite where it will be known in time for a look."""
+        fall = self.losses.fall()
+        return math.inf if fall is None and trainer.current_epoch < 2 else fall
+
+    def _may_take_time(self) -> bool:
+        """Whether work may be counted in seconds."""
+        cost = self.schedule.cost
+        return cost == "seconds" or (cost is None and not torch.are_deterministic_algorithms_enabled())
 
     def decide(
         self,
@@ -170,9 +189,7 @@ class Choice:
             The choice.
         """
         factors = self._factors / self._steps if self._factors is not None else None
-        costs, fall = self._costs(explained is not None), self.losses.fall()
-        if fall is None and carriable and trainer.current_epoch < 2:  # it will be known in time for a look
-            fall = math.inf
+        costs, fall = self._costs(explained is not None), self._fall(trainer) if carriable else self.losses.fall()
         (in_seconds, forward, work), fall = trainer.strategy.broadcast((costs, fall))
         self.schedule.observe(factors, forward if in_seconds else None)
         self._evaluation, self._factors, self._steps = None, None, 0
@@ -215,7 +232,7 @@ class Choice:
         # Where all steps had a sweep's rows, these steps tell whether the clock is steady.
         steady = times.steady("plain" if times.typical("plain") is not None else "sweep")
         steady &= times.typical(corrects) is None or times.steady(corrects)
-        if cost is None and (torch.are_deterministic_algorithms_enabled() or not (steady or longer)):
+        if not (self._may_take_time() and (cost or steady or longer)):
             cost = "evaluations"
         swept = times.typical("sweep")
         step = times.typical("plain") or (None if swept is None else max(swept - self._rows, 0.0))

@@ -14,7 +14,7 @@ from lightning_vamo.loop.control.automatic import Auto
 from lightning_vamo.loop.control.base import Control, Snapshot
 from lightning_vamo.loop.control.carried import Carried, Carry
 from lightning_vamo.loop.control.choice import Choice
-from lightning_vamo.loop.control.drawn import begin_learning, turn
+from lightning_vamo.loop.control.drawn import begin_learning, learns_here, turn
 from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.control.looks import BURST, JUDGED, RARE, begin_look, epochs_left
 from lightning_vamo.loop.control.recompute import Recompute, swept_batches
@@ -138,10 +138,16 @@ class Chosen(Control):
         choice, learning = _choice(here), here.learning
         warmup = here.settings.directions.warmup_batches
         # A measured choice warms up only if the user has asked for that.
-        if begin_learning(here, lambda: swept_batches(here), 0 if warmup == "auto" else warmup):
+        asked, others = 0 if warmup == "auto" else warmup, not learns_here(here)
+        if others:
+            learning.learner, choice.stage = None, "rest"
+        waits = choice.stage == "rest" and not (others and asked) and self._carries(here)
+        if waits and choice.rests(here.trainer, epochs_left(here), others=others):
+            return False
+        if others:
+            begin_learning(here, lambda: swept_batches(here), asked)
             if learning.learner is not None and learning.learner.ready:
                 return True  # from a warm-up
-            choice.stage = "rest"
         elif choice.stage in ("carry", "judge", "sweep"):
             return True
         elif choice.stage == "look":
@@ -151,8 +157,6 @@ class Chosen(Control):
                 return False
             if learning.learner is not None and learning.learner.ready:
                 return True
-        elif self._carries(here) and choice.rests(here.trainer):
-            return False
         self._look(here)
         return False
 

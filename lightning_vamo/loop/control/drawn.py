@@ -97,21 +97,22 @@ def draw(here: Here, batches: Callable[[], Swept | None], keep: Drawn | None = N
     return Drawn.of(here, directions, seed, kept)
 
 
-def begin_learning(here: Here, batches: Callable[[], Swept | None], warmup: int) -> bool:
+def learns_here(here: Here) -> bool:
+    """Whether directions are being learned for the parameters that train at present; other parameters span another space."""
+    return here.learning.learner is not None and same_tensors(here.parameters, here.learning.parameters)
+
+
+def begin_learning(here: Here, batches: Callable[[], Swept | None], warmup: int) -> None:
     """Begin to learn directions, unless they are being learned; batches without a step may train the learner first.
 
     Args:
         here: The present state of the run.
         batches: See :func:`draw`.
         warmup: Number of batches to learn from.
-
-    Returns:
-        Whether the learning has begun: at first, and where other parameters are trained than before.
     """
+    if learns_here(here):
+        return
     learning, parameters, most = here.learning, here.parameters, _most(here)
-    # Other parameters, since some were frozen or thawed, span another space.
-    if learning.learner is not None and same_tensors(parameters, learning.parameters):
-        return False
     learning.parameters = parameters
     learning.learner = here.settings.directions.learner(parameters, most, seeded(here.seeds.of("learner")))
     if warmup and compat.backward_is_watched(here.trainer):
@@ -119,7 +120,6 @@ def begin_learning(here: Here, batches: Callable[[], Swept | None], warmup: int)
         _learn_from_steps(here, warmup, most)
     elif warmup:
         _warm_up(here, batches(), learning.learner, warmup, most)
-    return True
 
 
 def turn(here: Here) -> None:

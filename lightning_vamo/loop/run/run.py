@@ -108,8 +108,8 @@ class Run:
         control, epoch, snapshot = self.method.control, trainer.current_epoch, self.snapshot
         # A reloaded loader may hold other data, for which the rows are wrong.
         stale = snapshot is not None and not snapshot.belongs_to(compat.train_loader(trainer))
-        learning = self.learning.learner is not None and snapshot is None and control.every_n_train_steps is None
-        self.clock.due |= stale or learning or control.begins(epoch)
+        learns = (self.choice or self.learning.learner) is not None and snapshot is None
+        self.clock.due |= stale or control.begins(epoch) or (learns and control.every_n_train_steps is None)
         if stale:
             control.warn_of_reload(self.advice)
         if stale or (self.clock.due and control.replaces(epoch)):

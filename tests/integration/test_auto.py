@@ -261,6 +261,12 @@ def test_a_training_too_short_to_gain_anything_is_left_alone(epochs, driven):
     assert same(module, plain)
 
 
+@pytest.mark.parametrize("epochs", [5, 6])
+def test_a_look_that_takes_four_epochs_needs_two_more(epochs, driven):
+    fit(auto(), epochs=epochs, accumulate_grad_batches=6)  # 17 steps: the look begins with the fifth and has 61
+    assert bool(driven) == (epochs == 6)
+
+
 def test_accumulated_batches_are_corrected_together(driven):
     callback = auto()
     fit(callback, epochs=8, accumulate_grad_batches=2)

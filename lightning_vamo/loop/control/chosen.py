@@ -161,10 +161,8 @@ class Chosen(Control):
         return False
 
     def _look(self, here: Here, *, pause: bool = False) -> None:
-        """Begin a look, if enough epochs are left for what it may lead to."""
-        every = self._every(here)
-        if every is not None or epochs_left(here) >= (2 if self._carries(here) else 1):
-            begin_look(here, every, pause=pause)
+        """Begin a look, if enough epochs are left for what it may lead to: carried rows need one that fills their table."""
+        begin_look(here, self._every(here), 2 if self._carries(here) else 1, pause=pause)
 
     def _every(self, here: Here) -> float | None:
         """Steps from one snapshot to the next, infinitely many where the epoch has no end; None where epochs tell."""

@@ -21,12 +21,13 @@ RARE = 16
 """Where an epoch has no end: a look takes one of so many steps."""
 
 
-def begin_look(here: Here, every: float | None, *, pause: bool = False) -> None:
+def begin_look(here: Here, every: float | None, after: int, *, pause: bool = False) -> None:
     """Begin a look: the last steps of the epoch, or where snapshots are timed by steps, the next ones.
 
     Args:
         here: The present state of the run.
         every: Steps from one snapshot to the next, infinitely many where the epoch has no end; None where epochs tell.
+        after: Epochs that have to follow, or the look would lead to nothing and is left out.
         pause: Whether there was a look just before, which has told the directions.
     """
     assert here.choice is not None
@@ -42,6 +43,9 @@ def begin_look(here: Here, every: float | None, *, pause: bool = False) -> None:
         # The look ends with an epoch, and goes on in the next epochs only if it has too few steps.
         ends = range(step + left - since, burst + 1, max(1, int(here.steps_per_epoch)))
         burst = next((each for each in reversed(ends) if each >= fewest), burst)
+        further = max(0, math.ceil((since + burst - step - left) / here.steps_per_epoch))
+        if epochs_left(here) < further + after:
+            return
     here.choice.look = Look(since, since + burst)
     here.choice.stage = "look"
     # What is known of directions is of little use at first, and long after the last look.

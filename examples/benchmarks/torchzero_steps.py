@@ -6,6 +6,10 @@ python examples/benchmarks/torchzero_steps.py
 torchzero runs in a plain loop, which has none of Lightning's work, and in a LightningModule with manual optimization, as
 someone would use it under Lightning. All three read the same batches, make the same number of evaluations, and step at the same
 rate. The ways take turns, and the time is that of the processor, for an epoch from its start to the start of the next.
+
+This package trains in Lightning's automatic loop, so that clipping, accumulation, schedulers and checkpoints work as ever. The
+loop alone is that of a module with a single weight. The last ratio is to that loop with torchzero's work in it: its plain loop
+without the loading of batches.
 """
 
 import argparse
@@ -58,6 +62,22 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """The cross-entropy of a batch."""
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        """Plain SGD."""
+        return torch.optim.SGD(self.parameters(), lr=LR)
+
+
+class Idle(L.LightningModule):
+    """A single weight, so that next to all of a step's time is Lightning's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """The weight."""
+        return 1 * self.weight
 
     def configure_optimizers(self) -> Any:
         """Plain SGD."""
@@ -153,6 +173,15 @@ def looped(trained: Torchzero) -> float:
     return time.process_time() - start
 
 
+def loaded(loader: DataLoader[Any]) -> float:
+    """Load the batches of two epochs; the seconds of the second."""
+    for _ in range(2):
+        start = time.process_time()
+        for _ in loader:
+            pass
+    return time.process_time() - start
+
+
 def ways(model: str, method: str, options: argparse.Namespace) -> dict[str, Callable[[], float]]:
     """The ways to train a model."""
 
@@ -169,6 +198,8 @@ def ways(model: str, method: str, options: argparse.Namespace) -> dict[str, Call
         "torchzero, Lightning": manual,
         "torchzero, plain loop": lambda: looped(Torchzero(MODELS[model](), method, data(model, options))),
         "SGD, Lightning": lambda: fitted(Classifier(MODELS[model]()), data(model, options)),
+        "Lightning's loop": lambda: fitted(Idle(), data(model, options)),
+        "batches": lambda: loaded(data(model, options)),
     }
 
 
@@ -192,11 +223,13 @@ def main() -> None:
                 for name, way in kinds.items():
                     times[name].append(way() / options.steps)
             found[f"{method}, {model}"] = times
-    print("| milliseconds of the processor per step | " + " | ".join(kinds) + " | ratio, Lightning | ratio, plain loop |")
-    print("|---|---|---|---|---|---|---|")
+    ratios = ["Lightning", "plain loop", "in the same loop"]
+    header = ["milliseconds of the processor per step", *kinds, *(f"ratio, {ratio}" for ratio in ratios)]
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for name, times in found.items():
         cells = [f"{1000 * median(seconds):.2f}" for seconds in times.values()]
-        ours, *others = list(times.values())[:3]
+        ours, manual, plain, _, loop, batches = times.values()
+        others = [manual, plain, [idle + work - load for idle, work, load in zip(loop, plain, batches, strict=True)]]
         cells += [f"{median(one / other for one, other in zip(ours, rounds, strict=True)):.2f}" for rounds in others]
         print(f"| {name} | " + " | ".join(cells) + " |")
     if options.json:

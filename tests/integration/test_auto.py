@@ -214,6 +214,14 @@ def test_the_first_look_comes_at_once_even_where_directions_turn_in_other_epochs
     assert driven[0] == 4 * STEPS - BURST
 
 
+@pytest.mark.parametrize(("accumulated", "waits"), [(3, True), (4, False)])
+def test_the_first_look_does_not_wait_where_it_takes_longer_than_two_epochs(accumulated, waits, driven, falls):
+    falls(*[0.2] * 10)
+    callback = VAMOCallback(probes=EfficientProbes(4, 1), seed=1)
+    fit(callback, epochs=8, accumulate_grad_batches=accumulated)  # epochs of 34 or 25 steps
+    assert bool(driven) != waits
+
+
 def test_while_the_first_look_waits_nothing_is_learned_and_steps_are_lightning_s(driven, falls):
     falls(*[0.2] * 4)
     callback = VAMOCallback(probes=EfficientProbes(4, 1), seed=1)
@@ -437,6 +445,14 @@ def test_the_fall_of_the_loss(epochs, fall):
         for _ in range(3):
             losses.add({"loss": torch.tensor(loss)})
     assert losses.fall() == fall
+
+
+def test_it_is_early_until_two_epochs_have_been_seen_wherever_the_training_began():
+    losses, early = EpochLosses(), []
+    for epoch in (5, 6, 6, 7, 8):  # the seventh is resumed
+        losses.begin_epoch(epoch)
+        early.append(losses.early)
+    assert early == [True, True, True, False, False]
 
 
 @pytest.mark.parametrize(

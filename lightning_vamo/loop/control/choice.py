@@ -136,30 +136,31 @@ class Choice:
         told, self._untold = self._untold, []
         return told
 
-    def rests(self, trainer: Trainer, left: float, *, others: bool) -> bool:
+    def rests(self, trainer: Trainer, left: float, *, others: bool, long: bool) -> bool:
         """Whether there is to be no look, on all ranks: see :meth:`EfficientProbes.rests`.
 
         A look takes time, and rows that take time are not chosen while the loss falls fast. So where time may count, the first
-        look waits for two whole epochs, which tell how fast the loss falls.
+        look waits for two whole epochs, which tell how fast the loss falls, unless a look takes longer than that.
 
         Args:
             trainer: The trainer.
             left: The number of epochs after the present epoch.
             others: Whether other parameters are trained than before.
+            long: Whether a look takes longer than two epochs.
 
         Returns:
             Whether there is to be none.
         """
-        schedule, fall = self.schedule, trainer.strategy.broadcast(self._fall(trainer))
-        if fall == math.inf and schedule.chosen is None and not schedule.waits and self._may_take_time():
+        schedule, fall = self.schedule, trainer.strategy.broadcast(self._fall())
+        if fall == math.inf and schedule.chosen is None and not (schedule.waits or long) and self._may_take_time():
             schedule.waits = True
             self._announce(trainer, first_waits(left), pauses=left >= FEWEST_LEFT)
         return schedule.rests(fall, others=others)
 
-    def _fall(self, trainer: Trainer) -> float | None:
+    def _fall(self) -> float | None:
         """The fall of the loss, where rows can be carried; infinite where it will be known in time for a look."""
         fall = self.losses.fall()
-        return math.inf if fall is None and trainer.current_epoch < 2 else fall
+        return math.inf if fall is None and self.losses.early else fall
 
     def _may_take_time(self) -> bool:
         """Whether work may be counted in seconds."""
@@ -189,7 +190,7 @@ class Choice:
             The choice.
         """
         factors = self._factors / self._steps if self._factors is not None else None
-        costs, fall = self._costs(explained is not None), self._fall(trainer) if carriable else self.losses.fall()
+        costs, fall = self._costs(explained is not None), self._fall() if carriable else self.losses.fall()
         (in_seconds, forward, work), fall = trainer.strategy.broadcast((costs, fall))
         self.schedule.observe(factors, forward if in_seconds else None)
         self._evaluation, self._factors, self._steps = None, None, 0

@@ -141,8 +141,8 @@ class Chosen(Control):
         asked, others = 0 if warmup == "auto" else warmup, not learns_here(here)
         if others:
             learning.learner, choice.stage = None, "rest"
-        waits = choice.stage == "rest" and not (others and asked) and self._carries(here)
-        if waits and choice.rests(here.trainer, epochs_left(here), others=others):
+        waits, long = choice.stage == "rest" and not (others and asked), 2 * here.steps_per_epoch < BURST
+        if waits and self._carries(here) and choice.rests(here.trainer, epochs_left(here), others=others, long=long):
             return False
         if others:
             begin_learning(here, lambda: swept_batches(here), asked)

@@ -41,6 +41,11 @@ class EpochLosses:
             # On a CPU the number is there to read; a tensor would cost three further calls per step.
             self._sums[-1] = self._sums[-1] + (loss.item() if loss.is_cpu else loss.detach().to(at_least_float32(loss.dtype)))
 
+    @property
+    def early(self) -> bool:
+        """Whether fewer than two epochs have been seen beside the present one."""
+        return len(self._epochs) < 3
+
     def fall(self) -> float | None:
         """By what share of itself the mean loss has fallen from one epoch to the next.
 

@@ -121,6 +121,12 @@ class MethodReport:
         """
         return draw(curves_of(self.epochs), str(self).partition("\n")[0])
 
+    def _why_plain(self) -> str:
+        """Why nothing was chosen that corrects a step."""
+        if not self.decisions:
+            return "it was too short to find out what pays"
+        return self.decisions[-1].reason if self.decisions[-1].kind == "nothing" else "nothing was found to pay"
+
     def _sentence(self) -> str:
         """The benefit of the method, in a sentence."""
         times = f"{self.relative_cost:.2f}×"
@@ -130,8 +136,7 @@ class MethodReport:
         what, off = _WORDS[self.made_of]
         off = self.plain or off
         if self.variance_removed is None and self.measured:
-            why = "nothing was found to pay" if self.decisions else "it was too short to find out what pays"
-            return f"the training was plain, since {why}, at {times} the compute of plain training."
+            return f"the training was plain, at {times} the compute of plain training: {self._why_plain()}."
         if self.variance_removed is None:
             return f"no step was corrected, and you paid {times} the compute of plain training: {self._cause(off)}"
         share = f"{100 * self.variance_removed:.3g} % of the gradient's second moment"

@@ -202,8 +202,13 @@ def test_where_time_may_count_the_first_look_waits_for_a_loss_that_falls_slowly(
         "VAMO, epoch 0: whether noise limits is not known yet: two whole epochs tell how fast the loss falls; training plainly,"
         " next look when the loss falls by less than 6 % an epoch."
     )
-    first, second = callback.report.decisions[:2]
-    assert (first.kind, first.epoch, second.epoch) == ("nothing", 0, 5)
+    assert said_by(caplog)[1] == (
+        "VAMO, epoch 2: noise does not limit yet: the loss falls by 20 % an epoch; training plainly, next look when the loss"
+        " falls by less than 6 % an epoch."
+    )
+    decided = [(decided.kind, decided.epoch) for decided in callback.report.decisions]
+    assert decided[:2] == [("nothing", 0), ("nothing", 2)]
+    assert decided[2][1] == 5
     assert callback.report.forward_evaluations == run.global_step
 
 
@@ -228,6 +233,10 @@ def test_while_the_first_look_waits_nothing_is_learned_and_steps_are_lightning_s
     _, module = fit(callback, epochs=6)
     assert not driven
     assert callback._run.learning.learner is None
+    assert str(callback.report).startswith(
+        "VAMO: the training was plain, at 1.00× the compute of plain training: noise does not limit yet: the loss falls by 20 %"
+        " an epoch."
+    )
     assert same(module, fit(None, Softmax(), epochs=6)[1])
 
 
@@ -236,7 +245,7 @@ def test_a_training_too_short_for_corrections_that_take_time_says_so(epochs, loo
     falls(0.01, 0.01, 0.01)
     with caplog.at_level("INFO"):
         fit(VAMOCallback(probes=EfficientProbes(4, 1, cost="seconds"), seed=1), epochs=epochs)
-    short = "VAMO, epoch 0: training plainly, since fewer than 5 epochs end before corrections that take time could begin."
+    short = "VAMO, epoch 0: plain steps alone, since fewer than 5 epochs end before corrections that take time could begin."
     assert (short in said_by(caplog)) != looks
     assert bool(driven) == looks
 

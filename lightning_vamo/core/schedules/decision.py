@@ -65,17 +65,18 @@ class Decision:
     kind: Kind = "nothing"
 
 
-def first_waits(left: float) -> Decision:
-    """Let the first look wait until it is known how fast the loss falls, or say that the training ends before that is of use.
+def first_waits(fall: float, left: float) -> Decision:
+    """Let the first look wait while the loss falls fast, or say that the training ends before a look is of use.
 
     Args:
+        fall: By what share of itself the training loss falls in an epoch; infinite if that is not known yet.
         left: The number of epochs after the present epoch.
 
     Returns:
         The decision.
     """
-    short = f"training plainly, since fewer than {FEWEST_LEFT + 1} epochs end before corrections that take time could begin"
-    return Decision(0, 0.0, 1.0, False, _not_yet(math.inf) if left >= FEWEST_LEFT else short)
+    short = f"plain steps alone, since fewer than {FEWEST_LEFT + 1} epochs end before corrections that take time could begin"
+    return Decision(0, 0.0, 1.0, False, _not_yet(fall) if left >= FEWEST_LEFT else short)
 
 
 def sweep_decision(

@@ -14,7 +14,7 @@ from lightning_vamo.core.probes.difference import Difference
 from lightning_vamo.core.schedules import Decision, EfficientProbes, ProbeSchedule
 from lightning_vamo.core.schedules.decision import FEWEST_LEFT, NUMBERS, Carriable, first_waits
 from lightning_vamo.core.schedules.efficient import ASSUMED_FORWARD
-from lightning_vamo.core.schedules.falling import FAST
+from lightning_vamo.core.schedules.falling import FAST, noise_limits
 from lightning_vamo.loop.ledger.clocks import StepTimes
 from lightning_vamo.loop.ledger.losses import EpochLosses
 from lightning_vamo.report import Decided
@@ -152,9 +152,12 @@ class Choice:
             Whether there is to be none.
         """
         schedule, fall = self.schedule, trainer.strategy.broadcast(self._fall())
-        if fall == math.inf and schedule.chosen is None and not (schedule.waits or long) and self._may_take_time():
-            schedule.waits = True
-            self._announce(trainer, first_waits(left), pauses=left >= FEWEST_LEFT)
+        if fall is not None and schedule.chosen is None and not noise_limits(fall):
+            if math.isinf(fall) and not (schedule.waits or long) and self._may_take_time():
+                schedule.waits = True
+                self._announce(trainer, first_waits(fall, left), pauses=left >= FEWEST_LEFT)
+            elif math.isfinite(fall) and schedule.waits and len(self.decisions) == 1 and left >= 2:  # say so once
+                self._announce(trainer, first_waits(fall, FEWEST_LEFT), pauses=True)
         return schedule.rests(fall, others=others)
 
     def _fall(self) -> float | None:

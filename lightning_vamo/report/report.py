@@ -125,7 +125,7 @@ class MethodReport:
         """Why nothing was chosen that corrects a step."""
         if not self.decisions:
             return "it was too short to find out what pays"
-        return self.decisions[-1].reason if self.decisions[-1].kind == "nothing" else "nothing was found to pay"
+        return self.decisions[-1].reason if self.decisions[-1].kind == "nothing" else "it ended before its rows were used"
 
     def _sentence(self) -> str:
         """The benefit of the method, in a sentence."""

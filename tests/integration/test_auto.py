@@ -19,6 +19,7 @@ from lightning_vamo.core.schedules import EfficientProbes
 from lightning_vamo.loop.control import choice
 from lightning_vamo.loop.control.carried import Carry
 from lightning_vamo.loop.control.looks import BURST, JUDGED
+from lightning_vamo.loop.control.replayed import Replay
 from lightning_vamo.loop.ledger.clocks import StepTimes
 from lightning_vamo.loop.ledger.losses import EpochLosses
 from lightning_vamo.loop.step.driver import ManualSteps
@@ -219,20 +220,31 @@ def test_the_first_look_comes_at_once_even_where_directions_turn_in_other_epochs
     assert driven[0] == 4 * STEPS - BURST
 
 
-@pytest.mark.parametrize(("accumulated", "waits"), [(3, True), (4, False)])
-def test_the_first_look_does_not_wait_where_it_takes_longer_than_two_epochs(accumulated, waits, driven, falls):
+@pytest.mark.parametrize(("accumulated", "waits"), [(2, True), (3, False)])
+def test_the_first_look_does_not_wait_where_it_takes_two_epochs(accumulated, waits, driven, falls):
     falls(*[0.2] * 10)
     callback = VAMOCallback(probes=EfficientProbes(4, 1), seed=1)
-    fit(callback, epochs=8, accumulate_grad_batches=accumulated)  # epochs of 34 or 25 steps
+    fit(callback, epochs=8, accumulate_grad_batches=accumulated)  # epochs of 50 or 34 steps
     assert bool(driven) != waits
+
+
+class Learners(L.Callback):
+    """The learner at the end of each epoch."""
+
+    def __init__(self, callback):
+        self.callback, self.seen = callback, []
+
+    def on_train_epoch_end(self, fit, module):
+        self.seen.append(self.callback._run.learning.learner)
 
 
 def test_while_the_first_look_waits_nothing_is_learned_and_steps_are_lightning_s(driven, falls):
     falls(*[0.2] * 4)
     callback = VAMOCallback(probes=EfficientProbes(4, 1), seed=1)
-    _, module = fit(callback, epochs=6)
+    learners = Learners(callback)
+    _, module = fit(callback, callbacks=[learners], epochs=6)
     assert not driven
-    assert callback._run.learning.learner is None
+    assert learners.seen == [None] * 6
     assert str(callback.report).startswith(
         "VAMO: the training was plain, at 1.00× the compute of plain training: noise does not limit yet: the loss falls by 20 %"
         " an epoch."
@@ -240,14 +252,61 @@ def test_while_the_first_look_waits_nothing_is_learned_and_steps_are_lightning_s
     assert same(module, fit(None, Softmax(), epochs=6)[1])
 
 
-@pytest.mark.parametrize(("epochs", "looks"), [(4, False), (5, True)])
-def test_a_training_too_short_for_corrections_that_take_time_says_so(epochs, looks, driven, falls, caplog):
+def plain_since(callback):
+    return str(callback.report).partition("plain training: ")[2].partition(".\n")[0]
+
+
+@pytest.mark.parametrize(("epochs", "accumulated", "needed"), [(4, 1, 5), (5, 1, 5), (5, 2, 6), (6, 2, 6)])
+def test_a_training_too_short_for_corrections_that_take_time_says_so(epochs, accumulated, needed, driven, falls, caplog):
     falls(0.01, 0.01, 0.01)
+    callback = VAMOCallback(probes=EfficientProbes(20, 1, cost="seconds"), seed=1)
     with caplog.at_level("INFO"):
-        fit(VAMOCallback(probes=EfficientProbes(4, 1, cost="seconds"), seed=1), epochs=epochs)
-    short = "VAMO, epoch 0: plain steps alone, since fewer than 5 epochs end before corrections that take time could begin."
-    assert (short in said_by(caplog)) != looks
-    assert bool(driven) == looks
+        fit(callback, epochs=epochs, accumulate_grad_batches=accumulated)  # a look takes 64 steps, an epoch 100 or 50
+    few = f"{epochs} epochs are too few for corrections that take time, which need {needed}"
+    assert (f"VAMO, epoch 0: {few}." in said_by(caplog)) == (epochs < needed)
+    assert bool(driven) == (epochs >= needed)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "shares", "reason"),
+    [
+        (3, [0.2], "3 epochs are too few for corrections that take time, which need 5"),
+        (6, [0.2, 0.2, 0.1, 0.09], "noise does not limit yet: the loss falls by 9 % an epoch"),
+        (6, [0.2, 0.2, 0.01, 0.01], "too few epochs are left to learn directions, fill a table of rows and use it"),
+        (4, [], "4 epochs are too few for corrections that take time, which need 5"),
+    ],
+)
+def test_the_report_says_why_a_training_stayed_plain(epochs, shares, reason, falls):
+    falls(*shares)
+    callback = VAMOCallback(probes=EfficientProbes(4, 1), seed=1)
+    run, _ = fit(callback, epochs=epochs)
+    assert plain_since(callback) == reason
+    assert [run.callback_metrics[f"vamo/{name}"] for name in ("decision", "expected_removed", "expected_work")] == [0, 0, 1]
+
+
+def test_a_wait_ends_where_time_does_not_count_any_more(driven, falls):
+    falls(*[0.2] * 6)
+
+    class Becomes(L.Callback):
+        def on_train_epoch_start(self, fit, module):
+            torch.use_deterministic_algorithms(fit.current_epoch >= 3)
+
+    try:
+        fit(VAMOCallback(probes=EfficientProbes(4, 1), seed=1), callbacks=[Becomes()], epochs=6)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert driven[0] == 4 * STEPS - BURST
+
+
+def test_a_plain_checkpoint_of_a_part_of_an_epoch_is_waited_on_as_long_as_another(driven, tmp_path):
+    saver = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=150)
+    with pytest.raises(resuming.Killed):
+        fit(None, Softmax(), callbacks=[saver, Dies(151)], enable_checkpointing=True)
+    driven.clear()
+    callback = VAMOCallback(probes=EfficientProbes(4, 1), seed=1)
+    fit(callback, epochs=8, ckpt=tmp_path / "step=150.ckpt")
+    assert not driven  # the loss of the first epochs falls fast
+    assert [decided.epoch for decided in callback.report.decisions] == [1, 4]
 
 
 def test_a_first_look_that_is_deterministic_does_not_wait(driven):
@@ -282,6 +341,24 @@ def test_a_training_too_short_to_gain_anything_is_left_alone(epochs, driven):
 def test_a_look_that_takes_four_epochs_needs_two_more(epochs, driven):
     fit(auto(), epochs=epochs, accumulate_grad_batches=6)  # 17 steps: the look begins with the fifth and has 61
     assert bool(driven) == (epochs == 6)
+
+
+def test_steps_of_a_part_of_an_epoch_s_batches_count(driven):
+    fit(auto(), epochs=45, accumulate_grad_batches=3, limit_train_batches=4)  # two steps an epoch, of three batches and of one
+    assert driven
+
+
+def test_without_learning_there_is_a_choice_only_where_a_snapshot_is_due(monkeypatch):
+    epochs, decide = [], choice.Choice.decide
+
+    def decided(self, fit, *arguments):
+        epochs.append(fit.current_epoch)
+        return decide(self, fit, *arguments)
+
+    monkeypatch.setattr(choice.Choice, "decide", decided)
+    probes = EfficientProbes(2, 2, cost="evaluations")
+    fit(VAMOCallback(probes=probes, directions=SphereDirections(), control=Replay(every_n_epochs=3), seed=1), epochs=8)
+    assert epochs == [0, 3, 6]
 
 
 def test_accumulated_batches_are_corrected_together(driven):
@@ -456,12 +533,31 @@ def test_the_fall_of_the_loss(epochs, fall):
     assert losses.fall() == fall
 
 
-def test_it_is_early_until_two_epochs_have_been_seen_wherever_the_training_began():
+@pytest.mark.parametrize(
+    ("counts", "fall"),
+    [
+        ([3, 4, 4], 0.375),  # means are compared, and not sums
+        ([2, 4, 4, 4], 0.375),  # the first epoch is a part of one
+        ([4, 4, 2], None),
+        ([1, 4], None),
+        ([0, 4, 4], 0.5),
+    ],
+)
+def test_the_fall_of_the_loss_over_epochs_of_different_lengths(counts, fall):
+    losses = EpochLosses()
+    for epoch, count in enumerate([*counts, 1]):
+        losses.begin_epoch(epoch + 7)
+        for _ in range(count):
+            losses.add({"loss": torch.tensor(0.5**epoch)})
+    assert losses.fall() == fall
+
+
+def test_it_is_early_while_a_fall_may_be_known_soon_wherever_the_training_began():
     losses, early = EpochLosses(), []
     for epoch in (5, 6, 6, 7, 8):  # the seventh is resumed
         losses.begin_epoch(epoch)
         early.append(losses.early)
-    assert early == [True, True, True, False, False]
+    assert early == [True, True, True, True, False]
 
 
 @pytest.mark.parametrize(

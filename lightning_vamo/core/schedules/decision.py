@@ -18,9 +18,9 @@ NUMBERS: dict[Kind, int] = {"nothing": 0, "look": 1, "carry": 2, "sweep": 3}
 KEPT = 1.02
 """What carried rows have to be worth even if they take no time: their batches keep their composition, which costs a little."""
 
-FEWEST_LEFT = 4
-"""Epochs after the first one that corrections need which take time: two tell how fast the loss falls, in the next a look learns
-directions, another fills a table, and the first steps of the last are judged."""
+FEWEST = 5
+"""The fewest epochs with which corrections that take time may begin: two tell how fast the loss falls, in the third directions
+are learned, the fourth fills a table of rows, and in the fifth the rows are judged, and used."""
 
 MOST = 0.99
 """No directions remove all of the noise, whatever an estimate says."""
@@ -65,18 +65,16 @@ class Decision:
     kind: Kind = "nothing"
 
 
-def first_waits(fall: float, left: float) -> Decision:
-    """Let the first look wait while the loss falls fast, or say that the training ends before a look is of use.
+def plainly(reason: str) -> Decision:
+    """Choose nothing.
 
     Args:
-        fall: By what share of itself the training loss falls in an epoch; infinite if that is not known yet.
-        left: The number of epochs after the present epoch.
+        reason: Why.
 
     Returns:
         The decision.
     """
-    short = f"plain steps alone, since fewer than {FEWEST_LEFT + 1} epochs end before corrections that take time could begin"
-    return Decision(0, 0.0, 1.0, False, _not_yet(fall) if left >= FEWEST_LEFT else short)
+    return Decision(0, 0.0, 1.0, False, reason)
 
 
 def sweep_decision(
@@ -102,7 +100,7 @@ def sweep_decision(
     expected += f" {times:.2f} times the work of plain training"
     if probes:
         return Decision(probes, share, times, afresh, f"probes={probes}: {expected}", "sweep")
-    more = "" if fall is None or (1 - share) * times >= 1 else f"; but {_not_yet(fall)}"
+    more = "" if fall is None or (1 - share) * times >= 1 else f"; but {not_yet(fall)}"
     return Decision(0, 0.0, 1.0, afresh, f"probes=0: the best number above 0, {best}, is {expected}{more}")
 
 
@@ -145,7 +143,7 @@ def no_carry_decision(removed: float, work: float, *, measured: bool, before: Ki
     price = "" if work < 1.005 else f" for {work:.2f} times the time of a step"
     share = f"{100 * removed:.2g} % of the gradient noise"
     if price and fall is not None and (1 - removed) * work < 1:
-        reason = f"carried rows {'remove' if measured else 'could remove'} {share}{price}, but {_not_yet(fall)}"
+        reason = f"carried rows {'remove' if measured else 'could remove'} {share}{price}, but {not_yet(fall)}"
     elif not measured:
         reason = f"carried rows could remove {share} at most{price}"
     elif removed < 0.005:
@@ -155,7 +153,15 @@ def no_carry_decision(removed: float, work: float, *, measured: bool, before: Ki
     return Decision(0, 0.0, 1.0, False, reason)
 
 
-def _not_yet(fall: float) -> str:
+def not_yet(fall: float) -> str:
+    """Say that noise does not limit the training.
+
+    Args:
+        fall: By what share of itself the training loss falls in an epoch; infinite if that is not known yet.
+
+    Returns:
+        The words.
+    """
     if math.isinf(fall):
         return "whether noise limits is not known yet: two whole epochs tell how fast the loss falls"
     return f"noise does not limit yet: the loss falls by {100 * fall:.2g} % an epoch"

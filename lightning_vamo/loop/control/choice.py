@@ -12,9 +12,9 @@ from torch import Tensor
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.core.probes.difference import Difference
 from lightning_vamo.core.schedules import Decision, EfficientProbes, ProbeSchedule
-from lightning_vamo.core.schedules.decision import FEWEST_LEFT, NUMBERS, Carriable, first_waits
+from lightning_vamo.core.schedules.decision import NUMBERS, Carriable, plainly
 from lightning_vamo.core.schedules.efficient import ASSUMED_FORWARD
-from lightning_vamo.core.schedules.falling import FAST, noise_limits
+from lightning_vamo.core.schedules.falling import FAST
 from lightning_vamo.loop.ledger.clocks import StepTimes
 from lightning_vamo.loop.ledger.losses import EpochLosses
 from lightning_vamo.report import Decided
@@ -136,36 +136,27 @@ class Choice:
         told, self._untold = self._untold, []
         return told
 
-    def rests(self, trainer: Trainer, left: float, *, others: bool, long: bool) -> bool:
-        """Whether there is to be no look, on all ranks: see :meth:`EfficientProbes.rests`.
-
-        A look takes time, and rows that take time are not chosen while the loss falls fast. So where time may count, the first
-        look waits for two whole epochs, which tell how fast the loss falls, unless a look takes longer than that.
+    def stay_plain(self, trainer: Trainer, reason: str, *, pauses: bool, told: bool = False) -> None:
+        """Choose nothing, outside of :meth:`decide`.
 
         Args:
             trainer: The trainer.
-            left: The number of epochs after the present epoch.
-            others: Whether other parameters are trained than before.
-            long: Whether a look takes longer than two epochs.
-
-        Returns:
-            Whether there is to be none.
+            reason: Why.
+            pauses: Whether there may be another look.
+            told: Whether the reason stands for an earlier one, and is not said.
         """
-        schedule, fall = self.schedule, trainer.strategy.broadcast(self._fall())
-        if fall is not None and schedule.chosen is None and not noise_limits(fall):
-            if math.isinf(fall) and not (schedule.waits or long) and self._may_take_time():
-                schedule.waits = True
-                self._announce(trainer, first_waits(fall, left), pauses=left >= FEWEST_LEFT)
-            elif math.isfinite(fall) and schedule.waits and len(self.decisions) == 1 and left >= 2:  # say so once
-                self._announce(trainer, first_waits(fall, FEWEST_LEFT), pauses=True)
-        return schedule.rests(fall, others=others)
+        if told:
+            self.decisions[-1] = replace(self.decisions[-1], reason=reason)
+        else:
+            self._announce(trainer, plainly(reason), pauses=pauses)
+        self.figures = {"expected_removed": 0.0, "expected_work": 1.0, "decision": 0.0}
 
-    def _fall(self) -> float | None:
+    def fall(self) -> float | None:
         """The fall of the loss, where rows can be carried; infinite where it will be known in time for a look."""
         fall = self.losses.fall()
         return math.inf if fall is None and self.losses.early else fall
 
-    def _may_take_time(self) -> bool:
+    def may_take_time(self) -> bool:
         """Whether work may be counted in seconds."""
         cost = self.schedule.cost
         return cost == "seconds" or (cost is None and not torch.are_deterministic_algorithms_enabled())
@@ -193,7 +184,7 @@ class Choice:
             The choice.
         """
         factors = self._factors / self._steps if self._factors is not None else None
-        costs, fall = self._costs(explained is not None), self._fall() if carriable else self.losses.fall()
+        costs, fall = self._costs(explained is not None), self.fall() if carriable else self.losses.fall()
         (in_seconds, forward, work), fall = trainer.strategy.broadcast((costs, fall))
         self.schedule.observe(factors, forward if in_seconds else None)
         self._evaluation, self._factors, self._steps = None, None, 0
@@ -223,9 +214,8 @@ class Choice:
             trainer: The trainer.
             why: How they were lost.
         """
-        decision = replace(self.schedule.decide(None, carriable=Carriable()), reason=why)
-        self._announce(trainer, decision, pauses=True)
-        self.figures = {"expected_removed": 0.0, "expected_work": 1.0, "decision": 0.0}
+        self.schedule.decide(None, carriable=Carriable())
+        self.stay_plain(trainer, why, pauses=True)
         self.stage = "rest"
 
     def _costs(self, judged: bool) -> tuple[bool, float | None, float]:
@@ -236,7 +226,7 @@ class Choice:
         # Where all steps had a sweep's rows, these steps tell whether the clock is steady.
         steady = times.steady("plain" if times.typical("plain") is not None else "sweep")
         steady &= times.typical(corrects) is None or times.steady(corrects)
-        if not (self._may_take_time() and (cost or steady or longer)):
+        if not (self.may_take_time() and (cost or steady or longer)):
             cost = "evaluations"
         swept = times.typical("sweep")
         step = times.typical("plain") or (None if swept is None else max(swept - self._rows, 0.0))

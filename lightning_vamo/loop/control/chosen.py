@@ -16,8 +16,9 @@ from lightning_vamo.loop.control.carried import Carried, Carry
 from lightning_vamo.loop.control.choice import Choice
 from lightning_vamo.loop.control.drawn import begin_learning, learns_here, turn
 from lightning_vamo.loop.control.here import Here
-from lightning_vamo.loop.control.looks import BURST, JUDGED, RARE, begin_look, epochs_left
+from lightning_vamo.loop.control.looks import BURST, JUDGED, RARE, begin_look
 from lightning_vamo.loop.control.recompute import Recompute, swept_batches
+from lightning_vamo.loop.control.waiting import leave_out, waits
 from lightning_vamo.loop.ledger.advice import Advice
 from lightning_vamo.loop.plan.plan import Plan, has_plan
 
@@ -141,10 +142,10 @@ class Chosen(Control):
         asked, others = 0 if warmup == "auto" else warmup, not learns_here(here)
         if others:
             learning.learner, choice.stage = None, "rest"
-        waits, long = choice.stage == "rest" and not (others and asked), 2 * here.steps_per_epoch < BURST
-        if waits and self._carries(here) and choice.rests(here.trainer, epochs_left(here), others=others, long=long):
+        rests = choice.stage == "rest" and not (others and asked) and self._carries(here)
+        if rests and waits(here, choice, others=others):
             return False
-        if others:
+        if others and asked:
             begin_learning(here, lambda: swept_batches(here), asked)
             if learning.learner is not None and learning.learner.ready:
                 return True  # from a warm-up
@@ -162,7 +163,10 @@ class Chosen(Control):
 
     def _look(self, here: Here, *, pause: bool = False) -> None:
         """Begin a look, if enough epochs are left for what it may lead to: carried rows need one that fills their table."""
-        begin_look(here, self._every(here), 2 if self._carries(here) else 1, pause=pause)
+        if begin_look(here, self._every(here), 2 if self._carries(here) else 1, pause=pause):
+            begin_learning(here, lambda: swept_batches(here), 0)
+        else:
+            leave_out(here.trainer, _choice(here))
 
     def _every(self, here: Here) -> float | None:
         """Steps from one snapshot to the next, infinitely many where the epoch has no end; None where epochs tell."""

@@ -21,7 +21,7 @@ RARE = 16
 """Where an epoch has no end: a look takes one of so many steps."""
 
 
-def begin_look(here: Here, every: float | None, after: int, *, pause: bool = False) -> None:
+def begin_look(here: Here, every: float | None, after: int, *, pause: bool = False) -> bool:
     """Begin a look: the last steps of the epoch, or where snapshots are timed by steps, the next ones.
 
     Args:
@@ -29,28 +29,67 @@ def begin_look(here: Here, every: float | None, after: int, *, pause: bool = Fal
         every: Steps from one snapshot to the next, infinitely many where the epoch has no end; None where epochs tell.
         after: Epochs that have to follow, or the look would lead to nothing and is left out.
         pause: Whether there was a look just before, which has told the directions.
+
+    Returns:
+        Whether it has begun.
     """
     assert here.choice is not None
-    step, fewest = here.trainer.global_step, _fewest(here)
-    asked = here.settings.directions.warmup_batches
-    burst = max(fewest, BURST if asked in ("auto", 0) else int(asked))
+    step = here.trainer.global_step
     if every is not None:
-        burst = max(fewest, min(burst, int(every))) if math.isfinite(every) else burst
+        burst = _burst(here)
+        burst = max(_fewest(here), min(burst, int(every))) if math.isfinite(every) else burst
         since = step + ((RARE - 1) * burst if pause and math.isinf(every) else 0)
     else:
         left = _steps_left(here.trainer)
-        since = step + max(min(_TIMED, left // 4), left - burst)
-        # The look ends with an epoch, and goes on in the next epochs only if it has too few steps.
-        ends = range(step + left - since, burst + 1, max(1, int(here.steps_per_epoch)))
-        burst = next((each for each in reversed(ends) if each >= fewest), burst)
-        further = max(0, math.ceil((since + burst - step - left) / here.steps_per_epoch))
-        if epochs_left(here) < further + after:
-            return
+        since, burst = _place(here, left)
+        if epochs_left(here) < _further(here, since + burst - left) + after:
+            return False
+        since += step
     here.choice.look = Look(since, since + burst)
     here.choice.stage = "look"
     # What is known of directions is of little use at first, and long after the last look.
     here.learning.turn_at = None if pause else since + burst // 2
     here.learning.learned_at = None if every is None else since + burst
+    return True
+
+
+def length(here: Here) -> tuple[int, bool]:
+    """How long a look takes that begins with an epoch, where epochs have an end.
+
+    Args:
+        here: The present state of the run.
+
+    Returns:
+        The number of epochs, and whether the look ends after the second epoch, or with it.
+    """
+    steps = _steps(here)
+    since, burst = _place(here, steps)
+    return 1 + _further(here, since + burst - steps), since + burst >= 2 * steps
+
+
+def _place(here: Here, left: int) -> tuple[int, int]:
+    """After how many steps a look begins, and its number of steps; so many steps are left of the epoch."""
+    burst, fewest = _burst(here), _fewest(here)
+    since = max(min(_TIMED, left // 4), left - burst)
+    # The look ends with an epoch, and goes on in the next epochs only if it has too few steps.
+    ends = range(left - since, burst + 1, _steps(here))
+    return since, next((each for each in reversed(ends) if each >= fewest), burst)
+
+
+def _further(here: Here, steps: int) -> int:
+    """How many epochs begin in so many steps after the end of an epoch."""
+    return max(0, math.ceil(steps / _steps(here)))
+
+
+def _steps(here: Here) -> int:
+    """Optimizer steps of an epoch, which has an end: the last one may have fewer batches."""
+    return max(1, math.ceil(here.steps_per_epoch))
+
+
+def _burst(here: Here) -> int:
+    """Steps of a look, if it need not end with an epoch."""
+    asked = here.settings.directions.warmup_batches
+    return max(_fewest(here), BURST if asked in ("auto", 0) else int(asked))
 
 
 def epochs_left(here: Here) -> float:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from lightning_vamo.core.numerics import at_least_float32
 
+# The share of the most losses that an epoch has to have to count as a whole one.
+_WHOLE = 0.75
+
 
 class EpochLosses:
     """Sums of the losses of the present epoch and of the three before, of which a measured choice reads the fall."""
@@ -43,8 +46,8 @@ class EpochLosses:
 
     @property
     def early(self) -> bool:
-        """Whether fewer than two epochs have been seen beside the present one."""
-        return len(self._epochs) < 3
+        """Whether so few epochs have been seen that a fall which is not known may be known soon."""
+        return len(self._epochs) < 4
 
     def fall(self) -> float | None:
         """By what share of itself the mean loss has fallen from one epoch to the next.
@@ -52,15 +55,20 @@ class EpochLosses:
         Returns:
             The share, the mean over the last two falls before the present epoch, since noise makes single ones rise and fall;
             below zero where the loss has risen. The share of the last fall alone, if no more epochs have been seen as a whole;
-            None if none has, or if a loss was not finite.
+            None if none has, or if a loss was not finite. An epoch with less than three quarters of the most losses, as one in
+            which the training was resumed, has not been seen as a whole.
         """
-        whole = 1
-        while whole < len(self._epochs) and self._epochs[-1 - whole] == self._epochs[-1] - whole:
-            whole += 1
-        seen = [(count, float(total)) for count, total in zip(self._counts[-whole:-1], self._sums[-whole:-1], strict=True)]
-        if len(seen) < 2 or len({count for count, _ in seen}) > 1 or not seen[0][0]:
+        seen: list[tuple[int, float]] = []
+        most = max(self._counts[:-1], default=0)
+        for epoch, count, total in list(zip(self._epochs, self._counts, self._sums, strict=True))[-2::-1]:
+            if epoch != self._epochs[-1] - len(seen) - 1 or not count or count < _WHOLE * most:
+                break
+            seen.append((count, float(total)))
+        if len(seen) < 2:
             return None
-        before, after = seen[0][1], seen[-1][1]
+        (first, before), (last, after) = seen[-1], seen[0]
+        if first != last:
+            before, after = before / first, after / last
         return (before - after) / abs(before) / (len(seen) - 1) if before and math.isfinite(before - after) else None
 
     def state_dict(self) -> dict[str, Any]:

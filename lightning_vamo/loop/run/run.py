@@ -108,8 +108,8 @@ class Run:
         control, epoch, snapshot = self.method.control, trainer.current_epoch, self.snapshot
         # A reloaded loader may hold other data, for which the rows are wrong.
         stale = snapshot is not None and not snapshot.belongs_to(compat.train_loader(trainer))
-        learns = (self.choice or self.learning.learner) is not None and snapshot is None
-        self.clock.due |= stale or control.begins(epoch) or (learns and control.every_n_train_steps is None)
+        learns = snapshot is None and (self.learning.learner or (self.choice and self.method.settings.directions.learns))
+        self.clock.due |= stale or control.begins(epoch) or bool(learns and control.every_n_train_steps is None)
         if stale:
             control.warn_of_reload(self.advice)
         if stale or (self.clock.due and control.replaces(epoch)):

@@ -143,10 +143,11 @@ class Choice:
             trainer: The trainer.
             reason: Why.
             pauses: Whether there may be another look.
-            told: Whether the reason stands for an earlier one, and is not said.
+            told: Whether the decision takes the place of the last one, and is not said.
         """
         if told:
-            self.decisions[-1] = replace(self.decisions[-1], reason=reason)
+            last, epoch, step = self.decisions[-1], trainer.current_epoch, trainer.global_step
+            self.decisions[-1] = replace(last, epoch=epoch, step=step, reason=reason)
         else:
             self._announce(trainer, plainly(reason), pauses=pauses)
         self.figures = {"expected_removed": 0.0, "expected_work": 1.0, "decision": 0.0}

@@ -150,7 +150,7 @@ def no_carry_decision(removed: float, work: float, *, measured: bool, before: Ki
         reason = "nothing is removed any more" if before in ("carry", "sweep") else "carried rows remove nothing"
     else:
         reason = f"carried rows remove no more than {share}{price}"
-    return Decision(0, 0.0, 1.0, False, reason)
+    return plainly(reason)
 
 
 def not_yet(fall: float) -> str:

@@ -17,6 +17,7 @@ from lightning_vamo.core.schedules.decision import (
     no_carry_decision,
     of_sweeps,
     padded,
+    plainly,
     removed_by_rows,
     surely,
     sweep_decision,
@@ -178,7 +179,7 @@ class EfficientProbes(ProbeSchedule):
         """
         again = self._idle >= self.wait
         if shares is None:
-            decision = Decision(0, 0.0, 1.0, False, "probes=0: the gradient noise has not been measured yet")
+            decision = plainly("probes=0: the gradient noise has not been measured yet")
             if carriable is not None:
                 self._count(decision, tried=again)
             self.chosen, self.kind, self._fell, self.waits = 0, "nothing", None, False

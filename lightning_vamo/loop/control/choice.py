@@ -145,12 +145,13 @@ class Choice:
             pauses: Whether there may be another look.
             told: Whether the decision takes the place of the last one, and is not said.
         """
+        decision = plainly(reason)
         if told:
             last, epoch, step = self.decisions[-1], trainer.current_epoch, trainer.global_step
             self.decisions[-1] = replace(last, epoch=epoch, step=step, reason=reason)
         else:
-            self._announce(trainer, plainly(reason), pauses=pauses)
-        self.figures = {"expected_removed": 0.0, "expected_work": 1.0, "decision": 0.0}
+            self._announce(trainer, decision, pauses=pauses)
+        self._expect(decision)
 
     def fall(self) -> float | None:
         """The fall of the loss, where rows can be carried; infinite where it will be known in time for a look."""
@@ -201,11 +202,7 @@ class Choice:
         )
         if (decision.probes, decision.kind) != before or (carriable and self.stage == "look"):
             self._announce(trainer, decision, pauses=carriable)
-        self.figures = {
-            "expected_removed": decision.removed,
-            "expected_work": decision.work,
-            "decision": float(NUMBERS[decision.kind]),
-        }
+        self._expect(decision)
         return decision
 
     def lose(self, trainer: Trainer, why: str) -> None:
@@ -235,6 +232,14 @@ class Choice:
         if self._evaluation is not None and step and (steady or cost == "seconds"):
             forward = self._evaluation / step
         return (False, None, 1.0) if cost == "evaluations" else (True, forward, times.work(corrects, steady=steady))
+
+    def _expect(self, decision: Decision) -> None:
+        """Set the figures to log to those of a choice."""
+        self.figures = {
+            "expected_removed": decision.removed,
+            "expected_work": decision.work,
+            "decision": float(NUMBERS[decision.kind]),
+        }
 
     def _announce(self, trainer: Trainer, decision: Decision, *, pauses: bool) -> None:
         """Keep what is chosen, for :meth:`news` and for the report."""

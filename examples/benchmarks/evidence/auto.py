@@ -1,6 +1,6 @@
 """Whether ``VAMOCallback()`` does no harm, takes the win where there is one, and is as good as the best fixed choice.
 
-python -m examples.benchmarks.evidence.auto --data FOLDER --runs FOLDER [--into docs/evidence]    # half an hour on an idle core
+python -m examples.benchmarks.evidence.auto --data FOLDER --runs FOLDER [--into docs/evidence]    # an hour and a half on a core
 python -m examples.benchmarks.evidence.auto --runs FOLDER --quick                                 # seconds, without data
 
 FOLDER of the data holds ``mnist``, ``diamonds``, ``sst2`` and ``tinyshakespeare.txt``; ``auto_sst2`` needs transformers and the
@@ -42,6 +42,10 @@ def main() -> None:
     parser.add_argument("--kept", action="store_true", help="run nothing: the table of the runs that are kept")
     parser.add_argument("--quick", action="store_true", help="two short experiments with one seed")
     options = parser.parse_args()
+    if unknown := sorted(set(options.names) - set(names())):
+        parser.error(
+            f"argument NAME: there is no experiment {', '.join(unknown)}; choose from {', '.join(experiments(quick=False))}"
+        )
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric", "transformers", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -285,6 +285,13 @@ def test_the_report_says_why_a_training_stayed_plain(epochs, shares, reason, fal
     assert [run.callback_metrics[f"vamo/{name}"] for name in ("decision", "expected_removed", "expected_work")] == [0, 0, 1]
 
 
+def test_a_sweep_that_does_not_pay_is_the_reason_to_the_end():
+    callback = VAMOCallback(probes=EfficientProbes(4, 1, cost="evaluations"), control="replay", seed=1)
+    fit(callback, VAMOSoftmax(fresh=1.0), epochs=3)
+    assert [decided.epoch for decided in callback.report.decisions] == [1]
+    assert plain_since(callback).startswith("probes=0: the best number above 0, ")
+
+
 def test_a_wait_ends_where_time_does_not_count_any_more(driven, falls):
     falls(*[0.2] * 6)
 

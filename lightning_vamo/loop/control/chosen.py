@@ -165,7 +165,7 @@ class Chosen(Control):
         """Begin a look, if enough epochs are left for what it may lead to: carried rows need one that fills their table."""
         if begin_look(here, self._every(here), 2 if self._carries(here) else 1, pause=pause):
             begin_learning(here, lambda: swept_batches(here), 0)
-        else:
+        elif self._carries(here):
             leave_out(here.trainer, _choice(here))
 
     def _every(self, here: Here) -> float | None:

@@ -53,7 +53,7 @@ def _first(here: Here, choice: Choice, fall: float | None) -> None:
 
 
 def leave_out(trainer: Trainer, choice: Choice) -> None:
-    """Say that no look is of use any more, where another one was promised.
+    """Say that no look at carried rows is of use any more, where another one was promised.
 
     Args:
         trainer: The trainer.

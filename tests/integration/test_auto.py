@@ -387,27 +387,49 @@ class Dies(L.Callback):
             raise resuming.Killed
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
-@pytest.mark.parametrize("fresh", [0.0, 1.0])
-def test_a_resumed_run_chooses_and_trains_as_the_whole_one(fresh, tmp_path):
+def train_and_resume(folder, steps, fresh=0.0):
+    """A whole run, and the same one interrupted and resumed at each of some steps in turn."""
+
     def run(dies=None, ckpt=None):
         callback, module = auto(retry_after=1), VAMOSoftmax(fresh)
-        saver = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=45)
+        saver = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=45)
         fit(callback, module, epochs=5, callbacks=[saver, Dies(dies)], ckpt=ckpt, enable_checkpointing=True)
         return callback, module
 
     callback, module = auto(retry_after=1), VAMOSoftmax(fresh)
     fit(callback, module, epochs=5)
     checkpoint = None
-    # In a plain part, a burst, a table that fills, rows that are judged, and rows that are used; or where they are given up,
-    # before which the noise makes no difference.
-    for step in (225, 315) if fresh else (45, 90, 135, 225, 315):
+    for step in steps:
         with pytest.raises(resuming.Killed):
             run(step + 4, checkpoint)
-        checkpoint = tmp_path / f"step={step}.ckpt"
+        checkpoint = folder / f"step={step}.ckpt"
     resumed, other = run(ckpt=checkpoint)
-    assert resumed.report.decisions == callback.report.decisions
-    assert same(module, other)
+    return callback.report, resumed.report, same(module, other)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("fresh", [0.0, 1.0])
+def test_a_resumed_run_chooses_and_trains_as_the_whole_one(fresh, tmp_path):
+    # In a plain part, a burst, a table that fills, rows that are judged, and rows that are used; or where they are given up,
+    # before which the noise makes no difference.
+    steps = (225, 315) if fresh else (45, 90, 135, 225, 315)
+    whole, resumed, alike = train_and_resume(tmp_path, steps, fresh)
+    assert resumed.decisions == whole.decisions
+    assert alike
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize(("probes", "kind"), [(0, "nothing"), (2, "sweep")])
+def test_a_choice_within_an_epoch_that_was_resumed_has_its_batches_in_their_order(probes, kind, tmp_path, monkeypatch):
+    best = EfficientProbes._best
+    # At the judgement, at step 264, which a run resumed at step 225 reaches in the same epoch.
+    monkeypatch.setattr(EfficientProbes, "_best", lambda self, *given: probes if self.kind == "look" else best(self, *given))
+    monkeypatch.setattr(EfficientProbes, "_rises", lambda self, carried: False)
+    whole, resumed, alike = train_and_resume(tmp_path, (225, 270))
+    assert (whole.decisions[1].step, whole.decisions[1].kind) == (264, kind)
+    assert resumed.rows_unused == whole.rows_unused == 0
+    assert resumed.decisions == whole.decisions
+    assert alike
 
 
 class Keep(L.Callback):

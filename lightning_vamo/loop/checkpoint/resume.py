@@ -120,7 +120,9 @@ class Resumption:
         elif self._within:
             check_data(trainer, state)
             check_parameters(trainer, state)
-        run.cursor, run.sums, run.clock, run.plan = cursor, sums, clock, plan if self._within else None
+        run.cursor, run.sums, run.clock = cursor, sums, clock
+        # The saved plan is that of the snapshot's rows; an epoch may take its batches in another order.
+        run.plan = plan.in_order(cursor.order) if plan is not None and self._within else None
         run.method.gradient.load_state_dict(state.gradient)
         self._take_up_learning(trainer, run, state)
         if state.snapshot is not None:

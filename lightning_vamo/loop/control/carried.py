@@ -1,6 +1,5 @@
 """Carried rows: each step replaces its row by its own slopes, and the next epoch uses the new row."""
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from lightning_vamo.loop.control.measured import measure
 from lightning_vamo.loop.control.probed import Probed, ProbedControl
 from lightning_vamo.loop.ledger.advice import Advice
 from lightning_vamo.loop.parameters import same_tensors
-from lightning_vamo.loop.plan.plan import Plan, plan_of
+from lightning_vamo.loop.plan.plan import Plan
 from lightning_vamo.loop.sweep.agree import check_batches
 
 
@@ -122,12 +121,11 @@ class Carry(ProbedControl):
     def take(self, here: Here, before: Snapshot | None) -> Carried | None:
         """See :meth:`Control.take`."""
         sweeps = self.sweep_every_n_epochs is not None and not isinstance(before, Carried)
-        batches = functools.cache(lambda: plan_of(here.trainer))
         last = before if isinstance(before, Carried) else None
-        drawn = draw(here, batches, keep=None if last is None else last.drawn)
+        drawn = draw(here, lambda: here.epoch_plan, keep=None if last is None else last.drawn)
         if drawn is None:
             return None
-        return _swept(here, drawn, batches()) if sweeps else _turned(here, drawn, last)
+        return _swept(here, drawn, here.epoch_plan) if sweeps else _turned(here, drawn, last)
 
     def restore(self, here: Here, state: dict[str, Any], plan: Plan | None) -> Carried:
         """See :meth:`Control.restore`."""
@@ -161,7 +159,7 @@ def _turned(here: Here, drawn: Drawn, before: Carried | None) -> Carried:
         before = None
     if before is not None and before.directions is not drawn.directions and not here.settings.directions.learns:
         before = None  # rows along other directions have next to no part along random directions
-    plan = (here.plan or plan_of(here.trainer)) if before is None or before.plan is None else before.plan
+    plan = here.epoch_plan if before is None or before.plan is None else before.plan
     if before is None:
         count, group = drawn.directions.count, here.trainer.accumulate_grad_batches
         table = CarriedRows(_weights(here.trainer, plan), count, drawn.beta, group, bounds=_bounds(here))

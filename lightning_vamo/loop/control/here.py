@@ -15,7 +15,7 @@ from lightning_vamo.loop.ledger.seeds import Seeds
 from lightning_vamo.loop.ledger.totals import Totals
 from lightning_vamo.loop.parameters import trainable_parameters
 from lightning_vamo.loop.plan.fingerprint import BatchWatch
-from lightning_vamo.loop.plan.plan import Plan
+from lightning_vamo.loop.plan.plan import Plan, plan_of
 from lightning_vamo.loop.sweep.oracle import Oracle
 
 
@@ -35,7 +35,8 @@ class Here:
         advice: The warnings of the run.
         watch: Tells batches apart.
         catch_up: Tells ``choice`` of the steps since it was last told of some.
-        plan: The batches of the epoch, where loaders can tell them; else None.
+        plan: The batches of the epoch, in the order in which it trains on them; None where they have not been asked for, or
+            loaders cannot tell them.
     """
 
     trainer: Trainer
@@ -55,6 +56,15 @@ class Here:
     def oracle(self) -> Oracle:
         """Evaluates the module's loss."""
         return self.make_oracle()
+
+    @property
+    def epoch_plan(self) -> Plan:
+        """The batches of the epoch, in the order in which it trains on them, those before a resume among them.
+
+        Raises:
+            UnsupportedError: See :func:`~lightning_vamo.loop.plan.plan.plan_of`.
+        """
+        return self.plan or plan_of(self.trainer)
 
     @property
     def parameters(self) -> list[Tensor]:

@@ -16,7 +16,7 @@ from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.control.memory import check_memory
 from lightning_vamo.loop.ledger.advice import Advice
 from lightning_vamo.loop.parameters import same_tensors
-from lightning_vamo.loop.plan.plan import Plan, plan_of
+from lightning_vamo.loop.plan.plan import Plan
 from lightning_vamo.loop.sweep.gradient_sweep import sample_counts
 
 TableType = Literal["float64", "float32", "bfloat16"]
@@ -180,7 +180,7 @@ class CacheGradients(KeepGradients):
 
     def take(self, here: Here, before: Snapshot | None) -> CachedGradients:
         """See :meth:`Control.take`."""
-        period, plan, correction = self.period(here), plan_of(here.trainer), self.correction(here)
+        period, plan, correction = self.period(here), here.epoch_plan, self.correction(here)
         table = self.table(here, plan)
 
         def see(position: int, gradients: list[Tensor | None]) -> None:
@@ -225,7 +225,7 @@ class CarryGradients(KeepGradients):
         if isinstance(before, CarriedGradients) and same_tensors(before.parameters, here.parameters):
             return before
         self.period(here)  # refuses data without a length
-        plan, correction = plan_of(here.trainer), self.correction(here)
+        plan, correction = here.epoch_plan, self.correction(here)
         table = self.table(here, plan, here.trainer.accumulate_grad_batches)
         return CarriedGradients(here.trainer.current_epoch, correction, {}, 0, plan, table)
 

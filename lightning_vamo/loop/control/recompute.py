@@ -22,7 +22,7 @@ from lightning_vamo.loop.control.measured import measure, radius
 from lightning_vamo.loop.control.probed import ProbedControl
 from lightning_vamo.loop.control.recomputed import Center, Recomputed
 from lightning_vamo.loop.ledger.seeds import seeded
-from lightning_vamo.loop.plan.plan import Plan, has_plan, plan_of
+from lightning_vamo.loop.plan.plan import Plan, has_plan
 from lightning_vamo.loop.plan.reread import Swept, second_reading
 
 
@@ -138,6 +138,4 @@ def _recomputed(
 
 def swept_batches(here: Here) -> Swept | None:
     """The epoch's plan, or another reading of the data; None if the data cannot be read twice."""
-    # Recomputed rows need no plan for their steps, so a plan of the rest of an epoch is enough for the mean.
-    plan = here.plan or (plan_of(here.trainer) if has_plan(here.trainer) else None)
-    return plan or second_reading(here.trainer)
+    return here.epoch_plan if here.plan or has_plan(here.trainer) else second_reading(here.trainer)

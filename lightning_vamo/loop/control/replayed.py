@@ -1,6 +1,5 @@
 """Replay: an epoch trains on the same batches that a sweep has measured at the snapshot."""
 
-import functools
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.control.measured import measure
 from lightning_vamo.loop.control.probed import Probed, ProbedControl
 from lightning_vamo.loop.ledger.advice import Advice
-from lightning_vamo.loop.plan.plan import Plan, plan_of
+from lightning_vamo.loop.plan.plan import Plan
 from lightning_vamo.loop.sweep.sweep import Sweep
 
 
@@ -122,17 +121,17 @@ class Replay(ProbedControl):
         """See :meth:`Control.take`."""
         if here.learning.changing_data:
             return None
-        batches = functools.cache(lambda: plan_of(here.trainer))
-        drawn = draw(here, batches)
+        drawn = draw(here, lambda: here.epoch_plan)
         if drawn is None:
             return None
-        measured = measure(here, drawn, batches())
+        plan = here.epoch_plan
+        measured = measure(here, drawn, plan)
         if measured is None:
             return None
         swept, logs = measured
         here.totals.snapshots += 1
         correction = table_correction(here, drawn, swept)
-        return Replayed(here.trainer.current_epoch, drawn, batches(), swept, correction, logs)
+        return Replayed(here.trainer.current_epoch, drawn, plan, swept, correction, logs)
 
     def restore(self, here: Here, state: dict[str, Any], plan: Plan | None) -> Replayed:
         """See :meth:`Control.restore`."""

@@ -68,6 +68,20 @@ class Plan:
         """The plan of the first ``length`` batches, at most as many as this plan has."""
         return Plan(self._loader, self._passes, length)
 
+    def in_order(self, order: Sequence[int]) -> "Plan":
+        """The plan of the same batches in another order.
+
+        Args:
+            order: The row of this plan that each step takes, shape ``(K,)``.
+
+        Returns:
+            The plan; this plan, if later epochs have to keep its order.
+        """
+        if self.keeps_order or list(order) == list(range(self.length)):
+            return self
+        passes = [[Pass.of(part) for part in remaining(batches, 0, order)] for batches in self.batches()]
+        return Plan(self._loader, passes, self.length)
+
     def sizes(self) -> list[int]:
         """Number of samples of each batch, shape ``(K,)``."""
         total = [0] * self.length

@@ -369,6 +369,26 @@ def test_without_learning_there_is_a_choice_only_where_a_snapshot_is_due(monkeyp
     assert epochs == [0, 3, 6]
 
 
+class Counting(VAMOSoftmax):
+    """Keeps the number of optimizer steps that ``training_step`` reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = []
+
+    def training_step(self, batch, batch_idx):
+        self.read.append(self.global_step)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("profiler", [None, "simple"])  # with a profiler, as on several ranks, Lightning's own loop runs a step
+def test_a_step_reads_how_many_there_were_whoever_took_them(profiler, driven):
+    module = Counting()
+    fit(auto(), module, epochs=6, accumulate_grad_batches=2, profiler=profiler)
+    assert 0 < len(set(driven)) < 6 * STEPS
+    assert module.read == [batch // 2 for batch in range(6 * STEPS)]
+
+
 def test_accumulated_batches_are_corrected_together(driven):
     callback = auto()
     fit(callback, epochs=8, accumulate_grad_batches=2)

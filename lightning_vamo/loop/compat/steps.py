@@ -70,14 +70,13 @@ def manual_steps(
             plain(outputs)
             return outputs
         if _is_direct(trainer, module):
-            manual_loop.on_run_start()  # so that both loops go on counting the optimizer's steps
-            try:
-                outputs = direct((*kwargs.values(),))
-            finally:
-                manual_loop.on_run_end()
+            outputs = direct((*kwargs.values(),))
             if outputs is not None:
                 return outputs
         accumulating = accumulates(trainer)
+        # While the flag is False, `global_step` is the manual loop's count, which plain and direct steps do not advance.
+        steps = manual_loop.optim_step_progress.total
+        steps.ready = steps.completed = automatic_loop.optim_progress.optimizer_steps
         with started(next(iter(kwargs.values()))), manual(module):
             outputs = manual_loop.run(kwargs)
         if isinstance(trainer.strategy.model, DistributedDataParallel):

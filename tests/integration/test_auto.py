@@ -7,16 +7,16 @@ import re
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from lightning_vamo import InvalidArgumentError, VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import SphereDirections
 from lightning_vamo.core.schedules import EfficientProbes
-from lightning_vamo.loop.control import choice
+from lightning_vamo.loop.control import choice, replayed
 from lightning_vamo.loop.control.carried import Carry
 from lightning_vamo.loop.control.looks import BURST, JUDGED
 from lightning_vamo.loop.control.replayed import Replay
@@ -359,9 +359,9 @@ def test_steps_of_a_part_of_an_epoch_s_batches_count(driven):
 def test_without_learning_there_is_a_choice_only_where_a_snapshot_is_due(monkeypatch):
     epochs, decide = [], choice.Choice.decide
 
-    def decided(self, fit, *arguments):
+    def decided(self, fit, *arguments, **options):
         epochs.append(fit.current_epoch)
-        return decide(self, fit, *arguments)
+        return decide(self, fit, *arguments, **options)
 
     monkeypatch.setattr(choice.Choice, "decide", decided)
     probes = EfficientProbes(2, 2, cost="evaluations")
@@ -472,15 +472,134 @@ def test_ranks_decide_alike(tmp_path):
 
 def test_rows_that_a_new_loader_makes_useless_are_given_up(caplog):
     with caplog.at_level("INFO"):
-        callback = auto(retry_after=3)
-        fit(callback, Reloading(), epochs=6, reload_dataloaders_every_n_epochs=1)
-    assert [decided.kind for decided in callback.report.decisions][:2] == ["look", "nothing"]
-    assert "the carried rows are lost" in " ".join(record.message for record in caplog.records)
+        callback = auto()
+        fit(callback, Reloading(), epochs=8, reload_dataloaders_every_n_epochs=4)
+    assert [decided.kind for decided in callback.report.decisions][:3] == ["look", "carry", "nothing"]
+    assert "the carried rows are lost, as the training batches" in " ".join(record.message for record in caplog.records)
+
+
+def kinds(callback):
+    return [decided.kind for decided in callback.report.decisions]
+
+
+@pytest.mark.parametrize(
+    ("options", "samples"),
+    [
+        ({"limit_train_batches": 0.8}, {}),
+        ({}, {"replacement": True}),
+        ({}, {"num_samples": 16 * 80}),
+        ({"reload_dataloaders_every_n_epochs": 1}, {}),
+        ({"reload_dataloaders_every_n_epochs": 2}, {}),
+    ],
+)
+def test_rows_are_not_carried_where_that_would_keep_data_from_the_training_or_they_would_not_last(options, samples):
+    callback, module = auto(), Reloading(**samples)
+    fit(callback, module, epochs=4, **options)
+    assert set(kinds(callback)) <= {"nothing", "sweep"}
+    assert len(callback.report.decisions) > 0
+
+
+def test_rows_are_carried_in_sequence_wherever_the_trainer_limits_an_epoch():
+    callback = auto()
+    fit(callback, Reloading(shuffle=False), epochs=4, limit_train_batches=80)
+    assert "look" in kinds(callback)
+
+
+class Thaw(L.Callback):
+    """Lets the bias train from an epoch on."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_fit_start(self, fit, module):
+        module.net.bias.requires_grad_(False)
+
+    def on_train_epoch_start(self, fit, module):
+        module.net.bias.requires_grad_(fit.current_epoch >= self.epoch)
+
+
+@pytest.mark.parametrize("batches", [1, 4])  # whose epochs have 100 steps, or 25, so that a look takes some epochs
+@pytest.mark.parametrize("epoch", [1, 2, 3, 4, 5, 6])
+def test_rows_are_given_up_and_directions_learned_anew_where_other_weights_train(epoch, batches):
+    callback = auto()
+    fit(callback, epochs=12, callbacks=[Thaw(epoch)], accumulate_grad_batches=batches)
+    reasons = [decided.reason for decided in callback.report.decisions]
+    lost = [index for index, reason in enumerate(reasons) if "other weights train" in reason]
+    assert len(lost) <= 1
+    for index in lost:
+        assert callback.report.decisions[index].epoch == epoch
+        assert kinds(callback)[index - 1] in ("look", "carry")
+        assert kinds(callback)[index + 1 :][:2] == ["look", "carry"]
+    assert kinds(callback)[-1] == "carry"
+    assert lost or epoch <= (1 if batches == 1 else 3)
+
+
+def test_the_fall_of_the_loss_is_that_of_whole_losses_however_many_batches_a_step_has(monkeypatch):
+    falls, fall = [], EpochLosses.fall
+    monkeypatch.setattr(EpochLosses, "fall", lambda self: falls.append(fall(self)) or falls[-1])
+    fit(auto(), epochs=5, callbacks=[GradientAccumulationScheduler({0: 1, 1: 4, 2: 2})])
+    known = [each for each in falls if each is not None]
+    assert len(known) > 1
+    assert all(0 < each < 0.6 for each in known)
+
+
+@pytest.mark.parametrize("epochs", [6, 7, 8, 12])
+def test_a_look_is_promised_only_where_it_can_come(epochs, caplog, monkeypatch):
+    monkeypatch.setattr(EfficientProbes, "_best", lambda self, *given: 0)
+    with caplog.at_level("INFO"):
+        fit(auto(retry_after=3), epochs=epochs)
+    said = " ".join(record.message for record in caplog.records)
+    promised = [int(epoch) for epoch in re.findall(r"next look at epoch (\d+)", said)]
+    assert all(epoch + 2 < epochs for epoch in promised)
+    assert "too few epochs left for a look" in said
+
+
+def test_random_directions_have_no_looks(caplog):
+    with caplog.at_level("INFO"):
+        fit(auto(directions=SphereDirections()), epochs=3)
+    said = " ".join(record.message for record in caplog.records)
+    assert "gradient noise" in said
+    assert "look" not in said
+
+
+def test_rows_whose_directions_turn_rarely_are_judged_as_soon_as_others():
+    callback = auto(control=Carry(turn_every_n_epochs=5))
+    fit(callback, epochs=6)
+    assert [(decided.kind, decided.step) for decided in callback.report.decisions] == [("look", 100), ("carry", 264)]
+
+
+def test_a_run_that_dies_in_a_sweep_does_not_decide_again(tmp_path, monkeypatch):
+    best, measure = EfficientProbes._best, replayed.measure
+    monkeypatch.setattr(EfficientProbes, "_best", lambda self, *given: 2 if self.kind == "look" else best(self, *given))
+    whole, module = auto(), VAMOSoftmax()
+    fit(whole, module, epochs=4)
+    assert kinds(whole)[:2] == ["look", "sweep"]
+
+    def dies(here, *arguments):
+        measure(here, *arguments)
+        here.trainer.save_checkpoint(tmp_path / "swept.ckpt")
+        raise resuming.Killed
+
+    monkeypatch.setattr(replayed, "measure", dies)
+    with pytest.raises(resuming.Killed):
+        fit(auto(), epochs=4)
+    monkeypatch.setattr(replayed, "measure", measure)
+    resumed, other = auto(), VAMOSoftmax()
+    fit(resumed, other, epochs=4, ckpt=tmp_path / "swept.ckpt")
+    assert resumed.report.decisions == whole.report.decisions
+    assert same(module, other)
 
 
 class Reloading(VAMOSoftmax):
+    """Makes its own loader, shuffled with the given options of the sampler."""
+
+    def __init__(self, shuffle=True, **options):
+        super().__init__()
+        self.shuffle, self.options = shuffle, options
+
     def train_dataloader(self):
-        return DataLoader(data(), 16, shuffle=True)
+        sampler = RandomSampler(data(), **self.options) if self.shuffle else None
+        return DataLoader(data(), 16, sampler=sampler)
 
 
 def test_only_what_the_user_allows_is_chosen():

@@ -56,6 +56,8 @@ class Choice:
         losses: The mean training losses of the last epochs.
         figures: What the last choice expects, to log.
         decisions: All changes so far.
+        sweeping: Whether a sweep that was chosen is not over yet.
+        ends: Whether the last decision said that there is to be no further look.
     """
 
     def __init__(self, schedule: EfficientProbes) -> None:
@@ -68,6 +70,7 @@ class Choice:
         self.losses = EpochLosses()
         self.figures: dict[str, float] = {}
         self.decisions: list[Decided] = []
+        self.sweeping = self.ends = False
         self._evaluation: float | None = None
         self._rows = 0.0
         self._factors: Tensor | None = None
@@ -95,14 +98,15 @@ class Choice:
             return self.look.since <= step < self.look.until
         return self.stage != "rest"
 
-    def step_starts(self, step: int, learner: Learner | None) -> None:
+    def step_starts(self, trainer: Trainer, learner: Learner | None) -> None:
         """Time a step, and let the learner know where a burst begins.
 
         Args:
-            step: The trainer's ``global_step`` before the step.
+            trainer: The trainer, before the step.
             learner: The learner.
         """
-        sees, look = self.sees(step), self.look
+        sees, look = self.sees(trainer.global_step), self.look
+        self.losses.accumulated = trainer.accumulate_grad_batches
         self.times.batch_starts("plain" if not sees else self.stage if self.stage in ("look", "sweep") else "carry")
         if self.stage == "look" and look is not None and sees and learner is not None and not look.begun:
             look.begun = True
@@ -136,13 +140,13 @@ class Choice:
         told, self._untold = self._untold, []
         return told
 
-    def stay_plain(self, trainer: Trainer, reason: str, *, pauses: bool, told: bool = False) -> None:
+    def stay_plain(self, trainer: Trainer, reason: str, *, pauses: float | None, told: bool = False) -> None:
         """Choose nothing, outside of :meth:`decide`.
 
         Args:
             trainer: The trainer.
             reason: Why.
-            pauses: Whether there may be another look.
+            pauses: Within how many epochs another look may begin; None if there is to be none, or no word of it.
             told: Whether the decision takes the place of the last one, and is not said.
         """
         decision = plainly(reason)
@@ -171,6 +175,7 @@ class Choice:
         sweeps: float | None,
         carriable: bool,
         explained: Tensor | None = None,
+        pauses: float | None = None,
     ) -> Decision:
         """Choose for the steps to come; all ranks choose alike, as they have the same gradients and rows and use one clock.
 
@@ -181,6 +186,7 @@ class Choice:
             sweeps: See :meth:`EfficientProbes.decide`.
             carriable: Whether rows can be carried.
             explained: The shares that carried rows explain; None if that is not known.
+            pauses: See :meth:`stay_plain`.
 
         Returns:
             The choice.
@@ -201,19 +207,20 @@ class Choice:
             fall,
         )
         if (decision.probes, decision.kind) != before or (carriable and self.stage == "look"):
-            self._announce(trainer, decision, pauses=carriable)
+            self._announce(trainer, decision, pauses=pauses)
         self._expect(decision)
         return decision
 
-    def lose(self, trainer: Trainer, why: str) -> None:
+    def lose(self, trainer: Trainer, why: str, *, pauses: float | None) -> None:
         """Give up rows that are lost, and wait for the next look.
 
         Args:
             trainer: The trainer.
             why: How they were lost.
+            pauses: See :meth:`stay_plain`.
         """
         self.schedule.decide(None, carriable=Carriable())
-        self.stay_plain(trainer, why, pauses=True)
+        self.stay_plain(trainer, why, pauses=pauses)
         self.stage = "rest"
 
     def _costs(self, judged: bool) -> tuple[bool, float | None, float]:
@@ -241,20 +248,19 @@ class Choice:
             "decision": float(NUMBERS[decision.kind]),
         }
 
-    def _announce(self, trainer: Trainer, decision: Decision, *, pauses: bool) -> None:
+    def _announce(self, trainer: Trainer, decision: Decision, *, pauses: float | None) -> None:
         """Keep what is chosen, for :meth:`news` and for the report."""
-        epoch, more = trainer.current_epoch, ""
-        if not decision.probes and pauses:
-            when = f"at epoch {epoch + self.schedule.wait}"
+        epoch, more, self.ends = trainer.current_epoch, "", False
+        if not decision.probes and pauses is not None:
+            wait = 1 if self.schedule.waits else self.schedule.wait
+            self.ends = wait > pauses
+            when = f"next look at epoch {epoch + wait}"
             if self.schedule.waits:
-                when = f"when the loss falls by less than {100 * FAST:.2g} % an epoch"
-            more = f"; training plainly, next look {when}"
+                when = f"next look when the loss falls by less than {100 * FAST:.2g} % an epoch"
+            more = f"; training plainly, {'with too few epochs left for a look' if self.ends else when}"
         self._untold.append(f"epoch {epoch}: {decision.reason}{more}.")
-        self.decisions.append(
-            Decided(
-                epoch, trainer.global_step, decision.kind, decision.probes, decision.removed, decision.work, decision.reason
-            )
-        )
+        figures = decision.kind, decision.probes, decision.removed, decision.work, decision.reason
+        self.decisions.append(Decided(epoch, trainer.global_step, *figures))
 
     # ---- checkpoints
 
@@ -270,6 +276,8 @@ class Choice:
             "losses": self.losses.state_dict(),
             "figures": self.figures,
             "decisions": [asdict(decided) for decided in self.decisions],
+            "sweeping": self.sweeping,
+            "ends": self.ends,
             "evaluation": self._evaluation,
             "rows": self._rows,
             "factors": self._factors,
@@ -288,5 +296,5 @@ class Choice:
         self.times = StepTimes(**copy.deepcopy(state["times"]))
         self.losses.load_state_dict(state["losses"])
         self.figures, self.decisions = state["figures"], [Decided(**decided) for decided in state["decisions"]]
-        self._evaluation, self._rows = state["evaluation"], state["rows"]
-        self._factors, self._steps = state["factors"], state["steps"]
+        self.sweeping, self.ends, self._evaluation = state["sweeping"], state["ends"], state["evaluation"]
+        self._rows, self._factors, self._steps = state["rows"], state["factors"], state["steps"]

@@ -16,11 +16,13 @@ from lightning_vamo.loop.control.carried import Carried, Carry
 from lightning_vamo.loop.control.choice import Choice
 from lightning_vamo.loop.control.drawn import begin_learning, learns_here, turn
 from lightning_vamo.loop.control.here import Here
-from lightning_vamo.loop.control.looks import BURST, JUDGED, RARE, begin_look
+from lightning_vamo.loop.control.looks import BURST, JUDGED, RARE, begin_look, looks_within
 from lightning_vamo.loop.control.recompute import Recompute, swept_batches
 from lightning_vamo.loop.control.waiting import leave_out, waits
 from lightning_vamo.loop.ledger.advice import Advice
+from lightning_vamo.loop.parameters import same_tensors
 from lightning_vamo.loop.plan.plan import Plan, has_plan
+from lightning_vamo.loop.plan.whole import is_whole, lasts
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Chosen(Control):
         return self._options[-1].every_n_train_steps
 
     def begins(self, epoch: int) -> bool:
-        """See :meth:`Control.begins`."""
-        return any(option.begins(epoch) for option in self._options)
+        """See :meth:`Control.begins`; carried rows are judged at each epoch's start, whether or not their directions turn."""
+        return self.carry is not None or self._options[-1].begins(epoch)
 
     def ends(self, epoch: int) -> bool:
         """See :meth:`Control.ends`; snapshots of different kinds end at different times: see :meth:`keeps`."""
@@ -113,10 +115,17 @@ class Chosen(Control):
         choice, learning = _choice(here), here.learning
         learning.learned_at = None
         here.catch_up()
+        if choice.sweeping:  # the training was interrupted in the sweep, and resumed
+            return self._swept(here, before)
         carried = before if isinstance(before, Carried) else None
-        if choice.stage in ("fill", "judge", "carry") and carried is None:
-            choice.lose(here.trainer, "the carried rows are lost, as the batches or the trainable weights are other ones")
-            return None
+        if choice.stage in ("fill", "judge", "carry"):
+            if carried is None:
+                why = "the carried rows are lost, as the training batches or their accumulation have changed"
+                choice.lose(here.trainer, why, pauses=looks_within(here, 2))
+                return None
+            if not same_tensors(carried.parameters, here.parameters):
+                choice.lose(here.trainer, "the carried rows are lost, as other weights train now", pauses=None)
+                before = carried = None
         if choice.stage == "fill" or (choice.stage == "judge" and here.trainer.global_step < choice.judged_at):
             return self._filled(here, carried)
         if here.settings.directions.learns and not self._learned(here):
@@ -174,8 +183,10 @@ class Chosen(Control):
         return self.every_n_train_steps or (math.inf if endless else None)
 
     def _carries(self, here: Here) -> bool:
-        """Whether rows can be carried."""
-        return self.carry is not None and has_plan(here.trainer)
+        """Whether rows can be carried: where there is another choice, only if that keeps no data from the training."""
+        if self.carry is None or not has_plan(here.trainer):
+            return False
+        return self.sweep is None or (lasts(here.trainer) and is_whole(here.trainer))
 
     def _sweeps(self, here: Here) -> float | None:
         """How often a batch is probed per epoch, on average; None if there is to be no probing."""
@@ -187,18 +198,26 @@ class Chosen(Control):
     def _decided(self, here: Here, before: Snapshot | None, carried: Carried | None) -> Snapshot | None:
         choice, settings, learner = _choice(here), here.settings, here.learning.learner
         judging, carries = choice.stage == "judge", self._carries(here)
-        if learner is not None and not judging:
+        keeps = choice.stage == "carry" and self.carry is not None and not self.carry.begins(here.trainer.current_epoch)
+        within = judging or keeps  # a pass of the learner, whose directions stay
+        if learner is not None and not within:
             turn(here)
         if learner is None:
             shares: Tensor | None = _of_random(here, choice.schedule.maximum)
         else:  # the rows that are judged are those along the directions of the present pass
-            shares = learner.shares_so_far() if judging else learner.shares
+            shares = learner.shares_so_far() if within else learner.shares
         decision = choice.decide(
-            here.trainer, shares, settings.difference, self._sweeps(here), carries, _explained(here) if carries else None
+            here.trainer,
+            shares,
+            settings.difference,
+            self._sweeps(here),
+            carries,
+            _explained(here) if carries else None,
+            pauses=looks_within(here, 2) if carries else None,
         )
         if decision.afresh or decision.kind == "look":
             here.learning.coefficient = None
-        if decision.kind == "carry" and judging:
+        if decision.kind == "carry" and within:
             choice.stage = "carry"
             return carried
         return self._act(here, decision, carries, before, carried)
@@ -211,17 +230,24 @@ class Chosen(Control):
         if decision.kind in ("look", "carry") and self.carry is not None:
             choice.stage = "fill" if decision.kind == "look" else "carry"
             return self.carry.take(here, carried)
-        if decision.kind == "sweep" and self.sweep is not None:
-            again = BURST * (RARE if choice.stage == "sweep" else 1)
-            choice.stage = "sweep"
-            snapshot = self.sweep.take(here, None if carried is not None else before)
-            if math.isinf(here.steps_per_epoch):
-                here.learning.learned_at = here.trainer.global_step + again
-            return snapshot
+        if decision.kind == "sweep":
+            return self._swept(here, None if carried is not None else before)
         choice.stage = "rest"
         if not carries and here.settings.directions.learns:
             self._look(here, pause=True)
         return None
+
+    def _swept(self, here: Here, before: Snapshot | None) -> Snapshot | None:
+        """Sweep, and use the rows of the sweep."""
+        assert self.sweep is not None
+        choice = _choice(here)
+        again = BURST * (RARE if choice.stage == "sweep" else 1)
+        choice.sweeping = True  # in a checkpoint that is saved before the sweep is over
+        snapshot = self.sweep.take(here, before)
+        choice.sweeping, choice.stage = False, "sweep"
+        if math.isinf(here.steps_per_epoch):
+            here.learning.learned_at = here.trainer.global_step + again
+        return snapshot
 
 
 def _choice(here: Here) -> Choice:

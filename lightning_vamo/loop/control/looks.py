@@ -67,6 +67,23 @@ def length(here: Here) -> tuple[int, bool]:
     return 1 + _further(here, since + burst - steps), since + burst >= 2 * steps
 
 
+def looks_within(here: Here, after: int) -> float | None:
+    """Within how many epochs another look may begin.
+
+    Args:
+        here: The present state of the run.
+        after: Epochs that have to follow the look: see :func:`begin_look`.
+
+    Returns:
+        The number: below 1 if the present look was the last one, infinite if the training has no known end. None if there are
+        no looks, since directions are not learned.
+    """
+    if not here.settings.directions.learns:
+        return None
+    left = epochs_left(here)
+    return left - (length(here)[0] - 1) - after if math.isfinite(left) else left
+
+
 def _place(here: Here, left: int) -> tuple[int, int]:
     """After how many steps a look begins, and its number of steps; so many steps are left of the epoch."""
     burst, fewest = _burst(here), _fewest(here)

@@ -8,10 +8,7 @@ from lightning_vamo.core.schedules.decision import FEWEST, not_yet
 from lightning_vamo.core.schedules.falling import noise_limits
 from lightning_vamo.loop.control.choice import Choice
 from lightning_vamo.loop.control.here import Here
-from lightning_vamo.loop.control.looks import epochs_left, length
-
-# Part of each reason not to look any more: it is said once.
-_FEW = "too few"
+from lightning_vamo.loop.control.looks import epochs_left, length, looks_within
 
 
 def waits(here: Here, choice: Choice, *, others: bool) -> bool:
@@ -44,12 +41,13 @@ def _first(here: Here, choice: Choice, fall: float | None) -> None:
         schedule.waits = False
     elif fall == math.inf and not (schedule.waits or lasts):
         schedule.waits = True
-        few = f"{left:.3g} epochs are {_FEW} for corrections that take time, which need {needed}"
-        choice.stay_plain(trainer, few if left < needed else not_yet(fall), pauses=left >= needed)
+        few = f"{left:.3g} epochs are too few for corrections that take time, which need {needed}"
+        choice.stay_plain(trainer, few if left < needed else not_yet(fall), pauses=math.inf if left >= needed else None)
+        choice.ends = left < needed
     elif schedule.waits and fall is not None and math.isfinite(fall) and not noise_limits(fall):
         told = len(choice.decisions) > 1
         if told or left >= needed - 2:
-            choice.stay_plain(trainer, not_yet(fall), pauses=True, told=told)
+            choice.stay_plain(trainer, not_yet(fall), pauses=looks_within(here, 2), told=told)
 
 
 def leave_out(trainer: Trainer, choice: Choice) -> None:
@@ -59,6 +57,6 @@ def leave_out(trainer: Trainer, choice: Choice) -> None:
         trainer: The trainer.
         choice: The choice.
     """
-    last = choice.decisions[-1] if choice.decisions else None
-    if last is not None and last.kind == "nothing" and _FEW not in last.reason:
-        choice.stay_plain(trainer, f"{_FEW} epochs are left to learn directions, fill a table of rows and use it", pauses=False)
+    if not choice.ends and choice.decisions and choice.decisions[-1].kind == "nothing":
+        choice.stay_plain(trainer, "too few epochs are left to learn directions, fill a table of rows and use it", pauses=None)
+        choice.ends = True

@@ -12,9 +12,14 @@ _WHOLE = 0.75
 
 
 class EpochLosses:
-    """Sums of the losses of the present epoch and of the three before, of which a measured choice reads the fall."""
+    """Sums of the losses of the present epoch and of the three before, of which a measured choice reads the fall.
+
+    Attributes:
+        accumulated: How many batches an optimizer step has, by which Lightning divides the loss of each.
+    """
 
     def __init__(self) -> None:
+        self.accumulated = 1
         self._epochs: list[int] = []
         self._counts: list[int] = []
         self._sums: list[Tensor | float] = []
@@ -42,7 +47,8 @@ class EpochLosses:
         if isinstance(loss, Tensor) and self._epochs:
             self._counts[-1] += 1
             # On a CPU the number is there to read; a tensor would cost three further calls per step.
-            self._sums[-1] = self._sums[-1] + (loss.item() if loss.is_cpu else loss.detach().to(at_least_float32(loss.dtype)))
+            value = loss.item() if loss.is_cpu else loss.detach().to(at_least_float32(loss.dtype))
+            self._sums[-1] = self._sums[-1] + value * self.accumulated
 
     @property
     def early(self) -> bool:

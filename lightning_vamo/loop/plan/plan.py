@@ -51,7 +51,7 @@ class Plan:
         self._loader = loader
         self._recorders = recorders_of(loader)
         self._passes = passes
-        self.keeps_order = len(self._recorders) > 1 or not _shuffles(self._recorders[0])
+        self.keeps_order = len(self._recorders) > 1 or not shuffles(self._recorders[0])
 
     @contextmanager
     def loaded(self) -> Iterator[Iterator[Any]]:
@@ -277,7 +277,8 @@ def _draw(loader: Any, length: int, cycles: bool) -> list[Pass]:
     return drawn
 
 
-def _shuffles(recorder: RecordingBatchSampler) -> bool:
+def shuffles(recorder: RecordingBatchSampler) -> bool:
+    """Whether a loader is known to draw its batches in a random order."""
     sampler = getattr(recorder.wrapped, "sampler", None)
     return isinstance(sampler, (RandomSampler, WeightedRandomSampler, SubsetRandomSampler)) or bool(
         getattr(sampler, "shuffle", False)

@@ -160,7 +160,7 @@ class Run:
             clock.due = False
         self._check_batch(trainer, batch_idx)
         if self.choice is not None:
-            self.choice.step_starts(trainer.global_step, self.learning.learner)
+            self.choice.step_starts(trainer, self.learning.learner)
             timed = (every, self.learning.learned_at, self.learning.turn_at) != (None, None, None)
             self._rests = self.choice.stage == "rest" and not (self.snapshot or timed or observers(trainer))
         return self.snapshot if taken else None

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from lightning_vamo.callbacks.drawn import AT_SNAPSHOT, drawn
+from lightning_vamo.callbacks.drawn import AT_SNAPSHOT, drawn, log_at_snapshot
 from lightning_vamo.callbacks.state import CallbackState
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import checks, compat
@@ -177,6 +177,7 @@ class MethodCallback(DrivingCallback):
                 run.ledger.stepped_plainly,
             )
         )
+        self._attached.enter_context(self.signals.installed(trainer))
         run.ledger.begin_epoch(trainer.current_epoch)
 
     @override
@@ -227,13 +228,12 @@ class MethodCallback(DrivingCallback):
         if self._plain:
             return
         self._resumption = None
+        self.signals.close()
         taken = self._run.before_batch(trainer, pl_module, batch_idx)
         for sentence in [] if self._run.choice is None else self._run.choice.news():
             self._say(f"{self.report.method}, {sentence}")
         if taken is not None:
-            figures = {f"{self.prefix}/{name}": float(taken.logs[name]) for name in AT_SNAPSHOT if name in taken.logs}
-            for logger in trainer.loggers:
-                logger.log_metrics({**figures, "epoch": trainer.current_epoch}, step=trainer.global_step)
+            log_at_snapshot(trainer, taken.logs, self.prefix)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""The figures of an epoch: which are logged at its snapshot, and which a report's picture shows."""
+"""The figures of an epoch: those that are logged at its snapshot, and those that a report's picture shows."""
 
 from collections.abc import Mapping
 
@@ -8,6 +8,19 @@ AT_SNAPSHOT = ("snapshot_loss", "mu", "probe_snr", "directions_dropped", "sweep_
 """The figures that are logged at the step of the snapshot that they belong to."""
 
 OF_METHOD = ("variance_removed", "decision", "forward_evaluations", "backward_evaluations")
+
+
+def log_at_snapshot(trainer: Trainer, logs: Mapping[str, float], prefix: str) -> None:
+    """Log the figures of a snapshot, at its step.
+
+    Args:
+        trainer: The trainer, whose loggers get the figures.
+        logs: The figures, by name.
+        prefix: The part before the slash in the names of the method's logged figures.
+    """
+    figures = {f"{prefix}/{name}": float(logs[name]) for name in AT_SNAPSHOT if name in logs}
+    for logger in trainer.loggers:
+        logger.log_metrics({**figures, "epoch": trainer.current_epoch}, step=trainer.global_step)
 
 
 def drawn(trainer: Trainer, figures: Mapping[str, float], prefix: str) -> dict[str, float]:

@@ -20,6 +20,7 @@ from lightning_vamo.loop.compat.resume import (
     set_last_reload,
     step_plateau_schedulers,
 )
+from lightning_vamo.loop.compat.signals import SignalGate
 from lightning_vamo.loop.compat.steps import (
     accumulates,
     backward_is_watched,
@@ -52,6 +53,7 @@ from lightning_vamo.loop.compat.strategies import (
 
 __all__ = [
     "FitEnded",
+    "SignalGate",
     "accumulates",
     "autocast_dtype",
     "averages_gradients",

@@ -63,11 +63,16 @@ class Driver:
 
 
 class DrivingCallback(Callback, ABC):
-    """A callback whose driver answers the calls of the module's ``training_step``."""
+    """A callback whose driver answers the calls of the module's ``training_step``, and lets signals wait for a batch's end."""
 
     @abstractmethod  # so that command lines do not offer the class itself among the Trainer's callbacks
     def __init__(self) -> None:
         self.driver = Driver()
+        self.signals = compat.SignalGate()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Run the handlers of the signals that came within the batch."""
+        self.signals.open()
 
 
 class Around(Protocol):

@@ -1,0 +1,98 @@
+"""A signal whose handler saves a checkpoint, as a cluster's requeueing does, may come at any time."""
+
+import os
+import signal
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_vamo import MeZOCallback, S2PCallback, SVRGCallback, VAMOCallback, VAMOMixin, ZOSVRGCallback
+from tests.support.modules import classification_data, trainer
+
+METHODS = {
+    "sweeps": lambda: VAMOCallback(probes=2, control="replay", seed=1),
+    "recomputed rows": lambda: VAMOCallback(probes=2, control="recompute", seed=1),
+    "SVRG": lambda: SVRGCallback(seed=1),
+    "MeZO": lambda: MeZOCallback(seed=1),
+    "S2P": lambda: S2PCallback(seed=1),
+    "ZO-SVRG": lambda: ZOSVRGCallback(seed=1),
+}
+
+
+class Module(VAMOMixin, L.LightningModule):
+    """Gets a signal in one of its evaluations, counted from 0."""
+
+    def __init__(self, at=None):
+        super().__init__()
+        self.net = nn.Linear(6, 3)
+        self.at = at
+
+    def training_step(self, batch, batch_idx):
+        COUNT.append(batch_idx)
+        if len(COUNT) - 1 == self.at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+COUNT = []
+"""The evaluations of the last run: a sweep would put back what an object of the run remembers."""
+
+
+def train(make, folder, at=None, ckpt=None):
+    COUNT.clear()
+    L.seed_everything(1, verbose=False)
+    module, fit = Module(at), trainer(folder, callbacks=[make()], max_epochs=3)
+    handler = signal.signal(signal.SIGUSR1, lambda *_: fit.save_checkpoint(folder / "signal.ckpt"))
+    try:
+        loader = DataLoader(classification_data(40), 8, shuffle=True)
+        fit.fit(module, loader, ckpt_path=ckpt, weights_only=True if ckpt else None)
+        return module.state_dict(), len(COUNT)
+    finally:
+        signal.signal(signal.SIGUSR1, handler)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_checkpoint_that_a_signal_s_handler_saves_resumes_bit_for_bit(method, tmp_path):
+    whole, count = train(METHODS[method], tmp_path)
+    for at in range(count // 3, 2 * count // 3 + 1, 3):
+        through, _ = train(METHODS[method], tmp_path, at)
+        resumed, left = train(METHODS[method], tmp_path, ckpt=tmp_path / "signal.ckpt")
+        (tmp_path / "signal.ckpt").unlink()
+        assert left < count
+        assert all(torch.equal(through[name], value) and torch.equal(resumed[name], value) for name, value in whole.items()), at
+
+
+def test_handlers_are_those_of_before_when_the_training_has_ended(tmp_path):
+    def handler(*_):
+        pass
+
+    before = signal.signal(signal.SIGUSR2, handler)
+    try:
+        train(METHODS["MeZO"], tmp_path)
+        assert signal.getsignal(signal.SIGUSR2) is handler
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_handler_runs_though_an_exception_ends_the_batch_that_it_waits_for(tmp_path):
+    ran = []
+
+    class Fails(Module):
+        def training_step(self, batch, batch_idx):
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert not ran
+            raise KeyError
+
+    before = signal.signal(signal.SIGUSR2, lambda *_: ran.append(1))
+    try:
+        with pytest.raises(KeyError):
+            trainer(tmp_path, callbacks=[MeZOCallback()]).fit(Fails(), DataLoader(classification_data(40), 8))
+        assert ran == [1]
+    finally:
+        signal.signal(signal.SIGUSR2, before)

@@ -41,7 +41,8 @@ class SVRGCallback(MethodCallback):
 
     Logged at the end of each epoch under ``svrg/``: ``alpha``, the mean coefficient; ``variance_removed``, the share of the
     gradient's second moment that the corrections removed; ``forward_evaluations`` and ``backward_evaluations``, the passes over
-    a batch so far; ``rows_unused``; ``sweep_seconds``, and ``row_seconds`` where gradients are recomputed.
+    a batch so far; ``rows_unused``; ``row_seconds`` where gradients are recomputed. Logged at the step of each snapshot:
+    ``sweep_seconds``.
 
     Args:
         alpha: The mixing coefficient :math:`\alpha`, or a name. ``"adaptive"`` measures the coefficient by a regression of the

@@ -40,14 +40,14 @@ class VAMOCallback(MethodCallback):
     weights of the snapshot. Memory: the table of ``K`` times ``q`` numbers, and the directions. Communication: one reduction
     of the table per sweep.
 
-    Logged at the end of each epoch under ``vamo/``: ``probes``; ``alpha``, the effective coefficient :math:`\alpha d/q`;
-    ``mu``; ``snapshot_loss``, the training loss at the snapshot, exact where the loss is a mean over samples;
-    ``variance_removed``, the share of the gradient's second moment that the corrections removed; ``probe_snr``, the size of
-    the probe differences relative to their own error; ``directions_dropped``, the number of directions along which a loss was
-    not finite; ``rows_unused``, the number of batches that differed from the batches of the sweep, or of recomputed rows that
-    were not finite; ``forward_evaluations`` and ``backward_evaluations``, the passes over a batch so far; ``sweep_seconds``,
-    ``row_seconds`` where rows are recomputed; and where ``probes`` are chosen by measurement ``decision``, ``expected_removed``
-    and ``expected_work``.
+    Logged under ``vamo/`` at the step of each snapshot: ``mu``; ``snapshot_loss``, the training loss at the snapshot, exact
+    where the loss is a mean over samples; ``probe_snr``, the size of the probe differences relative to their own error;
+    ``directions_dropped``, the number of directions along which a loss was not finite; ``sweep_seconds``. Logged at the end of
+    each epoch: ``probes``; ``alpha``, the effective coefficient :math:`\alpha d/q`; ``variance_removed``, the share of the
+    gradient's second moment that the corrections removed; ``rows_unused``, the number of batches that differed from the batches
+    of the sweep, or of recomputed rows that were not finite; ``forward_evaluations`` and ``backward_evaluations``, the passes
+    over a batch so far; ``row_seconds`` where rows are recomputed; and where ``probes`` are chosen by measurement ``decision``,
+    ``expected_removed`` and ``expected_work``.
 
     Args:
         probes: ``q``, the number of probes, or a schedule of it, a :class:`~lightning_vamo.core.schedules.ProbeSchedule`. 0 is

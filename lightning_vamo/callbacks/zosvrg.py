@@ -37,8 +37,8 @@ class ZOSVRGCallback(MethodCallback):
     with ``Recompute`` another ``q``; with ``Replay`` one number per batch, so that all ranks leave out a row whose batch has
     changed on one rank. Communication of a snapshot: one reduction of the table.
 
-    Logged at the end of each epoch under ``zosvrg/``: the figures of :class:`~lightning_vamo.MeZOCallback`, and the figures of
-    :class:`~lightning_vamo.VAMOCallback` that concern the snapshot and its rows.
+    Logged under ``zosvrg/``: at the end of each epoch the figures of :class:`~lightning_vamo.MeZOCallback`, and those of
+    :class:`~lightning_vamo.VAMOCallback` that concern the rows; at the step of each snapshot those that concern the snapshot.
 
     Args:
         probes: ``q``, the number of directions.

@@ -23,9 +23,9 @@ class S2PCallback(MethodCallback):
       The step is longer where the loss is steeper than in recent steps. Here :math:`\alpha` has no unit: the step is at most
       :math:`\alpha\rho` times :math:`s`, so learning rates are of the order of 1.
 
-    The full paper of ``"vs2p"`` was not available, so two details may differ from it. :math:`\sigma` is the root mean square of
-    :math:`\gamma` over the last 100 steps, including the present step: the mean of :math:`\gamma` is 0, as :math:`s` and
-    :math:`-s` are equally likely. A scheduler of the learning rate has to make the step length decay.
+    Two details of ``"vs2p"`` are not taken from its paper. :math:`\sigma` is the root mean square of :math:`\gamma` over the
+    last 100 steps, including the present step: the mean of :math:`\gamma` is 0, as :math:`s` and :math:`-s` are equally likely.
+    A scheduler of the learning rate has to make the step length decay.
 
     Cost of a step: two forward passes of each batch (``"stp"``: three), and no backward pass. An epoch costs nothing in
     addition to its steps. Memory: that of a forward pass without gradients, a copy of the batch, and about a hundredth of the

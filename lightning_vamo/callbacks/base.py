@@ -85,6 +85,7 @@ class MethodCallback(DrivingCallback):
         self._attached = ExitStack()
         self._trainer: Trainer | None = None
         self._resumption: Resumption | None = None
+        self._loads = False  # whether a state that is loaded is that of a run to go on with
 
     @property
     def report(self) -> MethodReport:
@@ -118,17 +119,12 @@ class MethodCallback(DrivingCallback):
             return
         checks.check_package("trainer", trainer)
         name, control = self._method.name, self._method.control
-        callbacks = [callback for callback in trainer.callbacks if isinstance(callback, DrivingCallback)]  # type: ignore[attr-defined]
-        if len(callbacks) > 1:
-            raise UnsupportedError(
-                f"The Trainer has {len(callbacks)} callbacks that change gradients,"
-                f" {', '.join(type(callback).__name__ for callback in callbacks)}: keep one."
-            )
+        checks.check_alone([each for each in trainer.callbacks if isinstance(each, DrivingCallback)])  # type: ignore[attr-defined]
         checks.check_strategy(trainer.strategy, name)
         checks.check_module(pl_module, VAMOMixin, name)
         self._run = Run(self._method, self.driver)
         self._run.frozen = frozen(pl_module)
-        self._resumption = None
+        self._resumption, self._trainer = None, None  # after a fit that an exception has ended, there is no teardown
         self._attached.enter_context(checks.one_optimizer(trainer.strategy, name))
         if self._method.records:
             required = control.records == "always"
@@ -175,9 +171,9 @@ class MethodCallback(DrivingCallback):
                 functools.partial(steps.direct, trainer, pl_module),
                 functools.partial(run.drives, trainer),
                 run.ledger.stepped_plainly,
+                self.signals,
             )
         )
-        self._attached.enter_context(self.signals.installed(trainer))
         run.ledger.begin_epoch(trainer.current_epoch)
 
     @override
@@ -228,8 +224,8 @@ class MethodCallback(DrivingCallback):
         if self._plain:
             return
         self._resumption = None
-        self.signals.close()
-        taken = self._run.before_batch(trainer, pl_module, batch_idx)
+        with self.signals.closed():
+            taken = self._run.before_batch(trainer, pl_module, batch_idx)
         for sentence in [] if self._run.choice is None else self._run.choice.news():
             self._say(f"{self.report.method}, {sentence}")
         if taken is not None:
@@ -279,14 +275,15 @@ class MethodCallback(DrivingCallback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Prepare to resume the run before Lightning's loops read the checkpoint."""
         state = checkpoint.get("callbacks", {}).get(self.state_key, {})
-        training = self._trainer is not None  # within the training, a tuner loads the checkpoint that it has just saved
-        if trainer.state.fn == "fit" and state.get("ranks") and self._keeps_place and not training:
+        # Within the training, a tuner loads the checkpoint that it has just saved.
+        self._loads = trainer.state.fn == "fit" and self._trainer is None
+        if self._loads and state.get("ranks") and self._keeps_place:
             self._resumption = Resumption(trainer, self._run, state["ranks"], checkpoint, self._method.name)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the totals and the seed from a checkpoint."""
-        if self._plain or self._trainer is not None:
+        if self._plain or not self._loads:
             return
         state, run = read(CallbackState, state_dict, self._method.name), self._run
         run.ledger.totals = read(Totals, state.totals, self._method.name)

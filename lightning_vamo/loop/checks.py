@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -61,6 +61,20 @@ def check_package(name: str, thing: object) -> None:
             " lightning_vamo works with the package lightning, whose classes cannot be mixed with those of pytorch_lightning:"
             " write `import lightning.pytorch as pl` in place of `import pytorch_lightning as pl` in all of your files."
         )
+
+
+def check_alone(callbacks: Sequence[Callback]) -> None:
+    """Refuse a Trainer with several callbacks that take over the training steps.
+
+    Args:
+        callbacks: The callbacks of this kind.
+
+    Raises:
+        UnsupportedError: If there are several.
+    """
+    if len(callbacks) > 1:
+        names = ", ".join(type(callback).__name__ for callback in callbacks)
+        raise UnsupportedError(f"The Trainer has {len(callbacks)} callbacks that change gradients, {names}: keep one.")
 
 
 def check_strategy(strategy: Strategy, name: str) -> None:

@@ -233,6 +233,60 @@ def test_a_checkpoint_that_another_callback_saves(hook, batch_idx, before, tmp_p
         assert_same_end(run_saving(tmp_path / "resumed", tmp_path / f"{epoch}.ckpt", seed=99), uninterrupted)
 
 
+@pytest.mark.parametrize("limit_val_batches", [0, 1.0])
+@pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_validation_start", "on_train_batch_end"])
+def test_a_checkpoint_of_an_epoch_s_end_where_max_steps_ends_the_training(hook, limit_val_batches, tmp_path):
+    if hook == "on_validation_start" and not limit_val_batches:
+        pytest.skip("there is no validation")
+    options = {"max_epochs": -1, "max_steps": 28, "limit_val_batches": limit_val_batches, "module": NoPlateau}
+    uninterrupted = run_saving(tmp_path, hook=hook, batch_idx=6, before=False, **options)
+    for epoch in range(3):
+        assert_same_end(run_saving(tmp_path / "resumed", tmp_path / f"{epoch}.ckpt", seed=99, **options), uninterrupted)
+
+
+class NoPlateau(VAMOModule):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.02)
+
+
+@pytest.mark.parametrize("again", ["the same Trainer", "another Trainer"])
+def test_a_callback_whose_fit_has_failed_resumes_the_next_one(again, tmp_path):
+    def fit(callbacks, ckpt=None, fits=None, seed=1):
+        L.seed_everything(seed, verbose=False)
+        fits = fits or trainer(tmp_path, callbacks=callbacks, max_epochs=3)
+        fits.fit(module := NoPlateau(), DataLoader(classification_data(SAMPLES), BATCH, shuffle=True), ckpt_path=ckpt)
+        return fits, module
+
+    class Fails(L.Callback):
+        def __init__(self):
+            self.fails = True
+
+        def on_train_batch_end(self, fit, module, outputs, batch, batch_idx):
+            if self.fails and fit.global_step == 10:
+                fit.save_checkpoint(tmp_path / "failed.ckpt")
+                self.fails = False
+                raise KeyError
+
+    _, whole = fit([VAMOCallback(probes=2, seed=4), saver := Fails()][:1])
+    callbacks = [VAMOCallback(probes=2, seed=4), saver]
+    first = trainer(tmp_path, callbacks=callbacks, max_epochs=3)
+    with pytest.raises(KeyError):
+        fit(None, fits=first)
+    same = again == "the same Trainer"
+    _, resumed = fit(callbacks, tmp_path / "failed.ckpt", first if same else None, seed=99)
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
+
+
+def test_an_evaluation_of_a_checkpoint_keeps_the_report(tmp_path):
+    callback = VAMOCallback(probes=2, seed=4)
+    fit = trainer(tmp_path, callbacks=[callback, SavesAt(tmp_path, "on_train_batch_end", 3)], max_epochs=3)
+    loader = DataLoader(classification_data(SAMPLES), BATCH)
+    fit.fit(module := NoPlateau(), loader)
+    before = str(callback.report)
+    fit.validate(module, loader, ckpt_path=tmp_path / "0.ckpt", weights_only=True, verbose=False)
+    assert str(callback.report) == before
+
+
 @pytest.mark.parametrize(("every", "hook"), [(1, "on_train_batch_end"), (2, "on_train_batch_end"), (2, "on_train_epoch_end")])
 def test_loaders_that_are_made_anew(every, hook, tmp_path):
     options = {"reload_dataloaders_every_n_epochs": every, "max_epochs": 4}

@@ -95,6 +95,8 @@ class Resumption:
         self._take_up(trainer, run, self._state)
         if self._within:
             compat.resume_schedulers(trainer)
+        elif self._ended_epoch:
+            compat.leave_ended_epoch(trainer)
         compat.set_last_reload(trainer, self._state.reloaded)
         restore = functools.partial(self._restore if self._within else self._begin_epoch, trainer)
         resumable = self._state.plan is not None

@@ -4,7 +4,7 @@ Checked with Lightning 2.6.0 and 2.6.6. Each function names the private part tha
 """
 
 from lightning_vamo.loop.compat.attributes import replaced
-from lightning_vamo.loop.compat.hooks import backward, drop_gradients, optimizer_step, step_context, zero_grad
+from lightning_vamo.loop.compat.hooks import backward, drop_gradients, optimizer_step, reads_gradients, step_context, zero_grad
 from lightning_vamo.loop.compat.launch import FitEnded, fit_until_ended, fits_in_other_processes, launched, parts
 from lightning_vamo.loop.compat.loaders import before_transfer, loader_mode, seen_transfers, to_device, train_loader
 from lightning_vamo.loop.compat.logs import log_state, metric_states, quick_logs, set_log_state, set_metric_states
@@ -15,6 +15,7 @@ from lightning_vamo.loop.compat.resume import (
     ended_epoch,
     in_validation,
     last_reload,
+    leave_ended_epoch,
     position,
     resume_schedulers,
     set_last_reload,
@@ -76,6 +77,7 @@ __all__ = [
     "is_driven",
     "last_reload",
     "launched",
+    "leave_ended_epoch",
     "loader_mode",
     "log_state",
     "manual",
@@ -87,6 +89,7 @@ __all__ = [
     "parts",
     "position",
     "quick_logs",
+    "reads_gradients",
     "replaced",
     "resharding",
     "resume_schedulers",

@@ -51,6 +51,16 @@ def changes(owner: object, hook: str, base: type) -> bool:
     return hook in vars(owner) or getattr(type(owner), hook, None) is not _OWN[base][hook]
 
 
+def reads_gradients(trainer: Trainer, module: LightningModule) -> bool:
+    """Whether the user's code may read or change the gradients, or decide about the step, before the optimizer steps."""
+    own = ("configure_gradient_clipping", "on_before_optimizer_step", "optimizer_step")
+    return (
+        any(changes(module, hook, LightningModule) for hook in own)
+        or any(changes(each, "on_before_optimizer_step", Callback) for each in trainer.callbacks)  # type: ignore[attr-defined]
+        or any(optimizer._optimizer_step_pre_hooks for optimizer in trainer.optimizers)
+    )
+
+
 def is_profiled(trainer: Trainer) -> bool:
     """Whether a profiler records the calls of hooks."""
     return type(trainer.profiler) is not PassThroughProfiler  # type: ignore[attr-defined]

@@ -129,6 +129,23 @@ def ended_epoch(checkpoint: dict[str, Any]) -> bool:
     return bool(total["ready"] == total["processed"] == total["completed"] + 1)
 
 
+def leave_ended_epoch(trainer: Trainer) -> None:
+    """Begin with the next epoch after a checkpoint of an epoch's end.
+
+    Where ``max_steps`` ends the training, Lightning restarts the epoch that has ended, and trains on a batch too many in it.
+
+    Args:
+        trainer: The trainer, which has read the checkpoint and not yet begun to train.
+    """
+    fit_loop = trainer.fit_loop
+    if fit_loop.restarted_on_epoch_end:
+        fit_loop.epoch_progress.increment_completed()
+        # Not by the property of the fit loop, which sets True where `max_steps` ends the training, whatever it is given.
+        fit_loop._restarting = fit_loop.epoch_loop.restarting = False
+        for loop in (fit_loop, fit_loop.epoch_loop):
+            loop.reset_restart_stage()
+
+
 def step_plateau_schedulers(trainer: Trainer) -> None:
     """Step the plateau schedulers of the last epoch, which had not stepped when the checkpoint was saved."""
     progress = trainer.fit_loop.epoch_progress.current

@@ -28,6 +28,15 @@ class SignalGate:
         """Let handlers wait from now on."""
         self._closed = True
 
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Make a context in which handlers wait."""
+        self.close()
+        try:
+            yield
+        finally:
+            self.open()
+
     def open(self) -> None:
         """Run the handlers that wait, and later ones at once."""
         self._closed = False

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from lightning_vamo.loop.compat.attributes import behind, put_before, replaced
 from lightning_vamo.loop.compat.hooks import is_plain, is_profiled, step_context
+from lightning_vamo.loop.compat.signals import SignalGate
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
@@ -46,6 +47,7 @@ def manual_steps(
     direct: Callable[[Any], Any],
     wanted: Callable[[], bool],
     plain: Callable[[Any], None],
+    gate: SignalGate,
 ) -> Iterator[None]:
     """Make a context that runs each training step in Lightning's manual loop, and everything else as automatic optimization.
 
@@ -54,8 +56,8 @@ def manual_steps(
     which has no public hook, is replaced on the instance and calls the manual loop. ``started`` gets the batch, after all hooks
     of its start have run. Where the manual loop would only call the module's ``training_step``, ``direct`` is called in its
     place, with the arguments of ``training_step``; it returns None if it cannot step. Steps that are not ``wanted`` are
-    automatic, and ``plain`` gets their outputs. A tuner that trains within the training removes the callbacks for that time;
-    its steps are automatic.
+    automatic, and ``plain`` gets their outputs. A step closes the ``gate`` to signals, and whoever ends the batch opens it. A
+    tuner that trains within the training removes the callbacks for that time; its steps are automatic.
     """
     epoch_loop = trainer.fit_loop.epoch_loop
     automatic_loop, manual_loop = epoch_loop.automatic_optimization, epoch_loop.manual_optimization
@@ -65,6 +67,7 @@ def manual_steps(
     def run(optimizer: Optimizer, batch_idx: int, kwargs: Any) -> Any:
         if callback not in trainer.callbacks:  # type: ignore[attr-defined]
             return automatic(optimizer, batch_idx, kwargs)
+        gate.close()
         if not wanted():
             outputs = automatic(optimizer, batch_idx, kwargs)
             plain(outputs)
@@ -85,7 +88,7 @@ def manual_steps(
             trainer.strategy.model.require_forward_param_sync = not accumulating
         return outputs
 
-    with replaced(automatic_loop, "run", run):
+    with replaced(automatic_loop, "run", run), gate.installed(trainer):
         yield
 
 

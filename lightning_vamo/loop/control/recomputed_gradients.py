@@ -110,8 +110,9 @@ class RecomputedGradients(Anchored):
             self._aside = aside
         with torch.no_grad():
             torch._foreach_copy_(aside, held)
-            torch._foreach_copy_(held, list(self.origin))
         try:
+            with torch.no_grad():
+                torch._foreach_copy_(held, list(self.origin))
             yield
         finally:
             with torch.no_grad():

@@ -112,12 +112,14 @@ class ZerothOrder(Gradient):
         self._others = Others()
         self._family: Directions | None = None
         self._name = "The callback"
+        self._is_read = False  # whether the user's code may read the gradient before the step
 
     def begin(self, trainer: Trainer, module: LightningModule, name: str) -> None:
         """See :meth:`Gradient.begin`."""
         settings, self._name = self.settings, name
         self._moving, self._others = Moving(settings.parameters), Others()
         self._state, self._family = _State(), None
+        self._is_read = compat.reads_gradients(trainer, module)
         compat.resharding(module)()
         parameters = self._moving.parameters(trainer, module)
         check_parameters(parameters, name)
@@ -246,7 +248,8 @@ class ZerothOrder(Gradient):
         return used.tolist(), ranks
 
     def _in_place(self, trainer: Trainer) -> bool:
-        return self.settings.update != "gradient" and _hindrance(trainer) is None
+        asked = self.settings.update
+        return (asked == "in-place" or (asked == "auto" and not self._is_read)) and _hindrance(trainer) is None
 
     # ---- epochs and checkpoints
 

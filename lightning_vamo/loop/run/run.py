@@ -271,10 +271,10 @@ class Run:
         start = time.perf_counter()
         self.ledger.add_batch(evaluated.outputs, evaluated.forwards, evaluated.backwards, not evaluated.skipped)
         snapshot, learner, watching = self.snapshot, self.learning.learner, observers(trainer)
-        if first:
-            self.cursor.rows = []
+        self.cursor.rows = [] if first else self.cursor.rows
         if last and learner is not None and (self.choice is None or self.choice.sees(trainer.global_step)):
-            learner.observe(gradients_of(trainer, self.learning.parameters))
+            gradients = gradients_of(trainer, self.learning.parameters)
+            learner.interrupt() if all(each is None for each in gradients) else learner.observe(gradients)
         left_out, row = self.watch.differs and (trainer.world_size == 1 or self.method.leaves_out_together), None
         if snapshot is not None and not evaluated.skipped and not left_out:
             row = snapshot.key(self.cursor.row(trainer.fit_loop.batch_idx))

@@ -13,7 +13,8 @@ from lightning_vamo.core.directions import Directions, GradientSubspaceDirection
 from lightning_vamo.core.probes.difference import Difference
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.finder.finding import ProbeFinding
-from lightning_vamo.finder.measurement import Measurement, Settings
+from lightning_vamo.finder.measurement import Measurement
+from lightning_vamo.finder.settings import Settings
 from lightning_vamo.loop import checks, compat
 from lightning_vamo.loop.control.automatic import Auto
 from lightning_vamo.loop.control.chosen import Chosen

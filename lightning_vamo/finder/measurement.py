@@ -1,25 +1,23 @@
-"""The finder's measurements, at the first batch of a fit that takes no step."""
+"""The finder's measurements, at the first batch of a fit, and after a few steps where rows can be carried."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_vamo.core.directions import Directions, OrthonormalDirections, ProbeDirections
+from lightning_vamo.core.directions import OrthonormalDirections, ProbeDirections
 from lightning_vamo.core.noise import GradientMoments, noise_of
-from lightning_vamo.core.probes.difference import Difference, check_difference
-from lightning_vamo.core.probes.radius import auto_mu, check_mu
-from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.core.probes.radius import auto_mu
+from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.finder.aging import Aging, carried_share
 from lightning_vamo.finder.finding import ProbeFinding
 from lightning_vamo.finder.held_out import FEWEST_BATCHES, BatchGradients, Gradients, HeldOut
+from lightning_vamo.finder.settings import Settings
 from lightning_vamo.loop import checks, compat
-from lightning_vamo.loop.control.base import Control
 from lightning_vamo.loop.control.recompute import Recompute
 from lightning_vamo.loop.ledger.advice import Advice
 from lightning_vamo.loop.ledger.clocks import now
@@ -30,52 +28,10 @@ from lightning_vamo.loop.plan.plan import Plan, has_plan, plan_of
 from lightning_vamo.loop.step.driver import DrivingCallback
 from lightning_vamo.loop.sweep.agree import least
 from lightning_vamo.loop.sweep.oracle import Oracle
-from lightning_vamo.loop.sweep.precision import (
-    SweepPrecision,
-    check_float32,
-    check_sweep_precision,
-    is_mixed,
-    uses_tf32,
-)
+from lightning_vamo.loop.sweep.precision import check_float32, is_mixed, uses_tf32
 from lightning_vamo.loop.sweep.radius import EVALUATIONS as SEARCH
 from lightning_vamo.loop.sweep.repeat import ChangingLossError
 from lightning_vamo.loop.sweep.sweep import Sweep, sweep
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of the measurement: the arguments of :func:`~lightning_vamo.find_probes`.
-
-    Raises:
-        InvalidArgumentError: If a setting is not allowed.
-    """
-
-    maximum: int
-    batches: int
-    directions: Directions
-    mu: float | Literal["auto"]
-    difference: Difference
-    sweep_precision: SweepPrecision
-    seed: int | None
-    control: Control
-    """The control variate of the later training, which determines the work."""
-    accumulation: GradientAccumulationScheduler | None = None
-    """The Trainer's scheduler of gradient accumulation, if it has one."""
-    carries: bool = False
-    """Whether rows may be carried in the later training."""
-
-    def __post_init__(self) -> None:
-        for name, value, fewest in (("maximum", self.maximum, 1), ("batches", self.batches, FEWEST_BATCHES)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < fewest:
-                raise InvalidArgumentError(f"`{name}` must be a whole number >= {fewest}, got {value!r}.")
-        if not isinstance(self.directions, Directions) or not self.directions.learns:
-            raise InvalidArgumentError(
-                f"`directions` must be a family that learns, such as GradientSubspaceDirections(), got {self.directions!r}."
-                " Random directions are always measured too."
-            )
-        check_mu(self.mu)
-        check_difference(self.difference)
-        check_sweep_precision(self.sweep_precision)
 
 
 class _AtTheFirstBatch(DrivingCallback):
@@ -188,9 +144,7 @@ class Measurement:
         control = settings.control if same or not settings.control.watches else Recompute()
         # The clocks of ranks differ, but all ranks have to give the same advice.
         step_seconds, forward_seconds = trainer.strategy.broadcast((seen.seconds, forward_seconds))
-        accumulated = trainer.accumulate_grad_batches
-        if settings.accumulation is not None:
-            accumulated = settings.accumulation.get_accumulate_grad_batches(trainer.current_epoch)
+        accumulated = settings.batches_per_step(trainer)
         sweeps = control.sweeps(plan.length / accumulated)
         spectrum, figures = seen.figures(rows, forward_seconds / step_seconds, settings.difference, sweeps)
         if settings.carries and has_plan(trainer) and compat.grad_scale(trainer) is None:

@@ -142,5 +142,5 @@ def _measured(trainer: Trainer, module: LightningModule, measurement: Measuremen
         attached.enter_context(measurement.watch.watching(trainer))
         measurement.bar = attached.enter_context(finder_bar(bar))
         compat.fit_until_ended(trainer, module, **data)
-    measurement.bar = None
+    measurement.bar = measurement.aging = None
     return measurement

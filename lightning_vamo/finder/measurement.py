@@ -40,7 +40,8 @@ class _AtTheFirstBatch(DrivingCallback):
     def __init__(self, measurement: "Measurement") -> None:
         super().__init__()
         self._measurement = measurement
-        self._first = 0
+        self._trained = 0
+        self._epochs = 0
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,11 +59,19 @@ class _AtTheFirstBatch(DrivingCallback):
         if measurement.finding is None:
             compat.drop_gradients(trainer, pl_module, batch_idx)
             measurement.measure(trainer, pl_module, plan_of(trainer))
-            self._first = batch_idx
         aging = measurement.aging
-        if aging is None or batch_idx - self._first >= aging.held.length:
+        if aging is None or self._trained == aging.held.length:
             compat.drop_gradients(trainer, pl_module, batch_idx)
             measurement.measure_aging(trainer, pl_module)
+            raise compat.FitEnded
+        self._trained += 1
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the fit where too few batches were left to see rows age: the next epoch would train on other batches."""
+        self._epochs += 1
+        # An epoch may be over at once, as at a checkpoint of its end, but not two.
+        if self._measurement.finding is not None or self._epochs > 1:
             raise compat.FitEnded
 
 

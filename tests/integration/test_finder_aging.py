@@ -3,10 +3,11 @@
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_vamo import VAMOCallback, find_probes
+from lightning_vamo import UnsupportedError, VAMOCallback, find_probes
 from lightning_vamo.finder.aging import _correlations, carried_share
 from tests.support.modules import trainer
 
@@ -73,6 +74,52 @@ def test_no_step_is_taken_where_rows_are_not_to_be_carried(callback, monkeypatch
     finding = found(Noisy(), callback)
     assert finding.carried is None
     assert not finding.carries
+
+
+# ---- where the epoch ends before the rows have aged
+
+
+class NoMore(Noisy):
+    """Skips the rest of each epoch."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if batch_idx == 5 else None
+
+
+def test_an_epoch_that_is_over_too_soon_leaves_the_rows_out():
+    finding = found(NoMore())
+    assert finding.carried is None
+    assert finding.batches == 40
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+@pytest.mark.parametrize(("step", "aged"), [(19, 20), (20, 0), (25, 0), (39, 0), (40, 20), (41, 20), (79, 0)])
+def test_rows_age_within_the_epoch_of_a_checkpoint_or_not_at_all(step, aged, tmp_path):
+    saves = ModelCheckpoint(tmp_path, every_n_train_steps=step, save_top_k=-1, filename="{step}")
+    fit = trainer(tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[saves])
+    fit.fit(Noisy(), loader())
+    model = Noisy()
+    finding = find_probes(
+        trainer(), model, train_dataloaders=loader(), seed=1, maximum=2, ckpt_path=str(tmp_path / f"step={step}.ckpt")
+    )
+    assert (finding.step, finding.aged, finding.batches) == (step, aged, 40)
+    assert (finding.carried is None) == (aged == 0)
+    assert torch.equal(model.weight, torch.zeros(40))
+
+
+class NothingComes(torch.utils.data.Sampler):
+    """Promises batches that never come."""
+
+    def __len__(self):
+        return 10
+
+    def __iter__(self):
+        return iter(())
+
+
+def test_a_loader_whose_batches_never_come():
+    with pytest.raises(UnsupportedError, match="The fit ended before its first batch"):
+        find_probes(trainer(), Noisy(), train_dataloaders=DataLoader(loader().dataset, batch_sampler=NothingComes()))
 
 
 def test_the_steps_are_undone():

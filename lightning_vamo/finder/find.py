@@ -13,7 +13,7 @@ from lightning_vamo.core.directions import Directions, GradientSubspaceDirection
 from lightning_vamo.core.probes.difference import Difference
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.finder.finding import ProbeFinding
-from lightning_vamo.finder.measurement import Measurement
+from lightning_vamo.finder.measurement import INSTEAD, Measurement
 from lightning_vamo.finder.settings import Settings
 from lightning_vamo.loop import checks, compat
 from lightning_vamo.loop.control.automatic import Auto
@@ -138,7 +138,7 @@ def _measured(trainer: Trainer, module: LightningModule, measurement: Measuremen
         attached.enter_context(silent(trainer, module))
         attached.enter_context(checks.one_optimizer(trainer.strategy, "find_probes"))
         attached.enter_context(generators_as_found(trainer))
-        attached.enter_context(recording(trainer, lambda recorder, index: None))
+        attached.enter_context(recording(trainer, lambda recorder, index: None, instead=INSTEAD))
         attached.enter_context(measurement.watch.watching(trainer))
         measurement.bar = attached.enter_context(finder_bar(bar))
         compat.fit_until_ended(trainer, module, **data)

@@ -33,6 +33,9 @@ from lightning_vamo.loop.sweep.radius import EVALUATIONS as SEARCH
 from lightning_vamo.loop.sweep.repeat import ChangingLossError
 from lightning_vamo.loop.sweep.sweep import Sweep, sweep
 
+INSTEAD = "or pass `find_probes` a DataLoader over a map-style sample of the data as `train_dataloaders`"
+"""The remedy if the finder cannot know an epoch's batches in advance, for messages."""
+
 
 class _AtTheFirstBatch(DrivingCallback):
     """Measures at the first batch of a fit, and ends the fit there, or a few steps later if rows can be carried."""
@@ -58,7 +61,7 @@ class _AtTheFirstBatch(DrivingCallback):
         measurement = self._measurement
         if measurement.finding is None:
             compat.drop_gradients(trainer, pl_module, batch_idx)
-            measurement.measure(trainer, pl_module, plan_of(trainer))
+            measurement.measure(trainer, pl_module, plan_of(trainer, INSTEAD))
         aging = measurement.aging
         if aging is None or self._trained == aging.held.length:
             compat.drop_gradients(trainer, pl_module, batch_idx)

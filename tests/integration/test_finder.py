@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, TensorDataset
 
 from lightning_vamo import InvalidArgumentError, ProbeFinding, Recompute, Replay, UnsupportedError, VAMOCallback, find_probes
 from lightning_vamo.core.directions import GradientSubspaceDirections, SphereDirections
@@ -463,6 +463,41 @@ def test_what_is_not_supported():
 
     with pytest.raises(UnsupportedError, match="automatic_optimization=False"):
         find_probes(trainer(), Manual(), Data())
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.randn(512, 1, 61))
+
+    def __len__(self):
+        return 512
+
+
+class Endless(Sampler):
+    """Does not say how many batches there are."""
+
+    def __iter__(self):
+        return iter(BatchSampler(RandomSampler(range(256)), 4, drop_last=True))
+
+
+@pytest.mark.parametrize("control", ["auto", "recompute"])
+@pytest.mark.parametrize(
+    "loader",
+    [
+        lambda: DataLoader(Stream(), 4),
+        lambda: DataLoader(TensorDataset(torch.randn(512, 1, 61)), batch_size=None),
+        lambda: list(torch.randn(512, 1, 4, 61)),
+        lambda: DataLoader(noisy_loader().dataset, batch_sampler=Endless()),
+    ],
+    ids=["IterableDataset", "batch_size=None", "list", "no length"],
+)
+def test_batches_that_cannot_be_known_get_a_remedy_that_helps(loader, control):
+    with pytest.raises(
+        UnsupportedError, match="or pass `find_probes` a DataLoader over a map-style sample of the data"
+    ) as error:
+        find_probes(trainer(callbacks=[VAMOCallback(control=control)]), Noisy(), train_dataloaders=loader())
+    assert "control='recompute'" not in str(error.value)
+    assert "probes=0" not in str(error.value)
 
 
 # ---- the table, the file, the plot, the command

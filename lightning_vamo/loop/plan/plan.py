@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, RandomSampler, SubsetRandomSampler, W
 
 from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
+from lightning_vamo.loop.plan.loadable import INSTEAD
 from lightning_vamo.loop.plan.recorder import Pass, RecordingBatchSampler
 
 
@@ -195,7 +196,7 @@ def remaining(passes: Sequence[list[Any]], position: int, order: Sequence[int] |
     return [[]]
 
 
-def plan_of(trainer: Trainer) -> Plan:
+def plan_of(trainer: Trainer, instead: str = INSTEAD) -> Plan:
     """The plan of the training epoch that has begun to draw its batches.
 
     All batches are drawn now, as plain training would draw them in the course of the epoch; the random numbers that a sampler
@@ -203,6 +204,7 @@ def plan_of(trainer: Trainer) -> Plan:
 
     Args:
         trainer: The trainer, inside a training epoch.
+        instead: Another remedy, for the message of a refusal.
 
     Returns:
         The plan.
@@ -215,8 +217,7 @@ def plan_of(trainer: Trainer) -> Plan:
     if trainer.num_training_batches == float("inf"):
         raise UnsupportedError(
             "The training DataLoader has no length, so the epoch cannot be swept: give its batch sampler a `__len__`, set"
-            " Trainer(limit_train_batches=...) to a whole number, set control='recompute', or train with"
-            " probes=0."
+            f" Trainer(limit_train_batches=...) to a whole number, {instead}."
         )
     length = int(trainer.num_training_batches)
     cycles = compat.loader_mode(loader) == "max_size_cycle"

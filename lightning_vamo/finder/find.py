@@ -17,7 +17,6 @@ from lightning_vamo.finder.measurement import INSTEAD, Measurement
 from lightning_vamo.finder.settings import Settings
 from lightning_vamo.loop import checks, compat
 from lightning_vamo.loop.control.automatic import Auto
-from lightning_vamo.loop.control.chosen import Chosen
 from lightning_vamo.loop.guards.silence import silent
 from lightning_vamo.loop.guards.trainer_state import as_found, generators_as_found
 from lightning_vamo.loop.plan.record import recording
@@ -101,7 +100,6 @@ def find_probes(
         sweep_precision=sweep_precision or training.sweep_precision,
         seed=callback.seed if seed is None else seed,
         control=Auto() if training.never_probes else callback.control,
-        carries=isinstance(callback.control, Chosen) and callback.control.carry is not None,
         accumulation=next((c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)), None),  # type: ignore[attr-defined]
     )
     if isinstance(trainer.strategy, ModelParallelStrategy):

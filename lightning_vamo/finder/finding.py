@@ -5,7 +5,7 @@ import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_vamo.core.probes.difference import Difference
 from lightning_vamo.core.schedules.decision import KEPT
@@ -67,11 +67,13 @@ class ProbeFinding:
             has to recompute its row, and ``removed`` holds for exact slopes.
         step_seconds: Time of a training step's forward and backward pass, including the loading of its batch.
         forward_seconds: Time of a sweep's forward pass, including all overhead.
-        figures: The figures for each number of probes.
+        figures: The figures for each number of probes, whose rows a sweep makes.
         carried: Share of the noise that carried rows along all learned directions would remove after an epoch; None if no rows
             can be carried, or if that could not be measured.
         aged: Number of batches between the two measurements of the rows.
         epoch_batches: Number of batches of an epoch.
+        only_carries: Whether the callback's ``control`` is to carry rows, so that the advice is carried rows or nothing. The
+            figures are then those of a sweep in each epoch, which such training does not make.
     """
 
     epoch: int
@@ -93,6 +95,7 @@ class ProbeFinding:
     carried: float | None = None
     aged: int = 0
     epoch_batches: int = 0
+    only_carries: bool = False
 
     @property
     def noise_scale(self) -> float:
@@ -106,16 +109,31 @@ class ProbeFinding:
 
     @property
     def probes(self) -> int:
-        """The number of probes to train with: 0 if probes do not pay or noise does not matter."""
+        """The number of probes to train with, together with :attr:`control`.
+
+        It is 0 if probes do not pay, if noise does not matter, or if only carried rows are asked for and could not be measured.
+        """
         if self.carries:
             return len(self.spectrum)
-        return self.best.probes if self.best.efficiency > 1 and self._noise_matters else 0
+        return self.best.probes if self.best.efficiency > 1 and self._noise_matters and not self.only_carries else 0
+
+    @property
+    def control(self) -> Literal["auto", "carry", "recompute"]:
+        """The callback's ``control`` to train with, together with :attr:`probes`.
+
+        ``"auto"`` stands for the control that was measured: if the Trainer's callback has a ``Replay(...)`` or a
+        ``Recompute(...)``, keep that.
+        """
+        if self.carries:
+            return "carry"
+        return "recompute" if self.probes and not self.comes_twice else "auto"
 
     @property
     def carries(self) -> bool:
         """Whether carried rows are what pays most, counted in evaluations, of which they need none."""
         carried = 0.0 if self.carried is None else self.carried
-        return self._noise_matters and 1 / (1 - carried) > max(1.0, self.best.efficiency) * KEPT
+        others = 1.0 if self.only_carries else max(1.0, self.best.efficiency)
+        return self._noise_matters and 1 / (1 - carried) > others * KEPT
 
     @property
     def _noise_matters(self) -> bool:
@@ -124,29 +142,41 @@ class ProbeFinding:
     @property
     def advice(self) -> str:
         """The advice in a sentence."""
-        if self.carries:
-            assert self.carried is not None
-            what = f"carried rows along {len(self.spectrum)} directions remove {100 * self.carried:.0f} % of the gradient noise"
-            use = f"train with VAMOCallback(), or with probes={len(self.spectrum)} and control='carry'"
-            return f"{what} at no extra evaluation: {use}"
-        if self.comes_twice:
-            return self._advice
-        return f"the data gives other batches when it is read again, so rows are recomputed in each step; {self._advice}" + (
-            " with control='recompute'" if self.probes else ""
-        )
-
-    @property
-    def _advice(self) -> str:
-        best = self.best
-        worth = f"worth a {_factor(best.worth)}× larger batch for {_factor(best.work)}× the compute"
         if not self._noise_matters:
-            return (
+            return self._again + (
                 f"gradient noise does not slow the training down here: the noise scale is {_count(self.noise_scale)} samples,"
                 f" and a step sees {_count(self.batch_size * self.batches_per_step)} samples. Train without probes"
             )
+        return self._carried_advice if self.carries or self.only_carries else self._again + self._sweep_advice
+
+    @property
+    def _again(self) -> str:
+        if self.comes_twice or self.only_carries:
+            return ""
+        return "the data gives other batches when it is read again, so rows are recomputed in each step; "
+
+    @property
+    def _carried_advice(self) -> str:
+        if self.carried is None:
+            return (
+                "what carried rows would remove could not be measured here: measure at another checkpoint, or without a"
+                " GradScaler, or train with VAMOCallback(control='carry'), which measures that in training"
+            )
+        count = len(self.spectrum)
+        along = "1 direction" if count == 1 else f"{count} directions"
+        what = f"carried rows along {along} remove {100 * self.carried:.0f} % of the gradient noise"
+        if self.carries:
+            return f"{what} at no extra evaluation: train with VAMOCallback(), or with probes={count} and control='carry'"
+        return f"{what}, which does not pay: train without probes"
+
+    @property
+    def _sweep_advice(self) -> str:
+        best = self.best
+        worth = f"worth a {_factor(best.worth)}× larger batch for {_factor(best.work)}× the compute"
         if self.probes:
             what = "one learned probe is" if best.probes == 1 else f"{best.probes} learned probes are"
-            return f"{what} {worth}: use probes={best.probes}"
+            with_control = "" if self.comes_twice else " with control='recompute'"
+            return f"{what} {worth}: use probes={best.probes}{with_control}"
         return f"probes do not pay here: train without probes (the best number, probes={best.probes}, would be {worth})"
 
     def table(self) -> str:
@@ -173,6 +203,8 @@ class ProbeFinding:
                 f"  {row.probes:>6}   {row.random:7.2g}  {learned}  {removed}  {_factor(row.worth):>6}×"
                 f" {_factor(row.work):>6}×       {row.efficiency:.2f}"
             )
+        if self.only_carries:
+            lines += ["", "  what is removed, worth and work are those of a sweep in each epoch: control='carry' makes none"]
         if self.carried is not None:
             line = f"  carried  {self.carried:.3f} by rows of the epoch before, at no extra evaluation"
             lines += ["", f"{line} (from {self.aged} steps of {self.epoch_batches} batches)"]
@@ -188,7 +220,7 @@ class ProbeFinding:
         Args:
             path: The file.
         """
-        derived = {"noise_scale": self.noise_scale, "probes": self.probes, "carries": self.carries, "advice": self.advice}
+        derived = {name: getattr(self, name) for name in ("noise_scale", "probes", "control", "carries", "advice")}
         Path(path).write_text(json.dumps(asdict(self) | derived, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def plot(self) -> "Figure":

@@ -153,7 +153,7 @@ class Measurement:
         swept, forward_seconds = self._swept(trainer, module, held, parameters, learned)
         same = self._comes_twice(trainer, swept)
         rows = learned.whiten(swept.deltas)[seen.positions].double().cpu() if same else None
-        control = settings.control if same or not settings.control.watches else Recompute()
+        control = settings.sweeping if same or not settings.sweeping.watches else Recompute()
         # The clocks of ranks differ, but all ranks have to give the same advice.
         step_seconds, forward_seconds = trainer.strategy.broadcast((seen.seconds, forward_seconds))
         accumulated = settings.batches_per_step(trainer)
@@ -179,6 +179,7 @@ class Measurement:
             step_seconds=step_seconds,
             forward_seconds=forward_seconds,
             figures=figures,
+            only_carries=settings.only_carries,
         )
 
     def _evaluations(self, learned_from: int, held: int) -> int:

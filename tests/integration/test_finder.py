@@ -104,6 +104,7 @@ def test_data_that_does_not_come_twice_is_seen_and_said(clock):
     assert not finding.comes_twice
     assert finding.advice.startswith("the data gives other batches when it is read again, so rows are recomputed in each step;")
     assert finding.advice.endswith("use probes=1 with control='recompute'")
+    assert (finding.probes, finding.control) == (1, "recompute")
     one = finding.figures[0]
     assert one.removed == one.learned > 0.9
     assert one.work == pytest.approx(1 + 2 * 2 * finding.forward_seconds / finding.step_seconds)  # a sweep, and a row per step
@@ -408,7 +409,6 @@ def test_two_processes_find_what_one_does(start_method):
     [
         ({}, 1.0),
         ({"control": Replay(every_n_epochs=5)}, 0.2),
-        ({"control": "carry"}, 0.0),
         ({"control": "recompute"}, 2.0),
         ({"control": Recompute(every_n_train_steps=8)}, 1 + 64 / 8),
     ],
@@ -513,7 +513,7 @@ def test_the_table_the_file_and_the_plot(tmp_path):
     state = json.loads((tmp_path / "found.json").read_text())
     assert state["advice"] == finding.advice
     assert state["figures"][0]["worth"] == finding.figures[0].worth
-    assert state["probes"] == 1
+    assert (state["probes"], state["control"]) == (1, "auto")
     figure = finding.plot()
     assert [axes.get_title() for axes in figure.axes] == ["Removed variance", "Spectrum", "Worth against work"]
     figure.savefig(tmp_path / "found.png")

@@ -1,5 +1,7 @@
 """The finder takes a few steps to see how rows age, advises carried rows where they pay, and undoes the steps."""
 
+from dataclasses import replace
+
 import lightning as L
 import pytest
 import torch
@@ -7,8 +9,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_vamo import UnsupportedError, VAMOCallback, find_probes
+from lightning_vamo import Carry, ProbeFinding, UnsupportedError, VAMOCallback, find_probes
 from lightning_vamo.finder.aging import _correlations, carried_share
+from lightning_vamo.finder.finding import ProbeFigures
 from tests.support.modules import trainer
 
 
@@ -34,6 +37,15 @@ class Noisy(L.LightningModule):
         return self.optimizer
 
 
+class Turning(Noisy):
+    """The noise of a batch changes its sign again and again as the weights move."""
+
+    def training_step(self, batch, batch_idx):
+        z = batch[0]
+        slopes = torch.cos(4000 * self.weight[-1].detach() * (1 + z[:, 1:2]))
+        return (z[:, :1] * slopes * self.weight[:1]).mean() + 0.01 * (z @ self.weight).mean() + self.weight[-1]
+
+
 def loader(batches=40):
     z = torch.randn(4 * batches, 40, generator=torch.Generator().manual_seed(3))
     z[:, 0] *= 20
@@ -52,7 +64,7 @@ def test_rows_that_do_not_age_are_advised():
     assert finding.carried == pytest.approx(sum(finding.spectrum), abs=0.03)
     assert finding.carried > 0.8
     assert finding.carries
-    assert finding.probes == 2
+    assert (finding.probes, finding.control) == (2, "carry")
     assert finding.advice == (
         f"carried rows along 2 directions remove {100 * finding.carried:.0f} % of the gradient noise at no extra evaluation:"
         " train with VAMOCallback(), or with probes=2 and control='carry'"
@@ -90,6 +102,9 @@ def test_an_epoch_that_is_over_too_soon_leaves_the_rows_out():
     finding = found(NoMore())
     assert finding.carried is None
     assert finding.batches == 40
+    only = found(NoMore(), VAMOCallback(control="carry"))
+    assert (only.carried, only.probes, only.control) == (None, 0, "auto")
+    assert only.advice.startswith("what carried rows would remove could not be measured here: measure at another checkpoint,")
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
@@ -120,6 +135,57 @@ class NothingComes(torch.utils.data.Sampler):
 def test_a_loader_whose_batches_never_come():
     with pytest.raises(UnsupportedError, match="The fit ended before its first batch"):
         find_probes(trainer(), Noisy(), train_dataloaders=DataLoader(loader().dataset, batch_sampler=NothingComes()))
+
+
+# ---- with control="carry"
+
+
+ONLY_CARRIED = [
+    {"control": "carry"},
+    {"control": "carry", "probes": 2},
+    {"control": Carry(sweep_every_n_epochs=5)},
+    {"control": Carry(sweep_every_n_epochs=5), "probes": 2},
+]
+
+
+@pytest.mark.parametrize("arguments", ONLY_CARRIED, ids=str)
+def test_carried_rows_are_advised_from_what_carried_rows_remove(arguments):
+    finding = found(Noisy(), VAMOCallback(**arguments))
+    assert finding.only_carries
+    assert finding.carried > 0.8
+    assert (finding.probes, finding.control) == (2, "carry")
+    assert finding.advice.endswith("at no extra evaluation: train with VAMOCallback(), or with probes=2 and control='carry'")
+    assert "those of a sweep in each epoch: control='carry' makes none" in finding.table()
+
+
+@pytest.mark.parametrize("arguments", ONLY_CARRIED, ids=str)
+def test_a_sweep_does_not_speak_for_rows_of_an_epoch_before(arguments):
+    """Slopes that turn with the weights: of the noise a sweep removes nearly all, and rows of an epoch before nothing."""
+    finding = found(Turning(), VAMOCallback(**arguments))
+    assert max(figures.removed for figures in finding.figures) > 0.8
+    assert finding.carried < 0.02
+    assert (finding.probes, finding.control) == (0, "auto")
+    assert finding.advice == (
+        f"carried rows along 2 directions remove {100 * finding.carried:.0f} % of the gradient noise, which does not pay:"
+        " train without probes"
+    )
+    forward = finding.forward_seconds / finding.step_seconds
+    assert [figures.work for figures in finding.figures] == pytest.approx([1 + forward * (1 + q) for q in (1, 2)])
+
+
+def test_one_carried_direction_is_singular():
+    assert found(Noisy(), VAMOCallback(control="carry"), maximum=1).advice.startswith("carried rows along 1 direction remove ")
+
+
+def test_a_free_sweep_is_no_rival_of_carried_rows():
+    sweep = ProbeFigures(2, 0.0, 0.9, 0.0, 0.9, 0.0, 10.0, 1.0, 10.0)
+    some = ProbeFinding(0, 0, 40, 40, 4.0, 1, 9.0, True, (0.5, 0.4), 0.1, "forward", 9.0, 1.0, 0.1, (sweep,), carried=0.5)
+    assert (some.carries, some.probes, some.control) == (False, 2, "auto")
+    only = replace(some, only_carries=True)
+    assert (only.carries, only.probes, only.control) == (True, 2, "carry")
+    assert replace(only, carried=0.01).probes == 0
+    assert replace(only, carried=0.01, comes_twice=False).advice.startswith("carried rows along 2 directions remove 1 % of")
+    assert replace(only, noise_to_signal=0.5).advice.startswith("gradient noise does not slow the training down here")
 
 
 def test_the_steps_are_undone():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from typing import TypeVar
 
 import torch
@@ -24,6 +25,9 @@ class Excursion:
     The way back takes about a hundredth of the weights' memory: see :mod:`lightning_vamo.core.gradient.remainder`. The numbers
     of a direction are drawn again for each move.
 
+    Each block is moved in a copy of the block, which then replaces the block. So if an exception interrupts a move, such as a
+    keyboard interrupt or a lack of memory, :meth:`back` still brings all weights back.
+
     Args:
         parameters: The live parameters, which are moved in place; of a sharded parameter, the part of this process.
         directions: The directions, drawn for these parameters.
@@ -39,8 +43,11 @@ class Excursion:
             check_movable(parameter.dtype)
         self._directions = directions
         self._sizes = directions.sizes()
-        self._moved: list[Moved | None] = []
+        # By number of the block; blocks that are at their beginning have none.
+        self._moved: dict[int, Moved] = {}
+        # The direction, and how far along it each parameter is; no distances while only some blocks are there.
         self._at: tuple[int, Sequence[float]] | None = None
+        self._due: _Due | None = None
 
     @property
     def away(self) -> bool:
@@ -50,7 +57,7 @@ class Excursion:
     @property
     def bytes(self) -> int:
         """The memory that the way back takes, in bytes."""
-        return sum(moved.bytes for moved in self._moved if moved is not None)
+        return sum(moved.bytes for moved in self._moved.values())
 
     def go(self, index: int, distance: float | Sequence[float]) -> None:
         r"""Set the weights to :math:`x + s u_j`, where :math:`x` are the weights at the beginning.
@@ -60,12 +67,17 @@ class Excursion:
             distance: The step :math:`s` along the direction, in units of parameter norm, for all parameters or for each.
         """
         distances = [distance] * len(self._parameters) if isinstance(distance, (int, float)) else list(distance)
-        opposite = [-s for s in distances]
-        if self._at == (index, opposite):
-            self._walk(index, _turned)
+        if self._at == (index, [-s for s in distances]):
+            visit: _Visit = _turned
         else:
             self.back()
-            self._walk(index, lambda number, piece, part, _: None if part is None else Moved(piece, part, distances[number]))
+            self._moved = {}
+
+            def visit(number: int, piece: Tensor, part: Tensor | None, moved: Moved | None) -> Moved | None:
+                return None if part is None else Moved(piece, part, distances[number])
+
+        self._at = index, []
+        self._walk(index, visit)
         self._at = index, distances
 
     def back(self, then: Callable[[int, Tensor, Tensor | None], object] | None = None) -> None:
@@ -73,7 +85,8 @@ class Excursion:
 
         Args:
             then: Called for each piece that is back, in the same pass, with the number of the piece's parameter, the piece, and
-                the direction's part for the piece.
+                the direction's part for the piece. If an exception interrupts the pass, a further call of this method brings
+                back the pieces that ``then`` has not changed yet.
         """
         if self._at is None:
             return
@@ -85,24 +98,74 @@ class Excursion:
                 then(number, piece, part)
 
         index, _ = self._at
-        self._walk(index, home)
-        self._at, self._moved = None, []
+        self._settle()
+        self._at = index, []
+        self._walk(index, home, still=then is None)
+        self.stay()
 
     def stay(self) -> None:
         """Let the weights stay at the present point, which is their beginning from now on."""
-        self._at, self._moved = None, []
+        self._at = None
+        self._moved = {}
 
-    def _walk(self, index: int, visit: Callable[[int, Tensor, Tensor | None, Moved | None], Moved | None]) -> None:
-        before = iter(self._moved) if self._moved else iter(())
-        after: list[Moved | None] = []
-        for number, piece, part in along(self._parameters, self._sizes, self._directions.parts(index)):
-            after.append(visit(number, piece, part, next(before, None)))
-        self._moved = after
+    def _walk(self, index: int, visit: "_Visit", *, still: bool = True) -> None:
+        """Visit copies of all blocks, and let the copies replace the blocks.
+
+        Args:
+            index: Number of the direction.
+            visit: Changes a copy of a block.
+            still: Whether blocks without a part do not change.
+        """
+        drawn = ahead(self._directions.parts(index), self._parameters)
+        place = 0
+        for number, (parameter, sizes) in enumerate(zip(self._parameters, self._sizes, strict=True)):
+            flat = parameter.contiguous().view(-1)
+            # The blocks of a parameter without a flat view are written back together.
+            whole = None if parameter.is_contiguous() else flat.view_as(parameter)
+            records: dict[int, Moved | None] = {}
+            for block, part in blocks(flat, sizes, drawn):
+                before = self._moved.get(place)
+                if part is not None or not still:
+                    piece = block.clone() if whole is None else block
+                    records[place] = visit(number, piece, part, before)
+                    if whole is None:
+                        self._replace(block, piece, records)
+                        records = {}
+                place += 1
+            if whole is not None:
+                self._replace(parameter, whole, records)
+        for _ in drawn:  # so that the iterator reaches its end
+            pass
+
+    def _replace(self, target: Tensor, numbers: Tensor, records: dict[int, Moved | None]) -> None:
+        self._due = target, numbers, records
+        self._settle()
+
+    def _settle(self) -> None:
+        """Carry out the replacement that is due; the result is the same if a part of it has been carried out before."""
+        if self._due is None:
+            return
+        target, numbers, records = self._due
+        target.copy_(numbers)
+        for place, moved in records.items():
+            if moved is None:
+                self._moved.pop(place, None)
+            else:
+                self._moved[place] = moved
+        self._due = None
+
+
+# A tensor to write to, its new numbers, and the new records of the blocks in it.
+_Due = tuple[Tensor, Tensor, dict[int, Moved | None]]
+# Changes a block, from the number of its parameter, the block, the direction's part and the block's record; the new record.
+_Visit = Callable[[int, Tensor, Tensor | None, Moved | None], Moved | None]
 
 
 def _turned(number: int, piece: Tensor, part: Tensor | None, moved: Moved | None) -> Moved | None:
-    if moved is not None and part is not None:
-        moved.turn(piece, part)
+    if moved is None or part is None:
+        return moved
+    moved = copy(moved)  # the present record remains, in case of an interruption
+    moved.turn(piece, part)
     return moved
 
 
@@ -122,15 +185,29 @@ def along(
     """
     drawn = ahead(parts, parameters)
     for number, (parameter, own) in enumerate(zip(parameters, sizes, strict=True)):
-        for piece in pieces(parameter, own):
-            part = next(drawn)
-            if part is None:
-                yield number, piece, None
-                continue
-            for block, numbers in zip(torch.split(piece, BLOCK), torch.split(part, BLOCK), strict=True):
-                yield number, block, numbers
+        for flat in pieces(parameter, parameter.numel()):
+            yield from ((number, block, part) for block, part in blocks(flat, own, drawn))
     for _ in drawn:  # so that the iterator reaches its end
         pass
+
+
+def blocks(flat: Tensor, sizes: list[int], parts: Iterator[Tensor | None]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The blocks of a flat tensor, with the parts of a direction.
+
+    Args:
+        flat: The numbers of a parameter.
+        sizes: Sizes of the parameter's parts.
+        parts: The parts of the direction; those of the parameter are taken.
+
+    Yields:
+        A view of a block, and the direction's part for the block; None stands for zeros.
+    """
+    for piece in torch.split(flat, sizes):
+        part = next(parts)
+        if part is None:
+            yield piece, None
+        else:
+            yield from zip(torch.split(piece, BLOCK), torch.split(part, BLOCK), strict=True)
 
 
 def ahead(items: Iterator[_T], parameters: Sequence[Tensor]) -> Iterator[_T]:

@@ -56,22 +56,22 @@ class KeptExcursion(Excursion):
 
     def go(self, index: int, distance: float | Sequence[float]) -> None:
         """See :meth:`Excursion.go`."""
-        if self._origin:
-            torch._foreach_copy_(self._flat, self._origin)
-        else:
+        if self._at is None:
             self._origin = [part.clone() for part in self._flat]
+        else:
+            torch._foreach_copy_(self._flat, self._origin)
         distances = [distance] * len(self._flat) if isinstance(distance, (int, float)) else list(distance)
         triples = zip(self._flat, self._direction(index), distances, strict=True)
         moved = [(piece, part, step) for piece, part, step in triples if part is not None]
+        self._at = index, distances  # before the move, so that the weights come back even if the move is interrupted
         if moved and all(step == moved[0][2] for _, _, step in moved):
             torch._foreach_add_([piece for piece, _, _ in moved], [part for _, part, _ in moved], alpha=moved[0][2])
         else:
             for piece, part, step in moved:
                 piece.add_(part, alpha=step)
-        self._at = index, distances
 
     def back(self, then: Callable[[int, Tensor, Tensor | None], object] | None = None) -> None:
-        """See :meth:`Excursion.back`."""
+        """See :meth:`Excursion.back`; a further call after an interruption undoes what ``then`` has changed."""
         if self._at is None:
             return
         torch._foreach_copy_(self._flat, self._origin)

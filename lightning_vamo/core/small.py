@@ -115,6 +115,29 @@ def stacked(*values: Small) -> Small:
     return torch.stack(values) if isinstance(values[0], Tensor) else np.array(values)
 
 
+def added_up(start: Small, terms: Small) -> Small:
+    """Add terms to a sum one after another, so that the sum does not depend on how many terms are added at once.
+
+    Args:
+        start: The sum so far.
+        terms: The terms, along the first axis.
+
+    Returns:
+        The new sum.
+    """
+    if not isinstance(start, Tensor):
+        return np.concatenate((start[None], terms)).cumsum(0)[-1]
+    for term in terms:  # `cumsum` of such numbers is not deterministic on a GPU
+        start = start + term
+    return start
+
+
+def running_count(flags: Small) -> Small:
+    """How many of the flags up to each are set, for flags that are 0 or 1."""
+    # Of whole numbers, since `cumsum` of others is not deterministic on a GPU.
+    return flags.long().cumsum(0).to(flags.dtype) if isinstance(flags, Tensor) else flags.cumsum(0)
+
+
 def all_finite(values: Small) -> Small:
     """Whether a vector's numbers are all finite and less than 1e154; takes few calls, and reads nothing from a GPU."""
     square = product(values, values)

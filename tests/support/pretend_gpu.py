@@ -41,6 +41,9 @@ _WAITING = {
     "nonzero",
     "unique_dim",
 }
+# Without a deterministic implementation on a GPU, all of them in the oldest version of torch that is supported.
+_NOT_DETERMINISTIC = {"bincount", "histc", "kthvalue", "median", "nanmedian", "put_", "scatter_reduce"}
+_CUMULATIVE = {"cumsum", "cumprod"}
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 # They change the shape of a tensor in place.
 _RESHAPING = {"squeeze_", "unsqueeze_", "t_", "transpose_"}
@@ -215,6 +218,9 @@ class PretendedGPU(TorchDispatchMode):
     def _look(self, function, args, kwargs, given, here):
         """Count what waits, and refuse what a GPU refuses."""
         name, device = function.overloadpacket.__name__, kwargs.get("device")
+        cumulates = name in _CUMULATIVE and bool(here) and here[0].is_floating_point()
+        if here and (name in _NOT_DETERMINISTIC or cumulates) and torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError(f"{function} does not have a deterministic implementation on a pretended GPU")
         waits = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
         if name == "_to_copy" and device is not None:
             if waits and (torch.device(device).type == _FOR_TORCH.type) != bool(here):

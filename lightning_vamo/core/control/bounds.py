@@ -34,12 +34,18 @@ def bounded(rows: Tensor, used: Tensor, deviations: float = DEVIATIONS) -> Tenso
     if not len(rows):
         return rows
     wide = torch.where(used.unsqueeze(1), rows.double(), torch.nan)
-    median = wide.nanmedian(dim=0).values
+    median = _median(wide)
     away = (wide - median).abs()
-    typical = away.nanmedian(dim=0).values
-    some = torch.where(away > 0, away, torch.nan).nanmedian(dim=0).values
+    typical = _median(away)
+    some = _median(torch.where(away > 0, away, torch.nan))
     scale = torch.where(typical > 0, typical, some) * _NORMAL * deviations * (1 + (_FEW / used.sum().double()) ** 2)
     # A scale that is not finite means that all entries are the same: there is nothing to bound.
     scale = torch.where(scale.isfinite(), scale, torch.inf)
     center = torch.where(median.isfinite(), median, 0.0)
     return torch.clamp(rows.double(), center - scale, center + scale).to(rows.dtype)
+
+
+def _median(rows: Tensor) -> Tensor:
+    """The median of each column without NaNs, as ``nanmedian`` gives it, which is not deterministic on a GPU."""
+    known = rows.isnan().logical_not().sum(dim=0, keepdim=True)
+    return rows.sort(dim=0).values.gather(0, ((known - 1) // 2).clamp(min=0)).squeeze(0)

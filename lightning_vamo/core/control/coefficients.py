@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.directions.slopes import Slopes
-from lightning_vamo.core.small import Small, library, placed, small, stacked, tensor_of, within_one, zeros
+from lightning_vamo.core.small import Small, library, placed, running_count, small, stacked, tensor_of, within_one, zeros
 
 
 class Coefficient(ABC):
@@ -190,7 +190,7 @@ class Regression(Coefficient):
         if not self._recent:
             return
         c, r, counted = (stacked(*part) for part in zip(*self._recent, strict=True))
-        functions, fade, ends = library(c), 1 - 1 / self.memory, counted.cumsum(0)
+        functions, fade, ends = library(c), 1 - 1 / self.memory, running_count(counted)
         self._sums = sums = placed(self._sums, c.device if isinstance(c, Tensor) else _CPU)
         weights = self._weights(c) * (counted * fade ** (ends[-1] - ends)).reshape(-1, 1)
         terms = stacked(c, r, c * r, r * r, functions.ones_like(c), functions.zeros_like(c), c * c)

@@ -175,7 +175,8 @@ def _mask(parameter: Tensor, keep: float) -> Tensor:
     sizes = parameter.detach().reshape(-1).abs()
     if not len(sizes):
         return sizes.to(torch.uint8)
-    flags = sizes <= sizes.kthvalue(math.ceil(keep * len(sizes))).values
+    # Not `kthvalue`, which older versions of torch refuse on a GPU where algorithms have to be deterministic.
+    flags = sizes <= sizes.topk(math.ceil(keep * len(sizes)), largest=False, sorted=False).values.max()
     padded = torch.zeros(len(flags) + -len(flags) % 8, dtype=torch.uint8, device=flags.device)
     padded[: len(flags)] = flags
     return (padded.view(-1, 8) << _bits(flags)).sum(dim=1, dtype=torch.uint8)

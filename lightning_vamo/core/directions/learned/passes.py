@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_vamo.core.directions.base import ProbeDirections
 from lightning_vamo.core.directions.learner import Learner
-from lightning_vamo.core.small import Small, finite_or_zero, one_of, placed, small, stacked, tensor_of, zeros
+from lightning_vamo.core.small import Small, added_up, finite_or_zero, one_of, placed, small, stacked, tensor_of, zeros
 
 Basis = TypeVar("Basis")
 
@@ -103,8 +103,8 @@ class PowerIteration(Learner, Generic[Basis]):
         """Add what is known of the recent gradients to the moments, one after another whenever that is done."""
         if self._recent:
             slopes, changes = (stacked(*part) for part in zip(*self._recent, strict=True))
-            parts = zip(self._moments, (slopes, slopes * slopes, changes * changes / 2), strict=True)
-            self._moments = stacked(*(stacked(moment, *part).cumsum(0)[-1] for moment, part in parts))
+            terms = stacked(slopes, slopes * slopes, changes * changes / 2).swapaxes(0, 1)
+            self._moments = added_up(self._moments, terms)
             self._recent = []
 
     @torch.no_grad()

@@ -62,7 +62,7 @@ class GradientMoments:
             Shape ``()``, float64, on the CPU.
         """
         pairs = [(mean, gradient) for mean, gradient in zip(self.mean, gradients, strict=True) if gradient is not None]
-        dots = [torch.dot(mean.view(-1), gradient.to(mean.dtype).reshape(-1)).double().cpu() for mean, gradient in pairs]
+        dots = [torch.dot(mean.reshape(-1), gradient.to(mean.dtype).reshape(-1)).double().cpu() for mean, gradient in pairs]
         return torch.stack([*dots, torch.zeros((), dtype=torch.float64, device="cpu")]).sum()
 
     @property

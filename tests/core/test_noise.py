@@ -5,6 +5,7 @@ import torch
 
 from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections, ProbeDirections
 from lightning_vamo.core.noise import GradientMoments, Noise, nested, noise_along, noise_of, ratio, removed
+from tests.support.points import irregular, similar
 from tests.support.problems import seeded
 
 SHAPES = [(4, 3), (5,), (2, 2, 2)]
@@ -47,6 +48,15 @@ def test_streamed_moments_are_the_samples(dtype, tolerance):
     centred = (rows - rows.mean(0)).square().sum()
     assert float(moments.squares.sum()) == pytest.approx(float(centred), rel=tolerance)
     assert moments.squares.shape == (39,)
+
+
+def test_products_are_those_of_weights_in_any_layout():
+    points = irregular(torch.float64)
+    moments = GradientMoments(points)
+    moments.observe(points)
+    others = similar(points, seed=3)
+    expected = sum(float((one * other).sum()) for one, other in zip(points, others, strict=True))
+    assert float(moments.product(others)) == pytest.approx(expected)
 
 
 def test_a_missing_gradient_is_zero():

@@ -8,7 +8,16 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStr
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_vamo import InvalidArgumentError, Replay, UnsupportedError, VAMOCallback, VAMOMixin, find_probes, with_vamo
+from lightning_vamo import (
+    InvalidArgumentError,
+    Replay,
+    SVRGCallback,
+    UnsupportedError,
+    VAMOCallback,
+    VAMOMixin,
+    find_probes,
+    with_vamo,
+)
 from lightning_vamo.core.directions import (
     CoordinateDirections,
     GradientSubspaceDirections,
@@ -267,7 +276,16 @@ def test_sparse_gradients(directions):
         fit(Sparse(), callback=VAMOCallback(probes=1, directions=directions))
 
 
-def test_complex_parameters():
+@pytest.mark.parametrize(
+    ("callback", "error", "words"),
+    [
+        (None, InvalidArgumentError, "real floating-point tensors, got a tensor of type torch.complex64"),
+        (SVRGCallback(), UnsupportedError, "real parameters only, got a parameter of type torch.complex64: freeze"),
+        (SVRGCallback(gradients="cache"), UnsupportedError, "real parameters only"),
+        (SVRGCallback(gradients="carry"), UnsupportedError, "real parameters only"),
+    ],
+)
+def test_complex_parameters(callback, error, words):
     class Complex(Vamo):
         def __init__(self):
             super().__init__()
@@ -276,8 +294,8 @@ def test_complex_parameters():
         def training_step(self, batch, batch_idx):
             return self.net(batch.to(torch.complex64)).abs().sum()
 
-    with pytest.raises(InvalidArgumentError, match=r"real floating-point tensors, got a tensor of type torch.complex64"):
-        fit(Complex())
+    with pytest.raises(error, match=words):
+        fit(Complex(), callback=callback)
 
 
 @pytest.mark.parametrize("loss", [torch.zeros(3), "1.0"])

@@ -14,6 +14,7 @@ from lightning_vamo.core.control.products import can_be_read, sum_of_squares, su
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import local, shard_group
 from lightning_vamo.core.small import Small, small
+from lightning_vamo.errors import UnsupportedError
 
 
 class Fixed(Coefficient):
@@ -115,9 +116,18 @@ class GradientCorrection:
     Args:
         parameters: The parameters. Of a sharded parameter this process corrects its own part.
         coefficient: Gives :math:`\alpha`.
+
+    Raises:
+        UnsupportedError: If a parameter is complex.
     """
 
     def __init__(self, parameters: Sequence[Tensor], coefficient: Coefficient) -> None:
+        for parameter in parameters:
+            if parameter.is_complex():
+                raise UnsupportedError(
+                    f"Gradients can be corrected for real parameters only, got a parameter of type {parameter.dtype}: freeze"
+                    " this parameter, or hold its real and imaginary parts as two parameters."
+                )
         self.parameters = parameters
         self.coefficient = coefficient
         self.shards = shard_group(parameters)

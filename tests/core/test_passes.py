@@ -5,6 +5,7 @@ import torch
 
 from lightning_vamo.core.directions import GradientSubspaceDirections
 from lightning_vamo.core.directions.learned import passes
+from tests.support.points import noise
 from tests.support.problems import seeded
 
 
@@ -41,3 +42,20 @@ def test_the_moments_are_sums_over_slopes(monkeypatch, rank):
     torch.testing.assert_close(total, known.sum(0))
     torch.testing.assert_close(squares, known.square().sum(0))
     torch.testing.assert_close(differences, changes.square().sum(0) / 2)
+
+
+@pytest.mark.parametrize("rank", [1, None])
+def test_a_pass_without_noise_says_nothing_of_shares(rank):
+    parameters = noise([(6, 5), (4,)])
+    learner = GradientSubspaceDirections(rank=rank).learner(parameters, 2, seeded(0))
+    for start in (0, 4):  # the second pass measures the directions that the first has learned
+        for seed in range(start, start + 4):
+            learner.observe(noise([(6, 5), (4,)], seed=seed))
+        learner.directions(2, seeded(1))
+    known = learner.shares
+    assert known is not None
+    for _ in range(4):
+        learner.observe([torch.zeros_like(parameter) for parameter in parameters])
+    assert learner.shares_so_far() is known
+    learner.directions(2, seeded(1))
+    assert torch.equal(learner.shares, known)

@@ -68,7 +68,7 @@ class Learner(ABC):
         :attr:`shares` is what the directions of the pass before held, measured when that pass ended.
 
         Returns:
-            See :attr:`shares`, which is returned itself if the pass has too few gradients.
+            See :attr:`shares`, which is returned itself if the pass has too few gradients, or no noise.
         """
 
     @abstractmethod

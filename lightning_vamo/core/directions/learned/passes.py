@@ -125,7 +125,8 @@ class PowerIteration(Learner, Generic[Basis]):
     def shares_so_far(self) -> Tensor | None:
         """See :meth:`Learner.shares_so_far`."""
         known = self._turned and self._enough and self.current is not None
-        return self._shares_of_pass()[: self.current.count] if known else self.shares  # type: ignore[union-attr]
+        shares = self._shares_of_pass() if known else None
+        return self.shares if shares is None else shares[: self.current.count]  # type: ignore[union-attr]
 
     def leading(self, count: int) -> ProbeDirections:
         """See :meth:`Learner.leading`."""
@@ -145,12 +146,16 @@ class PowerIteration(Learner, Generic[Basis]):
         known, self._turned = self._turned, True
         return self._shares_of_pass() if known else None
 
-    def _shares_of_pass(self) -> Tensor:
+    def _shares_of_pass(self) -> Tensor | None:
+        """The shares of the noise of the pass so far, in the span of the directions; None if there was no noise."""
         self._add_up()
+        noise = self._following.shards.total(tensor_of(self._squares).cpu())
+        if not float(noise) > 0:
+            return None
         total, squares, differences = tensor_of(self._moments).cpu()
         # A drifting gradient makes the first number too large; an oscillating gradient makes the second number too large.
         along = torch.minimum(squares - total.square() / float(self._seen), differences)
-        return (along / self._following.shards.total(tensor_of(self._squares).cpu())).cumsum(0).clamp(0, 1)
+        return (along / noise).cumsum(0).clamp(0, 1)
 
     @abstractmethod
     def _basis(self) -> Basis:

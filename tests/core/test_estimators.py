@@ -9,12 +9,14 @@ from lightning_vamo.core import estimate_gradient
 from lightning_vamo.core.directions import (
     CoordinateDirections,
     GaussianDirections,
+    GradientSubspaceDirections,
     OrthonormalDirections,
     RademacherDirections,
     SphereDirections,
 )
 from lightning_vamo.errors import InvalidArgumentError, NonFiniteLossError
 from tests import reference
+from tests.support.points import noise
 from tests.support.problems import LeastSquares, LogisticRegression, classification_batch, classification_loss, seeded, tanh_mlp
 
 SHAPES = [(2, 3), (), (0,), (3,)]
@@ -229,3 +231,17 @@ def test_a_loss_that_is_not_finite_is_refused():
 def test_a_loss_that_is_no_number_is_refused(loss):
     with pytest.raises(InvalidArgumentError, match="`loss` must be a number or a tensor of one element"):
         estimate_gradient(loss, [torch.ones(2)])
+
+
+def test_directions_that_are_not_orthogonal_are_summed_with_their_slopes():
+    parameters = noise([(3, 2), (2,)], torch.float64)
+    family, slope = GradientSubspaceDirections(), noise([(3, 2), (2,)], torch.float64, seed=5)
+    drawn = family.draw(parameters, 8, seeded(3)).dense(parameters)
+    assert not torch.allclose(drawn @ drawn.T, torch.eye(8, dtype=torch.float64), atol=1e-2)
+
+    def loss():
+        return sum((one * other).sum() for one, other in zip(parameters, slope, strict=True))
+
+    found = estimate_gradient(loss, parameters, 8, directions=family, mu=1e-2, difference="central", generator=seeded(3))
+    exact = torch.cat([part.reshape(-1) for part in slope])
+    torch.testing.assert_close(torch.cat([part.reshape(-1) for part in found]), drawn.T @ (drawn @ exact), rtol=1e-6, atol=1e-6)

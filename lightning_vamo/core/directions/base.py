@@ -83,7 +83,10 @@ class ProbeDirections(ABC):
         return slopes.leading(self.count)
 
     def subtract_(self, vectors: Sequence[Tensor | None], coefficients: Tensor, slopes: Slopes | None = None) -> Tensor:
-        r"""Subtract :math:`w = \sum_j c_j u_j` from ``vectors``, in place.
+        r"""Subtract :math:`w = \sum_j c_j e_j` from ``vectors``, in place.
+
+        In most families :math:`e_j` are the directions :math:`u_j`. In families whose :meth:`whiten` changes slopes, they are
+        the orthonormal basis of the directions' span in which :meth:`whiten` gives coordinates.
 
         Args:
             vectors: :math:`g`, tensors to change, of the parameters' shapes; a ``None`` is left out.

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_vamo.core.directions import Directions, SphereDirections
+from lightning_vamo.core.directions import Directions, ProbeDirections, SphereDirections
 from lightning_vamo.core.probes.difference import (
     Difference,
     as_tensor,
@@ -88,5 +88,12 @@ def estimate_gradient(
         )
     slopes = probe_differences(losses, radius, difference)
     estimate = [torch.zeros_like(parameter) for parameter in parameters]
-    drawn.subtract_(estimate, slopes * (-drawn.dimension / drawn.count))
+    drawn.subtract_(estimate, _coordinates(drawn, slopes) * (-drawn.dimension / drawn.count))
     return estimate
+
+
+def _coordinates(drawn: ProbeDirections, weights: Tensor) -> Tensor:
+    """The coordinates that ``subtract_`` takes for a weighted sum of directions."""
+    unit = torch.eye(drawn.count, dtype=torch.float64, device=weights.device)
+    whitening = drawn.whiten(unit)
+    return weights if whitening is unit else (weights.double() @ torch.linalg.pinv(whitening)).to(weights)

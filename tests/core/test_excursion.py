@@ -17,6 +17,7 @@ from lightning_vamo.core.gradient.update import Rate, descend, write_gradient
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from tests.support.bits import same_bits
 from tests.support.points import ALL, each, irregular, layouts, noise
+from tests.support.pretend_gpu import pretended_gpu
 from tests.support.problems import seeded
 
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -232,3 +233,14 @@ def test_a_gradient_is_added_to_the_one_that_is_there_at_the_scale_of_a_scaler()
     expected = 8 * torch.tensor([1.0, -2.0], dtype=torch.float64) @ directions.dense(parameters)
     found = torch.cat([parameters[0].grad - 1, parameters[1].grad])
     assert torch.allclose(found, expected, rtol=1e-12)
+
+
+@each("family", [GaussianDirections(), GaussianDirections("seeded")])
+def test_to_write_a_gradient_waits_for_no_gpu(family, monkeypatch):
+    with pretended_gpu(monkeypatch) as gpu:
+        parameters = [torch.nn.Parameter(gpu.put(part)) for part in noise([(3,), (2,)])]
+        directions = family.draw(parameters, 2, seeded(5))
+        coefficients = torch.tensor([1.0, -2.0], dtype=torch.float64, device="cpu")
+        gpu.waits.clear()
+        write_gradient(parameters, directions, coefficients, lambda values: 8 * values)
+    assert not gpu.waits

@@ -92,4 +92,5 @@ def write_gradient(
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in parameters]
-    directions.subtract_(gradients, -(coefficients if scale is None else scale(coefficients)))
+    placed = coefficients.to(parameters[0].device, non_blocking=True)  # or each inner product would be copied to the host
+    directions.subtract_(gradients, -(placed if scale is None else scale(placed)))

@@ -3,14 +3,15 @@
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from jsonargparse import class_from_function  # type: ignore[attr-defined]
+from jsonargparse import Namespace, class_from_function  # type: ignore[attr-defined]
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -70,18 +71,27 @@ class VAMOCLI(LightningCLI):
         return super().init_parser(**{"formatter_class": Formatter, **kwargs})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse as usual, but refuse an argument of earlier versions and say what to write instead.
+        """Parse as usual, but refuse arguments of earlier versions and what the parser lets pass, and say what to write.
 
         Args:
             parser: The parser.
             args: The arguments; by default the command-line arguments of the process.
 
         Raises:
-            InvalidArgumentError: If the section ``vamo`` has such an argument.
+            InvalidArgumentError: If the section ``vamo`` has an argument of an earlier version, or if a section has no keys.
         """
-        for name in _section_names(sys.argv[1:] if args is None else args) & OLD_NAMES.keys():
+        names = self.subcommands().keys()
+        given = sys.argv[1:] if args is None else args
+        for name in _section_names(given, names) & OLD_NAMES.keys():
             raise InvalidArgumentError(f"The section `vamo` has no key `{name}` any more: {OLD_NAMES[name]}.")
+        _check_subcommands(given, names)
         super().parse_arguments(parser, args)
+        section = self.config.get(str(self.config.get("subcommand")), self.config).get("vamo")
+        if not isinstance(section, Namespace):
+            raise InvalidArgumentError(
+                "`vamo` must be a section of VAMOCallback's arguments, such as {probes: 4}, or the path of a file with them,"
+                f" got {section!r}: write the arguments, or leave `vamo` out for the defaults."
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the key ``method`` and the section ``vamo``.
@@ -200,18 +210,47 @@ def _write(finding: ProbeFinding, folder: Path, others: Sequence[str]) -> None:
     print(f"Written: {', '.join(map(os.path.relpath, written))}")
 
 
-def _section_names(args: Any) -> set[str]:
+def _section_names(args: Any, subcommands: Collection[str]) -> set[str]:
     """The keys of the section ``vamo``, on the command line, in configuration files, and in arguments from Python."""
+    options = args if isinstance(args, list) else []
+    found = {match[1] for match in map(re.compile(r"--vamo\.(\w+)").match, options) if match}
+    for config in _configurations(args):
+        parts = [config, *(_keys_of(config.get(name)) for name in subcommands)]
+        found |= {str(name) for part in parts for name in _keys_of(part.get("vamo"))}
+    return found
+
+
+def _check_subcommands(args: Any, subcommands: Collection[str]) -> None:
+    """Refuse a value in place of a subcommand's sections, on which the parser fails without a message."""
+    if isinstance(args, list):  # a configuration of subcommands stands before the subcommand
+        args = args[: next((place for place, word in enumerate(args) if word in subcommands), None)]
+    elif "subcommand" not in _keys_of(args):
+        return
+    for config in _configurations(args):
+        for name in subcommands:
+            if not isinstance(config.get(name), (Mapping, Namespace, NoneType)):
+                raise InvalidArgumentError(
+                    f"`{name}` must hold the sections of the subcommand, such as `model` and `trainer`, got {config[name]!r}:"
+                    f" write them below `{name}`."
+                )
+
+
+def _configurations(args: Any) -> Iterator[Mapping[Any, Any]]:
+    """The configuration files on a command line, or the arguments from Python."""
     if not isinstance(args, list):
-        config = {} if args is None else dict(args)
-        return set(dict(config.get("fit", config).get("vamo") or {}))
-    found = {match[1] for match in map(re.compile(r"--vamo\.(\w+)").match, args) if match}
+        yield _keys_of(args)
+        return
     values = [value for option, value in pairwise(args) if option in ("--config", "-c")]
     for path in [*values, *(arg.partition("=")[2] for arg in args if arg.startswith("--config="))]:
-        with suppress(OSError, yaml.YAMLError):  # the parser will report these errors
-            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-            found |= _section_names(config) if isinstance(config, dict) else set()
-    return found
+        with suppress(OSError, ValueError, yaml.YAMLError):  # the parser will report these errors
+            yield _keys_of(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+
+
+def _keys_of(value: Any) -> Mapping[Any, Any]:
+    """A section of a configuration; empty if the value is no section, which the parser will report."""
+    if isinstance(value, Namespace):
+        return value.as_dict()
+    return value if isinstance(value, Mapping) else {}
 
 
 def _as_list(callbacks: Any) -> list[Any]:

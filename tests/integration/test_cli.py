@@ -149,6 +149,62 @@ def test_old_names_are_answered_with_what_to_write(tmp_path):
         main(["fit", "--config", str(write(tmp_path, {"vamo": {"carry": True}}))])
 
 
+def refused(capsys, arguments):
+    """The message of a command that does not begin to train: the command's own, or the parser's."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    return str(stopped.value.code) if stopped.value.code != 2 else capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "value", [4, 0.5, True, None, [1], [{"probes": 4}], "auto", "VAMOCallback", "missing.yaml", "[1]", "4"]
+)
+def test_a_value_in_place_of_the_section_is_refused_by_name(value, tmp_path, capsys):
+    config = {"model": MODEL, "vamo": value}
+    messages = [refused(capsys, ["fit", "--config", str(write(tmp_path, config))])]
+    messages.append(refused(capsys, {"subcommand": "fit", "fit": config}))
+    messages.append(refused(capsys, ["--config", str(write(tmp_path, {"fit": config})), "fit"]))
+    own = f"lightning-vamo: `vamo` must be a section of VAMOCallback's arguments, .* got {re.escape(repr(value))}: write "
+    parsers = f'Parser key "vamo":\\s+Unable to load config .{re.escape(str(value))}.'
+    for message in messages:
+        assert re.search(parsers if isinstance(value, str) else own, message)
+
+
+@pytest.mark.parametrize("value", ["4", "auto", "null", "[1]"])
+def test_a_value_on_the_command_line_in_place_of_the_section_is_refused_by_name(value, tmp_path, capsys):
+    config = str(write(tmp_path, {"model": MODEL}))
+    assert f"Unable to load config '{value}'" in refused(capsys, ["fit", "--config", config, f"--vamo={value}"])
+    if value != "null":
+        assert 'Parser key "method"' in refused(capsys, ["fit", "--config", config, f"--method={value}"])
+
+
+@pytest.mark.parametrize("value", [4, True, [1], "auto", {}, {"probes": 3}, {"class_path": "MeZOCallback", "init_args": 3}])
+def test_a_value_in_place_of_the_method_is_refused_by_name(value, tmp_path, capsys):
+    message = refused(capsys, ["fit", "--config", str(write(tmp_path, {"model": MODEL, "method": value}))])
+    assert 'Parser key "method"' in message
+    assert f"Given value: {value}" in message
+
+
+@pytest.mark.parametrize("value", [3, "auto", [1], True])
+def test_a_value_in_place_of_a_subcommands_sections_is_refused_by_name(value, tmp_path, capsys):
+    for arguments in (["--config", str(write(tmp_path, {"fit": value})), "fit"], {"subcommand": "fit", "fit": value}):
+        message = refused(capsys, arguments)
+        assert message.startswith("lightning-vamo: `fit` must hold the sections of the subcommand,")
+        assert f"got {value!r}: write them below `fit`." in message
+
+
+@pytest.mark.parametrize("text", ["fit:", "3", "[1]", "", "when: 2020-13-45"])
+def test_the_parser_reports_a_configuration_without_sections(text, tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert "error:" in refused(capsys, ["--config", str(path), "fit"])
+
+
+def test_the_section_may_be_the_path_of_a_file(tmp_path):
+    (tmp_path / "vamo.yaml").write_text("{probes: 3, mu: 0.01}")
+    assert callback_of(command(tmp_path, vamo=str(tmp_path / "vamo.yaml"))).settings.schedule.n == 3
+
+
 def write(folder, configuration):
     path = folder / "old.yaml"
     path.write_text(yaml.safe_dump(configuration))

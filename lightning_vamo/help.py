@@ -18,8 +18,6 @@ example, config.yaml:
     class_path: my_project.MyData
   vamo:
     probes: 4
-    directions: OrthonormalDirections
-    control: replay
   trainer:
     max_epochs: 10
 

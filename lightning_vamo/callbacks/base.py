@@ -91,10 +91,10 @@ class MethodCallback(DrivingCallback):
     def report(self) -> MethodReport:
         """The cost of the method so far and the noise that it removed; printed, the report is a few lines of text."""
         report = self._run.ledger.report(self._run.sums.moments)
-        title = self.title or type(self).__name__.removesuffix("Callback")
-        ways, made_of, choice = self.ways, self._method.control.made_of, self._run.choice
+        title, ways, choice = self.title or type(self).__name__.removesuffix("Callback"), self.ways, self._run.choice
         chosen: dict[str, Any] = {} if choice is None else {"decisions": tuple(choice.decisions), "measured": True}
-        return replace(report, method=title, made_of=made_of, plain=ways.plain, recompute=ways.recompute, **chosen)
+        parts = {"made_of": self._method.control.made_of, "step_forwards": self._method.gradient.forwards, **chosen}
+        return replace(report, method=title, plain=ways.plain, recompute=ways.recompute, **parts)
 
     @property
     def settings(self) -> ProbeSettings:

@@ -15,6 +15,9 @@ MadeOf = Literal["probes", "gradients"]
 # The words for each in a sentence: the name, and the argument that trains without a control variate.
 _WORDS: dict[MadeOf, tuple[str, str]] = {"probes": ("probes", "probes=0"), "gradients": ("kept gradients", "alpha=0")}
 
+# The work of a batch in plain training, in forward passes.
+_PLAIN = 3
+
 
 @dataclass(frozen=True)
 class Decided:
@@ -61,6 +64,8 @@ class MethodReport:
         made_of: What the control variate is made of; None if the method has no control variate.
         plain: The argument that trains without a control variate; by default that of VAMO or SVRG, depending on ``made_of``.
         recompute: The argument that makes each step evaluate its own batch at the snapshot.
+        step_forwards: Number of forward passes of a batch in a step without a backward pass, without those of the control
+            variate; None if a step makes one forward and one backward pass.
         epochs: The figures of each epoch, by name: ``step``, the number of optimizer steps at the epoch's end; the losses that
             the module logged; and the method's figures that :meth:`plot` draws.
         decisions: The changes of what corrects the steps, if that is chosen by measurement.
@@ -83,6 +88,7 @@ class MethodReport:
     made_of: MadeOf | None = "probes"
     plain: str | None = None
     recompute: str = "control='recompute'"
+    step_forwards: int | None = None
     decisions: tuple[Decided, ...] = ()
     measured: bool = False
     epochs: tuple[Mapping[str, float], ...] = ()
@@ -90,8 +96,16 @@ class MethodReport:
     @property
     def relative_cost(self) -> float:
         """Work relative to plain training on the same batches; a backward pass counts as two forward passes."""
-        plain = 3 * self.batches
-        return (self.forward_evaluations + 2 * self.backward_evaluations) / plain if plain else 1.0
+        return self._relative(_PLAIN)
+
+    @property
+    def relative_to_uncorrected(self) -> float:
+        """Work relative to the same steps without a control variate; see :attr:`step_forwards` for steps that are not plain."""
+        return self._relative(self.step_forwards or _PLAIN)
+
+    def _relative(self, work_of_a_batch: int) -> float:
+        work = work_of_a_batch * self.batches
+        return (self.forward_evaluations + 2 * self.backward_evaluations) / work if work else 1.0
 
     @property
     def relative_time(self) -> float:
@@ -101,8 +115,8 @@ class MethodReport:
 
     @property
     def worth_of_equal_batch(self) -> float:
-        """The largest share of the second moment that a larger batch could remove for the same work."""
-        return 1 - 1 / self.relative_cost
+        """The largest share of the second moment that a larger batch could remove instead, for the same work."""
+        return 1 - 1 / self.relative_to_uncorrected
 
     def __str__(self) -> str:
         """The report as a few lines of text; the first line says whether the method paid."""
@@ -129,30 +143,31 @@ class MethodReport:
 
     def _sentence(self) -> str:
         """The benefit of the method, in a sentence."""
-        times = f"{self.relative_cost:.2f}×"
         if self.made_of is None:
             batches = _counted(self.batches, "batch was", "batches were")
-            return f"{batches} trained on, at {times} the compute of plain training."
+            return f"{batches} trained on, at {self.relative_cost:.2f}× the compute of plain training."
         what, off = _WORDS[self.made_of]
-        off = self.plain or off
+        off, compute = self.plain or off, _compute(self)
         if self.variance_removed is None and self.measured:
-            return f"the training was plain, at {times} the compute of plain training: {self._why_plain()}."
+            return f"the training was plain, at {compute}: {self._why_plain()}."
         if self.variance_removed is None:
-            return f"no step was corrected, and you paid {times} the compute of plain training: {self._cause(off)}"
+            return f"no step was corrected, and you paid {compute}: {self._cause(off)}"
         share = f"{100 * self.variance_removed:.3g} % of the gradient's second moment"
-        if self.relative_cost <= 1.005 and self.variance_removed > 0:
+        if self.relative_to_uncorrected <= 1.005 and self.variance_removed > 0:
             return f"the {what} paid. They removed {share} at no extra evaluation."
         at_most = f"{100 * self.worth_of_equal_batch:.3g} %"
         by_clock = self.variance_removed > 1 - 1 / self.relative_time
         if self.variance_removed > self.worth_of_equal_batch:
             but = "" if by_clock else " By the clock of this machine they did not pay."
             return (
-                f"the {what} paid. For {times} the compute they removed {share}, where a larger batch for the same compute"
+                f"the {what} paid. For {compute} they removed {share}, where a larger batch for the same compute"
                 f" removes {at_most} at most.{but}"
             )
-        but = " By the clock of this machine they did pay." if by_clock else f" Train with {off}, or with a larger batch."
+        but = f" Train with {off}, or with a larger batch."
+        if by_clock:
+            but = " By the clock of this machine they did pay."
         return (
-            f"the {what} did not pay. You paid {times} the compute, for which a larger batch removes up to {at_most} of the"
+            f"the {what} did not pay. You paid {compute}, for which a larger batch removes up to {at_most} of the"
             f" gradient's second moment, and the {what} removed {100 * self.variance_removed:.3g} %.{but}"
         )
 
@@ -185,6 +200,12 @@ class MethodReport:
         return [*lines, f"  {', '.join(parts)}", clock]
 
 
+def _compute(report: MethodReport) -> str:
+    """The work of a method with a control variate, relative to that of the same steps without it."""
+    without = "plain training" if report.step_forwards is None else f"training with {report.plain or 'alpha=0'}"
+    return f"{report.relative_to_uncorrected:.2f}× the compute of {without}"
+
+
 def _counted(count: int, one: str, several: str) -> str:
     return f"{count} {one if count == 1 else several}"
 
@@ -204,4 +225,4 @@ def epoch_in_words(figures: Mapping[str, float], report: MethodReport) -> str:
         return "no gradient was corrected"
     what = "" if probes is None else f" with {int(probes)} {'probe' if probes == 1 else 'probes'}"
     share = f"{100 * removed:.3g} % of the gradient's second moment removed{what}"
-    return f"{share}, at {report.relative_cost:.2f}× the compute of plain training so far"
+    return f"{share}, at {_compute(report)} so far"

@@ -69,9 +69,13 @@ def test_figures():
 @pytest.mark.parametrize(
     ("removed", "seconds", "verdict"),
     [
-        (0.7, 1.0, "the probes paid. For 2.00× the compute they removed 70 % .* removes 50 % at most.$"),
+        (0.7, 1.0, "the probes paid. For 2.00× the compute of plain training they removed 70 % .* removes 50 % at most.$"),
         (0.7, 9.0, "the probes paid. .* at most. By the clock of this machine they did not pay.$"),
-        (0.2, 1.0, "the probes did not pay. .* By the clock of this machine they did pay.$"),
+        (
+            0.2,
+            1.0,
+            "the probes did not pay. .* By the clock of this machine they did pay.$",
+        ),
         (
             0.2,
             9.0,

@@ -161,6 +161,29 @@ def counts(control, difference, epochs=2):
     return callback.report.forward_evaluations
 
 
+@pytest.mark.parametrize(
+    ("probes", "difference", "own"), [(1, "central", 2), (1, "forward", 2), (3, "central", 6), (3, "forward", 4)]
+)
+def test_the_report_weighs_it_against_the_same_steps_without_a_control_variate(probes, difference, own, caplog):
+    caplog.set_level("INFO")
+    callback = ZOSVRGCallback(probes, difference=difference, control=Replay(every_n_epochs=2))
+    train(callback, epochs=2)
+    report = callback.report
+    without = ZOSVRGCallback(probes, difference=difference, alpha=0)
+    train(without, epochs=2)
+    assert without.report.forward_evaluations == own * report.batches
+    ratio = report.forward_evaluations / without.report.forward_evaluations
+    assert ratio > 1.5  # a sweep every other epoch takes half as many evaluations as the steps, and some for checks
+    assert report.relative_to_uncorrected == pytest.approx(ratio)
+    assert report.worth_of_equal_batch == pytest.approx(1 - 1 / ratio)
+    assert report.relative_cost == pytest.approx(ratio * own / 3)
+    verdict = str(report).splitlines()[0]
+    assert f"{ratio:.2f}× the compute of training with alpha=0" in verdict
+    assert ("did not pay" in verdict) == (report.variance_removed <= 1 - 1 / ratio)
+    assert f"{ratio:.2f}× the compute of training with alpha=0 so far." in caplog.text
+    assert f"{own / 3:.2f}× the compute of plain training." in str(without.report)
+
+
 def test_the_evaluations_are_those_documented():
     """Per batch of 7: a step's own, those at the snapshot, and the sweep's; what a sweep looks at beside is left out."""
     for difference, step, row in (("central", 6, 7), ("forward", 4, 4)):

@@ -63,6 +63,11 @@ class Gradient(ABC):
     keeps_place: ClassVar[bool] = False
     """Whether a checkpoint holds the run's position in its epoch even without a control variate."""
 
+    @property
+    def forwards(self) -> int | None:
+        """Number of forward passes of a batch in a step without a backward pass; None if a step makes one of each."""
+        return None
+
     def begin(self, trainer: Trainer, module: LightningModule, name: str) -> None:
         """Begin a fit: forget the last fit, and refuse a module or optimizer that cannot be trained.
 

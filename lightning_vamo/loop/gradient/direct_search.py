@@ -88,6 +88,11 @@ class DirectSearch(Gradient):
         self._others = Others()
         self._state = _State()
 
+    @property
+    def forwards(self) -> int:
+        """See :attr:`Gradient.forwards`."""
+        return 3 if self._variant == "stp" else 2
+
     def begin(self, trainer: Trainer, module: LightningModule, name: str) -> None:
         """See :meth:`Gradient.begin`; the optimizer must be plain SGD, whose learning rate is the step length."""
         self._state, self._others = _State(), Others()

@@ -114,6 +114,11 @@ class ZerothOrder(Gradient):
         self._name = "The callback"
         self._is_read = False  # whether the user's code may read the gradient before the step
 
+    @property
+    def forwards(self) -> int:
+        """See :attr:`Gradient.forwards`."""
+        return self.settings.evaluations
+
     def begin(self, trainer: Trainer, module: LightningModule, name: str) -> None:
         """See :meth:`Gradient.begin`."""
         settings, self._name = self.settings, name

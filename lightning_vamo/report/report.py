@@ -109,7 +109,10 @@ class MethodReport:
 
     @property
     def relative_time(self) -> float:
-        """Wall-clock time of the training epochs, relative to the same time without warm-up, sweeps and rows."""
+        """Wall-clock time of the training epochs, relative to the same time without warm-up, sweeps and rows.
+
+        The time that steps take for learning and correcting is part of both.
+        """
         rest = self.training_seconds - self.sweep_seconds - self.row_seconds - self.warmup_seconds
         return self.training_seconds / rest if rest > 0 else 1.0
 
@@ -165,7 +168,9 @@ class MethodReport:
             )
         but = f" Train with {off}, or with a larger batch."
         if by_clock:
-            but = " By the clock of this machine they did pay."
+            but = (
+                " By the clock of this machine they did pay, the time of learning and correcting within the steps not counted."
+            )
         return (
             f"the {what} did not pay. You paid {compute}, for which a larger batch removes up to {at_most} of the"
             f" gradient's second moment, and the {what} removed {100 * self.variance_removed:.3g} %.{but}"
@@ -196,7 +201,7 @@ class MethodReport:
             parts.append(_counted(self.warmup_evaluations, "batch of warm-up", "batches of warm-up"))
         extra = self.sweep_seconds + self.warmup_seconds + self.row_seconds
         clock = f"  {extra:.1f} s of {self.training_seconds:.1f} s were spent beside the steps: {self.relative_time:.2f}× the"
-        clock += " time of the steps alone"
+        clock += " time of the steps, their corrections included"
         return [*lines, f"  {', '.join(parts)}", clock]
 
 

@@ -74,7 +74,7 @@ def test_figures():
         (
             0.2,
             1.0,
-            "the probes did not pay. .* By the clock of this machine they did pay.$",
+            "the probes did not pay. .* By the clock of this machine they did pay, the time of learning .* not counted.$",
         ),
         (
             0.2,

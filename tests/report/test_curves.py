@@ -71,8 +71,37 @@ def test_the_command_writes_the_picture_and_says_what_was_logged(run, capsys, tm
     main(["report", events])
     assert f"Written: {events}/report.png" in capsys.readouterr().out
     main(["report", table, "--output", str(tmp_path / "new" / "run.png")])
-    assert "vamo/variance_removed" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert all(f"\n{name} " in f"\n{shown}" for name in read_run(table))
     assert (tmp_path / "new" / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_goes_into_a_folder_that_is_named(run, capsys, tmp_path):
+    main(["report", run[2], "--output", str(tmp_path)])
+    assert f"Written: {tmp_path}/report.png\n" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["report.png"]
+
+
+@pytest.mark.parametrize("name", ["run.pdf", "run.SVG", "new/run.jpg"])
+def test_the_end_of_the_name_says_the_format(name, run, capsys, tmp_path):
+    main(["report", run[2], "--output", str(tmp_path / name)])
+    assert f"Written: {tmp_path / name}\n" in capsys.readouterr().out
+    assert (tmp_path / name).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", ["plots", "run.txt", "new/run", "run.png.gz", ".png"])
+def test_a_name_that_says_no_format_is_refused(name, run, tmp_path):
+    with pytest.raises(SystemExit, match=rf"^lightning-vamo: `--output` must be a folder .*\.png.* got '.*{name}': write "):
+        main(["report", run[2], "--output", str(tmp_path / name)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_refused(run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        SystemExit, match=r"^lightning-vamo: `--output` must be a file that can be written, got .*: name another"
+    ):
+        main(["report", run[2], "--output", str(tmp_path / "file" / "run.png")])
 
 
 def test_a_folder_without_logs_is_refused_with_what_it_holds(run, tmp_path):

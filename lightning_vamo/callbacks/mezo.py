@@ -50,9 +50,9 @@ class MeZOCallback(MethodCallback):
             ``torch.optim.SGD`` without momentum does. ``"gradient"`` puts :math:`g` into ``.grad``, which takes as much memory
             as the weights, and lets the optimizer step. ``"auto"``, the default, chooses ``"in-place"`` if the optimizer is
             plain SGD, the Trainer neither clips nor scales gradients, and no hook may read or change a gradient before the
-            step: the module's ``configure_gradient_clipping``, ``optimizer_step`` or ``on_before_optimizer_step``, that hook of
-            a callback, or a hook of the optimizer. Otherwise it chooses ``"gradient"``. With ``"in-place"`` such hooks see no
-            gradient, and the weights have moved before.
+            step: the module's ``configure_gradient_clipping``, ``optimizer_step`` or ``on_before_optimizer_step``, or that hook
+            of a callback. Otherwise it chooses ``"gradient"``. With ``"in-place"`` such hooks see no gradient, and the weights
+            have moved before.
         clip: A bound for the directional derivatives, in units of the loss; None for no bound.
         parameters: Which parameters move: a pattern of names such as ``"*.bias"``, a list of patterns, or a function of a name
             and a parameter that returns True or False; None for all. Only parameters that the optimizer has and that need a

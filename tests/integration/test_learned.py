@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 
 from lightning_vamo import VAMOCallback
 from lightning_vamo.core.directions import GradientSubspaceDirections, OrthonormalDirections
+from lightning_vamo.core.directions.learned.dense_learner import DenseLearner
+from lightning_vamo.core.directions.learned.factored_learner import FactoredLearner
 from lightning_vamo.core.schedules import LinearProbes
 from tests.support.modules import VAMOEverything, loaders, trainer
 from tests.support.overlapping import Classifier, fit, overlapping
@@ -164,6 +166,30 @@ def test_without_enough_gradients_the_first_epoch_is_plain_and_a_warning_says_wh
     assert sum("trains without probes" in str(warning.message) for warning in caught) == 1
     assert epochs.probes == [0, 4, 4, 4]
     assert epochs.evaluations == [5, 7, 9, 11]  # warmed up once
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned None")
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("learner", [DenseLearner, FactoredLearner])
+def test_a_step_without_a_loss_is_not_learned_from(learner, accumulated, monkeypatch):
+    class Skipping(Classifier):
+        def training_step(self, batch, batch_idx):
+            return (
+                None
+                if batch_idx % 4 == 0 or (batch_idx % 4 == 1 and accumulated == 2)
+                else super().training_step(batch, batch_idx)
+            )
+
+    seen = []
+    observe, interrupt = learner.observe, learner.interrupt
+    monkeypatch.setattr(
+        learner, "observe", lambda self, given: seen.append([part is None for part in given]) or observe(self, given)
+    )
+    monkeypatch.setattr(learner, "interrupt", lambda self: seen.append("interrupted") or interrupt(self))
+    directions = FORMS["dense" if learner is DenseLearner else "factored"]
+    fit(VAMOCallback(probes=4, directions=directions, seed=1), Skipping, epochs=1, accumulate_grad_batches=accumulated)
+    assert "interrupted" in seen
+    assert not any(all(part) for part in seen if part != "interrupted")
 
 
 @pytest.mark.parametrize("batches", [True, 3])

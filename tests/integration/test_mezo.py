@@ -129,6 +129,40 @@ def test_groups_and_schedulers_hold_in_place():
     assert all(torch.allclose(one, other, rtol=0, atol=1e-12) for one, other in zip(*(s.values() for s in states), strict=True))
 
 
+class Clips(Plain):
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        self.clip_gradients(optimizer, 0.01, "value")
+
+
+class Masks(Plain):
+    def on_before_optimizer_step(self, optimizer):
+        for parameter in self.net[0].parameters():
+            parameter.grad.zero_()
+
+
+class Declines(Plain):
+    def optimizer_step(self, epoch, batch_idx, optimizer, closure):
+        closure()
+
+
+class MasksToo(L.Callback):
+    def on_before_optimizer_step(self, fit, module, optimizer):
+        Masks.on_before_optimizer_step(module, optimizer)
+
+
+@pytest.mark.parametrize(("cls", "callbacks"), [(Clips, []), (Masks, []), (Declines, []), (Plain, [MasksToo()])])
+def test_hooks_before_the_step_change_it_whatever_the_update(cls, callbacks):
+    weights = []
+    for update in ("auto", "gradient"):
+        module = built(cls, lr=0.05)
+        before = nn.utils.parameters_to_vector(module.net.parameters()).detach().clone()
+        fitted(module, MeZOCallback(update=update, seed=3), None, *callbacks)
+        weights.append(nn.utils.parameters_to_vector(module.net.parameters()).detach())
+    assert torch.equal(*weights)
+    assert torch.equal(weights[0], before) == (cls is Declines)
+    assert (cls, callbacks) == (Clips, []) or torch.equal(weights[0][:8], before[:8])
+
+
 class Watch(L.Callback):
     """What is in `.grad` when the optimizer steps, and how many batches the metrics have seen."""
 
@@ -161,7 +195,7 @@ def test_a_batch_is_logged_and_counted_once(probes, difference, evaluations, mon
     sgd = torch.optim.SGD(module.parameters(), lr=1e-3)
     monkeypatch.setattr(module, "configure_optimizers", lambda: sgd)
     watch, logger = Watch(), MemoryLogger()
-    callback = MeZOCallback(probes, difference=difference, seed=1)
+    callback = MeZOCallback(probes, difference=difference, update="in-place", seed=1)
     train, val = loaders()
     fit = trainer(callbacks=[callback, watch], logger=logger, max_epochs=1)
     fit.fit(module, train, val)

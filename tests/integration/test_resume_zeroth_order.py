@@ -26,12 +26,14 @@ class Heavy(VAMOModule):
 
 
 CONFIGURATIONS = {
-    "in place": {"module": Unaided, "make": lambda: MeZOCallback(2, seed=4)},
-    "a seed of its own": {"module": Unaided, "make": MeZOCallback, "loader": {"num_workers": 1}},
+    "in place": {"module": Unaided, "make": lambda: MeZOCallback(2, update="in-place", seed=4)},
+    "a seed of its own": {"module": Unaided, "make": lambda: MeZOCallback(update="in-place"), "loader": {"num_workers": 1}},
     "momentum": {"module": Heavy, "make": lambda: MeZOCallback(seed=4)},
     "while derivatives add up": {
         "module": Unaided,
-        "make": lambda: MeZOCallback(directions=MaskedDirections(GaussianDirections()), mu="auto", clip=0.5, seed=4),
+        "make": lambda: MeZOCallback(
+            directions=MaskedDirections(GaussianDirections()), mu="auto", update="in-place", clip=0.5, seed=4
+        ),
         "accumulate_grad_batches": 2,
         "val_check_interval": 3,
         "saver": {"every_n_epochs": 1, "save_on_train_epoch_end": False},

@@ -96,3 +96,22 @@ def test_a_handler_runs_though_an_exception_ends_the_batch_that_it_waits_for(tmp
         assert ran == [1]
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_handler_does_not_wait_for_a_batch_that_is_skipped(tmp_path):
+    ran = []
+
+    class Skips(Module):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if batch_idx == 2 else None
+
+        def on_train_epoch_end(self):
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert ran
+
+    before = signal.signal(signal.SIGUSR2, lambda *_: ran.append(1))
+    try:
+        trainer(tmp_path, callbacks=[MeZOCallback()], max_epochs=1).fit(Skips(), DataLoader(classification_data(40), 8))
+        assert ran == [1]
+    finally:
+        signal.signal(signal.SIGUSR2, before)

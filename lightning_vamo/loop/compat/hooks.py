@@ -54,10 +54,9 @@ def changes(owner: object, hook: str, base: type) -> bool:
 def reads_gradients(trainer: Trainer, module: LightningModule) -> bool:
     """Whether the user's code may read or change the gradients, or decide about the step, before the optimizer steps."""
     own = ("configure_gradient_clipping", "on_before_optimizer_step", "optimizer_step")
-    return (
-        any(changes(module, hook, LightningModule) for hook in own)
-        or any(changes(each, "on_before_optimizer_step", Callback) for each in trainer.callbacks)  # type: ignore[attr-defined]
-        or any(optimizer._optimizer_step_pre_hooks for optimizer in trainer.optimizers)
+    return any(changes(module, hook, LightningModule) for hook in own) or any(
+        changes(callback, "on_before_optimizer_step", Callback)
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
     )
 
 

@@ -198,9 +198,9 @@ def test_the_number_of_probes_is_chosen_by_what_rows_cost_too(monkeypatch):
     """A batch is probed once per epoch in a sweep, for each snapshot, and once in its row."""
     asked, decide = [], Choice.decide
 
-    def watched(self, fit, shares, difference, sweeps, *rest):
+    def watched(self, fit, shares, difference, sweeps, *rest, **options):
         asked.append(sweeps)
-        return decide(self, fit, shares, difference, sweeps, *rest)
+        return decide(self, fit, shares, difference, sweeps, *rest, **options)
 
     def sweeps(data, **arguments):
         asked.clear()

@@ -270,11 +270,11 @@ class Run:
         """Correct the gradient, once all batches of the step are in it."""
         start = time.perf_counter()
         self.ledger.add_batch(evaluated.outputs, evaluated.forwards, evaluated.backwards, not evaluated.skipped)
-        snapshot, learner, watching = self.snapshot, self.learning.learner, observers(trainer)
+        snapshot, watching = self.snapshot, observers(trainer)
         self.cursor.rows = [] if first else self.cursor.rows
-        if last and learner is not None and (self.choice is None or self.choice.sees(trainer.global_step)):
-            gradients = gradients_of(trainer, self.learning.parameters)
-            learner.interrupt() if all(each is None for each in gradients) else learner.observe(gradients)
+        learner = self.learning.learner if last and (self.choice is None or self.choice.sees(trainer.global_step)) else None
+        if learner and any(each.grad is not None for each in self.learning.parameters):  # else no batch had a loss
+            learner.observe(gradients_of(trainer, self.learning.parameters))
         left_out, row = self.watch.differs and (trainer.world_size == 1 or self.method.leaves_out_together), None
         if snapshot is not None and not evaluated.skipped and not left_out:
             row = snapshot.key(self.cursor.row(trainer.fit_loop.batch_idx))

@@ -16,7 +16,7 @@ from lightning_vamo.callbacks.state import CallbackState
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import checks, compat
 from lightning_vamo.loop.checkpoint.resume import Resumption
-from lightning_vamo.loop.checkpoint.state import frozen, plan_within, read, saved
+from lightning_vamo.loop.checkpoint.state import frozen, plan_within, read, readable, saved
 from lightning_vamo.loop.control.base import Control
 from lightning_vamo.loop.control.nothing import Nothing
 from lightning_vamo.loop.control.settings import PLAIN, ProbeSettings
@@ -195,8 +195,8 @@ class MethodCallback(DrivingCallback):
         self._detach()
 
     def _detach(self) -> None:
-        self._attached.close()
         self._run.ledger.stop()
+        self._attached.close()
 
     # ---- epochs and batches
 
@@ -289,7 +289,8 @@ class MethodCallback(DrivingCallback):
         run.ledger.totals = read(Totals, state.totals, self._method.name)
         run.seeds.seed = state.seed
         if run.choice is not None and state.choice is not None:
-            run.choice.load_state_dict(state.choice)
+            with readable(self._method.name):
+                run.choice.load_state_dict(state.choice)
 
     def _replay(self, recorder: RecordingBatchSampler, index: int) -> None:
         """Make a newly set up loader begin with the remaining batches of a checkpoint."""

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from lightning_vamo import InvalidArgumentError, VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import SphereDirections
 from lightning_vamo.core.schedules import EfficientProbes
-from lightning_vamo.loop.control import choice, replayed
+from lightning_vamo.loop.control import choice, chosen, replayed
 from lightning_vamo.loop.control.carried import Carry
 from lightning_vamo.loop.control.looks import BURST, JUDGED
 from lightning_vamo.loop.control.replayed import Replay
@@ -482,19 +482,31 @@ def kinds(callback):
     return [decided.kind for decided in callback.report.decisions]
 
 
+class Endless:
+    """A sampler that draws at random, and has no length."""
+
+    shuffle = True
+
+    def __iter__(self):
+        while True:
+            yield int(torch.randint(16 * STEPS, ()))
+
+
 @pytest.mark.parametrize(
     ("options", "samples"),
     [
         ({"limit_train_batches": 0.8}, {}),
         ({}, {"replacement": True}),
         ({}, {"num_samples": 16 * 80}),
+        ({}, {"batch_size": 70, "drop_last": True}),
+        ({"limit_train_batches": 60}, {"sampler": Endless()}),
         ({"reload_dataloaders_every_n_epochs": 1}, {}),
         ({"reload_dataloaders_every_n_epochs": 2}, {}),
     ],
 )
 def test_rows_are_not_carried_where_that_would_keep_data_from_the_training_or_they_would_not_last(options, samples):
     callback, module = auto(), Reloading(**samples)
-    fit(callback, module, epochs=4, **options)
+    fit(callback, module, epochs=12 if "batch_size" in samples else 4, **options)
     assert set(kinds(callback)) <= {"nothing", "sweep"}
     assert len(callback.report.decisions) > 0
 
@@ -543,15 +555,42 @@ def test_the_fall_of_the_loss_is_that_of_whole_losses_however_many_batches_a_ste
     assert all(0 < each < 0.6 for each in known)
 
 
+class Looks(L.Callback):
+    """Keeps the epochs in which a look begins."""
+
+    def __init__(self, callback):
+        self.callback, self.epochs = callback, []
+
+    def on_train_batch_end(self, fit, module, outputs, batch, batch_idx):
+        if batch_idx == 0 and self.callback._run.choice.stage == "look":
+            self.epochs.append(fit.current_epoch)
+
+
+@pytest.mark.parametrize("ends", ["max_epochs", "max_steps"])
+@pytest.mark.parametrize("judged", [True, False])  # whether the rows are given up within an epoch
 @pytest.mark.parametrize("epochs", [6, 7, 8, 12])
-def test_a_look_is_promised_only_where_it_can_come(epochs, caplog, monkeypatch):
-    monkeypatch.setattr(EfficientProbes, "_best", lambda self, *given: 0)
+def test_a_look_is_promised_where_it_comes_and_only_there(epochs, judged, ends, caplog, monkeypatch):
+    best = EfficientProbes._best
+    monkeypatch.setattr(
+        EfficientProbes, "_best", lambda self, *given: best(self, *given) if judged and self.kind == "nothing" else 0
+    )
+    monkeypatch.setattr(EfficientProbes, "_rises", lambda self, carried: False)
+    limits = {"epochs": epochs} if ends == "max_epochs" else {"epochs": -1, "max_steps": STEPS * epochs}
+    callback = auto(retry_after=3)
     with caplog.at_level("INFO"):
-        fit(auto(retry_after=3), epochs=epochs)
+        fit(callback, callbacks=[looks := Looks(callback)], **limits)
     said = " ".join(record.message for record in caplog.records)
     promised = [int(epoch) for epoch in re.findall(r"next look at epoch (\d+)", said)]
-    assert all(epoch + 2 < epochs for epoch in promised)
-    assert "too few epochs left for a look" in said
+    assert looks.epochs == [0, *promised]
+    assert "too few epochs left for a look" in said or judged
+
+
+def test_the_state_of_another_version_s_choice_is_refused():
+    callback = auto()
+    state = {"seed": 1, "totals": callback._run.ledger.state_dict(), "choice": {"stage": "rest"}, "ranks": []}
+    callback._loads = True
+    with pytest.raises(InvalidArgumentError, match="another version of lightning_vamo saved it"):
+        callback.load_state_dict(state)
 
 
 def test_random_directions_have_no_looks(caplog):
@@ -566,6 +605,14 @@ def test_rows_whose_directions_turn_rarely_are_judged_as_soon_as_others():
     callback = auto(control=Carry(turn_every_n_epochs=5))
     fit(callback, epochs=6)
     assert [(decided.kind, decided.step) for decided in callback.report.decisions] == [("look", 100), ("carry", 264)]
+
+
+def test_directions_that_turn_rarely_do_not_turn_while_they_are_judged(monkeypatch):
+    turned, turn = [], chosen.turn
+    monkeypatch.setattr(chosen, "turn", lambda here: turned.append(here.trainer.current_epoch) or turn(here))
+    fit(auto(control=Carry(turn_every_n_epochs=5)), epochs=12, accumulate_grad_batches=4)
+    assert len(turned) > 3
+    assert all(epoch % 5 == 0 for epoch in turned[2:])
 
 
 def test_a_run_that_dies_in_a_sweep_does_not_decide_again(tmp_path, monkeypatch):
@@ -593,13 +640,14 @@ def test_a_run_that_dies_in_a_sweep_does_not_decide_again(tmp_path, monkeypatch)
 class Reloading(VAMOSoftmax):
     """Makes its own loader, shuffled with the given options of the sampler."""
 
-    def __init__(self, shuffle=True, **options):
+    def __init__(self, shuffle=True, batch_size=16, drop_last=False, sampler=None, **options):
         super().__init__()
-        self.shuffle, self.options = shuffle, options
+        self.loader = {"batch_size": batch_size, "drop_last": drop_last}
+        self.shuffle, self.sampler, self.options = shuffle, sampler, options
 
     def train_dataloader(self):
-        sampler = RandomSampler(data(), **self.options) if self.shuffle else None
-        return DataLoader(data(), 16, sampler=sampler)
+        sampler = self.sampler or (RandomSampler(data(), **self.options) if self.shuffle else None)
+        return DataLoader(data(), sampler=sampler, **self.loader)
 
 
 def test_only_what_the_user_allows_is_chosen():

@@ -68,14 +68,46 @@ def test_a_checkpoint_that_a_signal_s_handler_saves_resumes_bit_for_bit(method, 
         assert all(torch.equal(through[name], value) and torch.equal(resumed[name], value) for name, value in whole.items()), at
 
 
+class Looks(L.Callback):
+    """Keeps the handler at the end of the training, before Lightning puts back the handlers of before."""
+
+    def teardown(self, fit, module, stage):
+        self.handler = signal.getsignal(signal.SIGUSR2)
+
+
 def test_handlers_are_those_of_before_when_the_training_has_ended(tmp_path):
     def handler(*_):
         pass
 
-    before = signal.signal(signal.SIGUSR2, handler)
+    before, looks = signal.signal(signal.SIGUSR2, handler), Looks()
     try:
-        train(METHODS["MeZO"], tmp_path)
-        assert signal.getsignal(signal.SIGUSR2) is handler
+        fit = trainer(tmp_path, callbacks=[MeZOCallback(), looks], max_epochs=1)
+        fit.fit(Module(), DataLoader(classification_data(40), 8))
+        assert looks.handler is handler
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_what_a_handler_raises_in_a_batch_that_fails_ends_the_training_as_any_exception(tmp_path):
+    class Fails(Module):
+        def training_step(self, batch, batch_idx):
+            os.kill(os.getpid(), signal.SIGUSR2)
+            raise KeyError
+
+    class Told(L.Callback):
+        def on_exception(self, fit, module, exception):
+            self.exception = exception
+
+    def handler(*_):
+        raise SystemExit(3)
+
+    before, told = signal.signal(signal.SIGUSR2, handler), Told()
+    terminates = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit):
+            trainer(tmp_path, callbacks=[MeZOCallback(), told]).fit(Fails(), DataLoader(classification_data(40), 8))
+        assert isinstance(told.exception, SystemExit)
+        assert signal.getsignal(signal.SIGTERM) is terminates
     finally:
         signal.signal(signal.SIGUSR2, before)
 

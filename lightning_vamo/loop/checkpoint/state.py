@@ -4,7 +4,8 @@ Lightning's checkpoints hold weights, optimizers and counters. Each rank adds it
 in the plan, the rows that its steps still need, its random states, and the values that the epoch has logged so far.
 """
 
-from collections.abc import Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
@@ -196,6 +197,25 @@ def read(cls: type[_State], state: Any, name: str = "VAMOCallback") -> _State:
     if not isinstance(state, Mapping) or state.keys() != names:
         raise InvalidArgumentError(_UNREADABLE.format(name=name))
     return cls(**state)
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Make a context in which a part of a state that is missing is reported as :func:`read` reports it.
+
+    Args:
+        name: Name of the callback, for the message.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        InvalidArgumentError: If a part is missing.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise InvalidArgumentError(_UNREADABLE.format(name=name)) from error
 
 
 def parameters_of(trainer: Trainer) -> list[list[Any]]:

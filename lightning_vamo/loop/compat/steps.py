@@ -68,6 +68,13 @@ def manual_steps(
         if callback not in trainer.callbacks:  # type: ignore[attr-defined]
             return automatic(optimizer, batch_idx, kwargs)
         gate.close()
+        try:
+            return stepped(optimizer, batch_idx, kwargs)
+        except BaseException:
+            gate.open()  # here, and not where the training ends: what a handler raises is then an exception like the others
+            raise
+
+    def stepped(optimizer: Optimizer, batch_idx: int, kwargs: Any) -> Any:
         if not wanted():
             outputs = automatic(optimizer, batch_idx, kwargs)
             plain(outputs)

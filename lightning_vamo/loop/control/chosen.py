@@ -136,12 +136,14 @@ class Chosen(Control):
         """Let an epoch begin with rows that are still to be judged."""
         assert self.carry is not None
         choice = _choice(here)
-        if choice.stage == "fill":
+        begins = choice.stage == "fill"
+        if begins:
             choice.stage, choice.judged_at = "judge", here.trainer.global_step + JUDGED
-        turn(here)
-        snapshot = self.carry.take(here, carried)
+        if begins or self.carry.begins(here.trainer.current_epoch):
+            turn(here)
+            carried = self.carry.take(here, carried)
         here.learning.learned_at = choice.judged_at
-        return snapshot
+        return carried
 
     def _learned(self, here: Here) -> bool:
         """Whether directions have been learned for a choice; else the present look goes on, or the next one begins."""

@@ -115,7 +115,8 @@ def epochs_left(here: Here) -> float:
     if not math.isfinite(steps):
         return math.inf
     by_epochs = math.inf if most is None or most < 0 else most - trainer.current_epoch - 1
-    by_steps = math.inf if trainer.max_steps < 0 else (trainer.max_steps - trainer.global_step) / steps - 1
+    begun = trainer.global_step - max(0, trainer.fit_loop.batch_idx) // trainer.accumulate_grad_batches
+    by_steps = math.inf if trainer.max_steps < 0 else (trainer.max_steps - begun) / steps - 1
     return min(by_epochs, by_steps)
 
 

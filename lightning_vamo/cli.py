@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -51,6 +50,7 @@ class VAMOCLI(LightningCLI):
             main_kwargs: Arguments of the parser.
             subparser_kwargs: Arguments of the subcommands' parsers.
         """
+        self._subcommand_names = self.subcommands().keys() if add_subcommands else ()
         trainer_class: Any = self.trainer_class
         cls = trainer_class if isinstance(trainer_class, type) else class_from_function(trainer_class)
         self.trainer_class = type(cls.__name__, (cls,), {"find": _find})
@@ -80,11 +80,12 @@ class VAMOCLI(LightningCLI):
         Raises:
             InvalidArgumentError: If the section ``vamo`` has an argument of an earlier version, or if a section has no keys.
         """
-        names = self.subcommands().keys()
+        names = self._subcommand_names
         given = sys.argv[1:] if args is None else args
-        for name in _section_names(given, names) & OLD_NAMES.keys():
+        ahead, behind = _configurations(given, names)
+        for name in _section_names(given, [*ahead, *behind], names) & OLD_NAMES.keys():
             raise InvalidArgumentError(f"The section `vamo` has no key `{name}` any more: {OLD_NAMES[name]}.")
-        _check_subcommands(given, names)
+        _check_subcommands(parser, ahead, names)
         super().parse_arguments(parser, args)
         section = self.config.get(str(self.config.get("subcommand")), self.config).get("vamo")
         if not isinstance(section, Namespace):
@@ -210,38 +211,54 @@ def _write(finding: ProbeFinding, folder: Path, others: Sequence[str]) -> None:
     print(f"Written: {', '.join(map(os.path.relpath, written))}")
 
 
-def _section_names(args: Any, subcommands: Collection[str]) -> set[str]:
+def _section_names(args: Any, configs: Sequence[Mapping[Any, Any]], subcommands: Collection[str]) -> set[str]:
     """The keys of the section ``vamo``, on the command line, in configuration files, and in arguments from Python."""
     options = args if isinstance(args, list) else []
     found = {match[1] for match in map(re.compile(r"--vamo\.(\w+)").match, options) if match}
-    for config in _configurations(args):
+    for config in configs:
         parts = [config, *(_keys_of(config.get(name)) for name in subcommands)]
         found |= {str(name) for part in parts for name in _keys_of(part.get("vamo"))}
     return found
 
 
-def _check_subcommands(args: Any, subcommands: Collection[str]) -> None:
+def _check_subcommands(
+    parser: LightningArgumentParser, configs: Sequence[Mapping[Any, Any]], subcommands: Collection[str]
+) -> None:
     """Refuse a value in place of a subcommand's sections, on which the parser fails without a message."""
-    if isinstance(args, list):  # a configuration of subcommands stands before the subcommand
-        args = args[: next((place for place, word in enumerate(args) if word in subcommands), None)]
-    elif "subcommand" not in _keys_of(args):
-        return
-    for config in _configurations(args):
+    for config in configs:
         for name in subcommands:
-            if not isinstance(config.get(name), (Mapping, Namespace, NoneType)):
-                raise InvalidArgumentError(
+            if name in config and not isinstance(config[name], (Mapping, Namespace)):
+                message = (
                     f"`{name}` must hold the sections of the subcommand, such as `model` and `trainer`, got {config[name]!r}:"
                     f" write them below `{name}`."
                 )
+                if config[name] is None:  # nothing is given, which is the parser's to report
+                    parser.error(message)
+                raise InvalidArgumentError(message)
 
 
-def _configurations(args: Any) -> Iterator[Mapping[Any, Any]]:
-    """The configuration files on a command line, or the arguments from Python."""
+def _configurations(args: Any, subcommands: Collection[str]) -> tuple[Sequence[Mapping[Any, Any]], Sequence[Mapping[Any, Any]]]:
+    """The configuration files on a command line, or the arguments from Python.
+
+    Args:
+        args: The words of the command line, or the arguments from Python.
+        subcommands: The names of the subcommands.
+
+    Returns:
+        The configurations that hold the sections of subcommands, and those that hold the sections of one subcommand: behind its
+        name on the command line, or without a key ``subcommand`` from Python.
+    """
     if not isinstance(args, list):
-        yield _keys_of(args)
-        return
-    values = [value for option, value in pairwise(args) if option in ("--config", "-c")]
-    for path in [*values, *(arg.partition("=")[2] for arg in args if arg.startswith("--config="))]:
+        config = _keys_of(args)
+        return ([config], []) if "subcommand" in config else ([], [config])
+    name = next((place for place, word in enumerate(args) if word in subcommands), len(args))
+    return [*_read(args[:name])], [*_read(args[name:])]
+
+
+def _read(words: Sequence[str]) -> Iterator[Mapping[Any, Any]]:
+    """The configuration files that are named on a command line."""
+    values = [value for option, value in pairwise(words) if option in ("--config", "-c")]
+    for path in [*values, *(word.partition("=")[2] for word in words if word.startswith("--config="))]:
         with suppress(OSError, ValueError, yaml.YAMLError):  # the parser will report these errors
             yield _keys_of(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
 

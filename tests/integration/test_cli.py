@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lightning_vamo import Carry, InvalidArgumentError, Recompute, UnsupportedError, VAMOCallback, VAMOMixin
 from lightning_vamo.cli import VAMOCLI, main
@@ -198,6 +199,23 @@ def test_the_parser_reports_a_configuration_without_sections(text, tmp_path, cap
     path = tmp_path / "config.yaml"
     path.write_text(text)
     assert "error:" in refused(capsys, ["--config", str(path), "fit"])
+
+
+@pytest.mark.parametrize("config", [{"fit": None}, {"fit": None, "validate": {}}])
+def test_an_empty_section_of_a_subcommand_is_reported(config, tmp_path, capsys):
+    words = ["--config", str(write(tmp_path, config)), "fit", f"--model={MODEL['class_path']}"]
+    for arguments in (words, {"subcommand": "fit", **config}):
+        assert "error: `fit` must hold the sections of the subcommand," in refused(capsys, arguments)
+
+
+def test_a_command_line_without_subcommands_may_have_options_of_their_names(tmp_path):
+    class Own(VAMOCLI):
+        def add_arguments_to_parser(self, parser):
+            super().add_arguments_to_parser(parser)
+            parser.add_argument("--test", type=bool, default=False)
+
+    for arguments in (["--config", str(write(tmp_path, {"test": True}))], {"test": True}):
+        assert Own(BoringModel, run=False, args=arguments, save_config_callback=None).config["test"] is True
 
 
 def test_the_section_may_be_the_path_of_a_file(tmp_path):

@@ -175,11 +175,18 @@ def _mask(parameter: Tensor, keep: float) -> Tensor:
     sizes = parameter.detach().reshape(-1).abs()
     if not len(sizes):
         return sizes.to(torch.uint8)
-    # Not `kthvalue`, which older versions of torch refuse on a GPU where algorithms have to be deterministic.
-    flags = sizes <= sizes.topk(math.ceil(keep * len(sizes)), largest=False, sorted=False).values.max()
+    flags = sizes <= _smallest(sizes, math.ceil(keep * len(sizes)))
     padded = torch.zeros(len(flags) + -len(flags) % 8, dtype=torch.uint8, device=flags.device)
     padded[: len(flags)] = flags
     return (padded.view(-1, 8) << _bits(flags)).sum(dim=1, dtype=torch.uint8)
+
+
+def _smallest(sizes: Tensor, count: int) -> Tensor:
+    """The largest of the smallest numbers."""
+    if sizes.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+        return sizes.kthvalue(count).values
+    # On a GPU older versions of torch refuse `kthvalue` here. This takes more memory.
+    return sizes.topk(count, largest=False, sorted=False).values.max()
 
 
 def _bits(like: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The command ``lightning-vamo report``: the picture of a run, from the run's logs."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from lightning_vamo.errors import InvalidArgumentError
@@ -9,8 +9,6 @@ from lightning_vamo.report.curves import Curve, draw
 from lightning_vamo.report.logs import read_run
 
 REPORT_HELP = "lightning-vamo report RUN draws the logs of a run, such as lightning_logs/version_0."
-
-_FORMATS = (".eps", ".jpeg", ".jpg", ".pdf", ".png", ".svg", ".tif", ".tiff", ".webp")
 
 
 def report_command(args: Sequence[str]) -> None:
@@ -32,12 +30,16 @@ def report_command(args: Sequence[str]) -> None:
     )
     given = parser.parse_args(args)
     curves = read_run(given.run)
-    output = _file(given.output or given.run)
     figure = draw(curves, str(given.run))
+    output = _file(given.output or given.run, figure.canvas.get_supported_filetypes())
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, dpi=150)
     except OSError as error:
+        if given.output is None:
+            raise InvalidArgumentError(
+                f"The picture cannot be written into the folder of the run, which gives {error}: name a file with `--output`."
+            ) from error
         raise InvalidArgumentError(
             f"`--output` must be a file that can be written, got {str(output)!r}, which gives {error}: name another file."
         ) from error
@@ -45,13 +47,14 @@ def report_command(args: Sequence[str]) -> None:
     print(f"Written: {output}")
 
 
-def _file(output: Path) -> Path:
+def _file(output: Path, formats: Collection[str]) -> Path:
     """The file of the picture: the file that is named, or a file in the folder that is named."""
     if output.is_dir():
         return output / "report.png"
-    if output.suffix.lower() not in _FORMATS:
+    if output.suffix.lower().removeprefix(".") not in formats:
+        endings = ", ".join(f".{name}" for name in sorted(formats))
         raise InvalidArgumentError(
-            f"`--output` must be a folder that exists, or a file whose name ends in one of {', '.join(_FORMATS)}, got"
+            f"`--output` must be a folder that exists, or a file whose name ends in one of {endings}, got"
             f" {str(output)!r}: write {str(output.with_suffix('.png'))!r}, or make the folder first."
         )
     return output

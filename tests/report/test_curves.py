@@ -82,7 +82,7 @@ def test_the_picture_goes_into_a_folder_that_is_named(run, capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report.png"]
 
 
-@pytest.mark.parametrize("name", ["run.pdf", "run.SVG", "new/run.jpg"])
+@pytest.mark.parametrize("name", ["run.pdf", "run.SVG", "new/run.jpg", "run.svgz"])
 def test_the_end_of_the_name_says_the_format(name, run, capsys, tmp_path):
     main(["report", run[2], "--output", str(tmp_path / name)])
     assert f"Written: {tmp_path / name}\n" in capsys.readouterr().out
@@ -94,6 +94,17 @@ def test_a_name_that_says_no_format_is_refused(name, run, tmp_path):
     with pytest.raises(SystemExit, match=rf"^lightning-vamo: `--output` must be a folder .*\.png.* got '.*{name}': write "):
         main(["report", run[2], "--output", str(tmp_path / name)])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_whose_folder_cannot_be_written_to_asks_for_another_place(run, monkeypatch):
+    def fails(*_, **__):
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fails)
+    with pytest.raises(
+        SystemExit, match=r"^lightning-vamo: The picture cannot .* Permission denied: name a file with `--output`"
+    ):
+        main(["report", run[2]])
 
 
 def test_a_place_that_cannot_be_written_is_refused(run, tmp_path):

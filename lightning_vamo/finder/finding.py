@@ -73,7 +73,8 @@ class ProbeFinding:
         aged: Number of batches between the two measurements of the rows.
         epoch_batches: Number of batches of an epoch.
         only_carries: Whether the callback's ``control`` is to carry rows, so that the advice is carried rows or nothing. The
-            figures are then those of a sweep in each epoch, which such training does not make.
+            figures are then those of a sweep in each epoch, or of recomputed rows where data does not come twice, neither of
+            which such training makes.
     """
 
     epoch: int
@@ -204,7 +205,8 @@ class ProbeFinding:
                 f" {_factor(row.work):>6}×       {row.efficiency:.2f}"
             )
         if self.only_carries:
-            lines += ["", "  what is removed, worth and work are those of a sweep in each epoch: control='carry' makes none"]
+            others = "a sweep in each epoch" if self.comes_twice else "rows that each step recomputes"
+            lines += ["", f"  what is removed, worth and work are those of {others}: control='carry' makes none"]
         if self.carried is not None:
             line = f"  carried  {self.carried:.3f} by rows of the epoch before, at no extra evaluation"
             lines += ["", f"{line} (from {self.aged} steps of {self.epoch_batches} batches)"]

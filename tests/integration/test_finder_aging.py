@@ -182,6 +182,8 @@ def test_a_free_sweep_is_no_rival_of_carried_rows():
     some = ProbeFinding(0, 0, 40, 40, 4.0, 1, 9.0, True, (0.5, 0.4), 0.1, "forward", 9.0, 1.0, 0.1, (sweep,), carried=0.5)
     assert (some.carries, some.probes, some.control) == (False, 2, "auto")
     only = replace(some, only_carries=True)
+    for twice, what in ((True, "a sweep in each epoch"), (False, "rows that each step recomputes")):
+        assert f"those of {what}: control='carry' makes none" in replace(only, comes_twice=twice).table()
     assert (only.carries, only.probes, only.control) == (True, 2, "carry")
     assert replace(only, carried=0.01).probes == 0
     assert replace(only, carried=0.01, comes_twice=False).advice.startswith("carried rows along 2 directions remove 1 % of")

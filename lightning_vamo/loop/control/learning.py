@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_vamo.core.control.anchored import GradientRegression
@@ -11,6 +12,7 @@ from lightning_vamo.core.control.coefficients import Coefficient, Regression
 from lightning_vamo.core.directions import Directions
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.loop.ledger.seeds import seeded
+from lightning_vamo.loop.sweep.gradients import gradients_of
 
 
 @dataclass
@@ -36,6 +38,15 @@ class Learning:
     mu: float | None = None
     changing_data: bool = False
     coefficient: Coefficient | None = None
+
+    def observe(self, trainer: Trainer) -> None:
+        """Let the learner see the step's gradient; a step in which no batch had a loss has none, and takes no step.
+
+        Args:
+            trainer: The trainer, before its optimizer steps.
+        """
+        if self.learner is not None and any(parameter.grad is not None for parameter in self.parameters):
+            self.learner.observe(gradients_of(trainer, self.parameters))
 
     def state_dict(self) -> dict[str, Any]:
         """The learned state, as plain types and tensors."""

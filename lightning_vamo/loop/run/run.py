@@ -27,7 +27,6 @@ from lightning_vamo.loop.run.method import Method
 from lightning_vamo.loop.run.parts import Cursor, SnapshotClock, Sums
 from lightning_vamo.loop.step.correct import correct, withheld
 from lightning_vamo.loop.step.driver import Driver
-from lightning_vamo.loop.sweep.gradients import gradients_of
 from lightning_vamo.loop.sweep.oracle import Oracle
 
 
@@ -271,10 +270,10 @@ class Run:
         start = time.perf_counter()
         self.ledger.add_batch(evaluated.outputs, evaluated.forwards, evaluated.backwards, not evaluated.skipped)
         snapshot, watching = self.snapshot, observers(trainer)
-        self.cursor.rows = [] if first else self.cursor.rows
-        learner = self.learning.learner if last and (self.choice is None or self.choice.sees(trainer.global_step)) else None
-        if learner and any(each.grad is not None for each in self.learning.parameters):  # else no batch had a loss
-            learner.observe(gradients_of(trainer, self.learning.parameters))
+        if first:
+            self.cursor.rows = []
+        if last and (self.choice is None or self.choice.sees(trainer.global_step)):
+            self.learning.observe(trainer)
         left_out, row = self.watch.differs and (trainer.world_size == 1 or self.method.leaves_out_together), None
         if snapshot is not None and not evaluated.skipped and not left_out:
             row = snapshot.key(self.cursor.row(trainer.fit_loop.batch_idx))

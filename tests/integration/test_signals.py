@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import contextmanager
 
 import lightning as L
 import pytest
@@ -40,6 +41,16 @@ class Module(VAMOMixin, L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+@contextmanager
+def handled(number, handler):
+    """A context in which a signal has a handler."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 COUNT = []
 """The evaluations of the last run: a sweep would put back what an object of the run remembers."""
 
@@ -48,13 +59,10 @@ def train(make, folder, at=None, ckpt=None):
     COUNT.clear()
     L.seed_everything(1, verbose=False)
     module, fit = Module(at), trainer(folder, callbacks=[make()], max_epochs=3)
-    handler = signal.signal(signal.SIGUSR1, lambda *_: fit.save_checkpoint(folder / "signal.ckpt"))
-    try:
+    with handled(signal.SIGUSR1, lambda *_: fit.save_checkpoint(folder / "signal.ckpt")):
         loader = DataLoader(classification_data(40), 8, shuffle=True)
         fit.fit(module, loader, ckpt_path=ckpt, weights_only=True if ckpt else None)
-        return module.state_dict(), len(COUNT)
-    finally:
-        signal.signal(signal.SIGUSR1, handler)
+    return module.state_dict(), len(COUNT)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -79,13 +87,10 @@ def test_handlers_are_those_of_before_when_the_training_has_ended(tmp_path):
     def handler(*_):
         pass
 
-    before, looks = signal.signal(signal.SIGUSR2, handler), Looks()
-    try:
-        fit = trainer(tmp_path, callbacks=[MeZOCallback(), looks], max_epochs=1)
+    with handled(signal.SIGUSR2, handler):
+        fit = trainer(tmp_path, callbacks=[MeZOCallback(), looks := Looks()], max_epochs=1)
         fit.fit(Module(), DataLoader(classification_data(40), 8))
-        assert looks.handler is handler
-    finally:
-        signal.signal(signal.SIGUSR2, before)
+    assert looks.handler is handler
 
 
 def test_what_a_handler_raises_in_a_batch_that_fails_ends_the_training_as_any_exception(tmp_path):
@@ -101,15 +106,12 @@ def test_what_a_handler_raises_in_a_batch_that_fails_ends_the_training_as_any_ex
     def handler(*_):
         raise SystemExit(3)
 
-    before, told = signal.signal(signal.SIGUSR2, handler), Told()
     terminates = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit):
-            trainer(tmp_path, callbacks=[MeZOCallback(), told]).fit(Fails(), DataLoader(classification_data(40), 8))
-        assert isinstance(told.exception, SystemExit)
-        assert signal.getsignal(signal.SIGTERM) is terminates
-    finally:
-        signal.signal(signal.SIGUSR2, before)
+    fit = trainer(tmp_path, callbacks=[MeZOCallback(), told := Told()])
+    with handled(signal.SIGUSR2, handler), pytest.raises(SystemExit):
+        fit.fit(Fails(), DataLoader(classification_data(40), 8))
+    assert isinstance(told.exception, SystemExit)
+    assert signal.getsignal(signal.SIGTERM) is terminates
 
 
 def test_a_handler_runs_though_an_exception_ends_the_batch_that_it_waits_for(tmp_path):
@@ -121,13 +123,9 @@ def test_a_handler_runs_though_an_exception_ends_the_batch_that_it_waits_for(tmp
             assert not ran
             raise KeyError
 
-    before = signal.signal(signal.SIGUSR2, lambda *_: ran.append(1))
-    try:
-        with pytest.raises(KeyError):
-            trainer(tmp_path, callbacks=[MeZOCallback()]).fit(Fails(), DataLoader(classification_data(40), 8))
-        assert ran == [1]
-    finally:
-        signal.signal(signal.SIGUSR2, before)
+    with handled(signal.SIGUSR2, lambda *_: ran.append(1)), pytest.raises(KeyError):
+        trainer(tmp_path, callbacks=[MeZOCallback()]).fit(Fails(), DataLoader(classification_data(40), 8))
+    assert ran == [1]
 
 
 def test_a_handler_does_not_wait_for_a_batch_that_is_skipped(tmp_path):
@@ -141,9 +139,6 @@ def test_a_handler_does_not_wait_for_a_batch_that_is_skipped(tmp_path):
             os.kill(os.getpid(), signal.SIGUSR2)
             assert ran
 
-    before = signal.signal(signal.SIGUSR2, lambda *_: ran.append(1))
-    try:
+    with handled(signal.SIGUSR2, lambda *_: ran.append(1)):
         trainer(tmp_path, callbacks=[MeZOCallback()], max_epochs=1).fit(Skips(), DataLoader(classification_data(40), 8))
-        assert ran == [1]
-    finally:
-        signal.signal(signal.SIGUSR2, before)
+    assert ran == [1]

@@ -16,7 +16,7 @@ from lightning_vamo.loop.control.carried import Carried, Carry
 from lightning_vamo.loop.control.choice import Choice
 from lightning_vamo.loop.control.drawn import begin_learning, learns_here, turn
 from lightning_vamo.loop.control.here import Here
-from lightning_vamo.loop.control.looks import BURST, JUDGED, RARE, begin_look, looks_within
+from lightning_vamo.loop.control.looks import BURST, CARRIED, JUDGED, RARE, begin_look, looks_within
 from lightning_vamo.loop.control.recompute import Recompute, swept_batches
 from lightning_vamo.loop.control.waiting import leave_out, waits
 from lightning_vamo.loop.ledger.advice import Advice
@@ -121,7 +121,7 @@ class Chosen(Control):
         if choice.stage in ("fill", "judge", "carry"):
             if carried is None:
                 why = "the carried rows are lost, as the training batches or their accumulation have changed"
-                choice.lose(here.trainer, why, pauses=looks_within(here, 2))
+                choice.lose(here.trainer, why, pauses=looks_within(here))
                 return None
             if not same_tensors(carried.parameters, here.parameters):
                 choice.lose(here.trainer, "the carried rows are lost, as other weights train now", pauses=None)
@@ -174,7 +174,7 @@ class Chosen(Control):
 
     def _look(self, here: Here, *, pause: bool = False) -> None:
         """Begin a look, if enough epochs are left for what it may lead to: carried rows need one that fills their table."""
-        if begin_look(here, self._every(here), 2 if self._carries(here) else 1, pause=pause):
+        if begin_look(here, self._every(here), CARRIED if self._carries(here) else 1, pause=pause):
             begin_learning(here, lambda: swept_batches(here), 0)
         elif self._carries(here):
             leave_out(here.trainer, _choice(here))
@@ -215,7 +215,7 @@ class Chosen(Control):
             self._sweeps(here),
             carries,
             _explained(here) if carries else None,
-            pauses=looks_within(here, 2) if carries else None,
+            pauses=looks_within(here) if carries else None,
         )
         if decision.afresh or decision.kind == "look":
             here.learning.coefficient = None

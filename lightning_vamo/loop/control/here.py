@@ -57,7 +57,7 @@ class Here:
         """Evaluates the module's loss."""
         return self.make_oracle()
 
-    @property
+    @functools.cached_property
     def epoch_plan(self) -> Plan:
         """The batches of the epoch, in the order in which it trains on them, those before a resume among them.
 

@@ -14,6 +14,9 @@ BURST = 64
 JUDGED = 64
 """Steps with carried rows after which the rows are judged."""
 
+CARRIED = 2
+"""Epochs that have to follow a look at carried rows: one fills their table, and in the next one the rows are used."""
+
 _TIMED = 24
 """Plain steps before the first look, for the clock."""
 
@@ -67,12 +70,11 @@ def length(here: Here) -> tuple[int, bool]:
     return 1 + _further(here, since + burst - steps), since + burst >= 2 * steps
 
 
-def looks_within(here: Here, after: int) -> float | None:
-    """Within how many epochs another look may begin.
+def looks_within(here: Here) -> float | None:
+    """Within how many epochs another look at carried rows may begin.
 
     Args:
         here: The present state of the run.
-        after: Epochs that have to follow the look: see :func:`begin_look`.
 
     Returns:
         The number: below 1 if the present look was the last one, infinite if the training has no known end. None if there are
@@ -81,7 +83,7 @@ def looks_within(here: Here, after: int) -> float | None:
     if not here.settings.directions.learns:
         return None
     left = epochs_left(here)
-    return left - (length(here)[0] - 1) - after if math.isfinite(left) else left
+    return left - (length(here)[0] - 1) - CARRIED if math.isfinite(left) else left
 
 
 def _place(here: Here, left: int) -> tuple[int, int]:

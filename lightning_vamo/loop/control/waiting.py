@@ -47,7 +47,7 @@ def _first(here: Here, choice: Choice, fall: float | None) -> None:
     elif schedule.waits and fall is not None and math.isfinite(fall) and not noise_limits(fall):
         told = len(choice.decisions) > 1
         if told or left >= needed - 2:
-            choice.stay_plain(trainer, not_yet(fall), pauses=looks_within(here, 2), told=told)
+            choice.stay_plain(trainer, not_yet(fall), pauses=looks_within(here), told=told)
 
 
 def leave_out(trainer: Trainer, choice: Choice) -> None:

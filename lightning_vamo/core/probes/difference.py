@@ -71,18 +71,37 @@ def perturbed_losses(
     Returns:
         The result of :func:`probe_losses` without the losses at the snapshot.
     """
+    signs = (1.0, -1.0) if difference == "central" else (1.0,)
+    used = range(directions.count) if indices is None else indices
+    return losses_at(loss, point, directions, [(index, sign * mu) for sign in signs for index in used])
+
+
+def losses_at(
+    loss: Callable[[], Tensor], point: Point, directions: ProbeDirections, steps: Sequence[tuple[int, float]]
+) -> Tensor:
+    r"""Evaluate losses at points along probe directions.
+
+    Args:
+        loss: See :func:`probe_losses`.
+        point: The snapshot, which the parameters hold before and after the call.
+        directions: The probe directions.
+        steps: For each point :math:`\tilde x + s\,u_j` the direction's number :math:`j`, and the step :math:`s` in units of
+            parameter norm.
+
+    Returns:
+        Shape ``S + (len(steps),)``, float32 or wider.
+    """
     values = []
     try:
-        for sign in (1.0, -1.0) if difference == "central" else (1.0,):
-            for index in range(directions.count) if indices is None else indices:
-                point.perturb(directions, index, sign * mu)
-                values.append(detached(loss()))
+        for index, distance in steps:
+            point.perturb(directions, index, distance)
+            values.append(detached(loss()))
     finally:
         point.restore()
     return torch.stack(values, dim=-1)
 
 
-def probe_differences(losses: Tensor, mu: float, difference: Difference) -> Tensor:
+def probe_differences(losses: Tensor, mu: float | Tensor, difference: Difference) -> Tensor:
     r"""Turn losses into probe differences, the finite-difference slopes along the directions.
 
     .. math:: \delta_j = \frac{f(\tilde x + \mu u_j) - f(\tilde x)}{\mu}
@@ -91,7 +110,7 @@ def probe_differences(losses: Tensor, mu: float, difference: Difference) -> Tens
     Args:
         losses: Losses in the order of :func:`probe_losses`, shape ``(..., 1 + q)`` for forward differences and
             ``(..., 1 + 2q)`` for central differences.
-        mu: Smoothing radius.
+        mu: Smoothing radius, or a radius for each column, shape ``(q,)``.
         difference: ``"forward"`` or ``"central"``.
 
     Returns:

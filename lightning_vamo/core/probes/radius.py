@@ -97,7 +97,7 @@ def auto_mu(
     return float(epsilon**exponent * (1 + squares**0.5))
 
 
-def best_radius(errors: Callable[[float], tuple[float, float]], start: float) -> float:
+def best_radius(errors: Callable[[Sequence[float]], Sequence[tuple[float, float]]], start: float) -> float:
     r"""Find the radius at which probe differences have the least error, on a ladder of radii around a guess.
 
     The error of rounding falls as :math:`1/\mu`, and the error of curvature grows with :math:`\mu`. If one of these errors is
@@ -106,21 +106,22 @@ def best_radius(errors: Callable[[float], tuple[float, float]], start: float) ->
     whose error is smaller than the differences, the search takes the radius with the least error.
 
     Args:
-        errors: Gives the error at a radius, and the error relative to the differences; NaN if they are not known.
+        errors: Gives for each of several radii the error, and the error relative to the differences; NaN if they are not known.
         start: The guess. The search tries radii from 1/4096 of the guess up to 16 times the guess, a factor of 4 apart.
 
     Returns:
         The best radius; if no radius has an error smaller than the differences, the radius with the least relative error.
 
     Example:
-        >>> def errors(mu):
-        ...     error = 1e-7 / mu + 10 * mu
-        ...     return error, error / 0.5
+        >>> def errors(radii):
+        ...     found = [1e-7 / mu + 10 * mu for mu in radii]
+        ...     return [(error, error / 0.5) for error in found]
         >>> round(best_radius(errors, start=0.1), 6)
         9.8e-05
     """
     ladder = [start * FACTOR**step for step in LADDER]
-    tried = {mu: tuple(math.inf if math.isnan(error) else error for error in errors(mu)) for mu in ladder}
+    known = [[math.inf if math.isnan(error) else error for error in both] for both in errors(ladder)]
+    tried = dict(zip(ladder, known, strict=True))
     good = [mu for mu in ladder if tried[mu][1] < SMALL]
     return min(good, key=lambda mu: tried[mu][0]) if good else min(ladder, key=lambda mu: tried[mu][1])
 

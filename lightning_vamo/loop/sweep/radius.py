@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_vamo.core.directions import ProbeDirections
-from lightning_vamo.core.probes.difference import Difference, perturbed_losses, probe_differences
+from lightning_vamo.core.probes.difference import Difference, losses_at, probe_differences
 from lightning_vamo.core.probes.point import Point
 from lightning_vamo.core.probes.radius import LADDER, best_radius
 from lightning_vamo.loop.sweep.agree import total
@@ -46,7 +46,6 @@ class RadiusSearch:
         self._difference = difference
         pairs = dict.fromkeys((group[i % len(group)], i % directions.count) for i in range(SAMPLES * directions.count))
         self._pairs = list(pairs)[:SAMPLES]
-        self._slopes: dict[float, Tensor] = {}
 
     def best(self, start: float) -> float:
         """Search for the best radius, beginning with a given radius.
@@ -59,32 +58,31 @@ class RadiusSearch:
         """
         return best_radius(self._errors, start)
 
-    def _errors(self, mu: float) -> tuple[float, float]:
-        """Root mean square of the error at a radius over the samples of all ranks, absolute and relative to the differences."""
-        slopes = self._at(mu)
-        change = self._at(2 * mu) - slopes
+    def _errors(self, radii: Sequence[float]) -> list[tuple[float, float]]:
+        """At each radius the error, and the error relative to the differences: root mean squares over all samples."""
         origins = self._origins()
+        slopes, doubled = self._slopes([*radii, *(2 * mu for mu in radii)], origins).chunk(2, dim=1)
         # The error is at least the rounding error of the losses' type: see `quality_of`.
         epsilon = max(batch.epsilon for batch, _ in self._pairs)
-        span = mu if self._difference == "forward" else 2 * mu
-        rounding = (epsilon / span) ** 2 / 6 * origins.square()
-        used = origins.isfinite()
-        sums = torch.stack((torch.maximum(change.square(), rounding)[used].sum(), slopes[used].square().sum()))
-        error, square = (math.sqrt(value) if value >= 0 else math.nan for value in total(self._trainer, sums).tolist())
-        return error, error / square if square else math.inf
+        spans = slopes.new_tensor(radii) * (1 if self._difference == "forward" else 2)
+        rounding = (epsilon / spans).square() / 6 * origins.square()
+        errors = torch.maximum((doubled - slopes).square(), rounding)
+        used = origins[:, 0].isfinite()
+        sums = total(self._trainer, torch.stack((errors[used].sum(0), slopes[used].square().sum(0))))
+        pairs = sums.sqrt().T.tolist()
+        return [(error, error / size if size else math.inf) for error, size in pairs]
 
     def _origins(self) -> Tensor:
+        """Losses of the samples at the snapshot, shape ``(samples, 1)``, float64; NaN for a batch without a loss."""
         origins = [math.nan if batch.origin is None else batch.origin.double() for batch, _ in self._pairs]
-        return torch.stack([torch.as_tensor(origin, device=self._trainer.strategy.root_device) for origin in origins])
+        return torch.stack([torch.as_tensor(origin, device=self._trainer.strategy.root_device) for origin in origins])[:, None]
 
-    def _at(self, mu: float) -> Tensor:
-        """Probe differences of the samples at a radius, shape ``(samples,)``, float64."""
-        if mu not in self._slopes:
-            slopes = [self._slope(batch, index, mu) for batch, index in self._pairs]
-            self._slopes[mu] = torch.stack(slopes).double()
-        return self._slopes[mu]
-
-    def _slope(self, batch: SweptBatch, index: int, mu: float) -> Tensor:
-        losses = perturbed_losses(batch.visit, self._point, self._directions, mu, self._difference, [index])
-        origin = losses.new_full((1,), math.nan) if batch.origin is None else batch.origin.reshape(1)
-        return probe_differences(torch.cat([origin.to(losses), losses]), mu, self._difference)[0]
+    def _slopes(self, radii: Sequence[float], origins: Tensor) -> Tensor:
+        """Probe differences of the samples at the radii, shape ``(samples, len(radii))``, float64."""
+        distances = [*radii, *(-mu for mu in radii)] if self._difference == "central" else radii
+        losses = [
+            losses_at(batch.visit, self._point, self._directions, [(index, distance) for distance in distances])
+            for batch, index in self._pairs
+        ]
+        table = torch.cat([origins, torch.stack(losses).double()], dim=1)
+        return probe_differences(table, table.new_tensor(radii), self._difference)

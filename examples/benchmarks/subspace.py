@@ -24,6 +24,7 @@ from cost_models import MODELS, load, perceptron
 from torch import Tensor, nn
 
 from lightning_vamo.core.directions import GradientSubspaceDirections
+from lightning_vamo.core.directions.learned.products import MANY_ROWS
 
 FORMS = {"rank 1": 1, "rank 2": 2, "dense": None}
 
@@ -143,6 +144,27 @@ def learning(arguments: argparse.Namespace) -> list[dict[str, list[float]]]:
     return runs
 
 
+def passes(module: Any, optimizer: torch.optim.Optimizer, batches: Sequence[Any]) -> dict[str, list[float]]:
+    """Seconds to read a step's gradient, and to read and write all of it but long embeddings: no learner can save them."""
+    seconds: dict[str, list[float]] = {"read": [], "write": []}
+    for index, batch in enumerate(batches):
+        optimizer.zero_grad()
+        module.training_step(batch, index).backward()
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        short = [gradient for gradient in gradients if len(gradient) < MANY_ROWS]
+        times = [time.perf_counter()]
+        for gradient in gradients:
+            torch.dot(gradient.view(-1), gradient.view(-1))
+        times.append(time.perf_counter())
+        for gradient in short:
+            gradient.mul_(0.999)
+        times.append(time.perf_counter())
+        seconds["read"].append(times[1] - times[0])
+        seconds["write"].append(times[2] - times[1])
+        optimizer.step()
+    return seconds
+
+
 def cost(arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds of a training step, and of what learning adds to it, the least of many; and the bytes kept."""
     problem = load(arguments.cost)
@@ -171,15 +193,18 @@ def cost(arguments: argparse.Namespace) -> dict[str, float]:
         times.append(time.perf_counter())
         seconds["step"].append(times[1] - times[0] + times[4] - times[3])
         seconds["observe"].append(times[2] - times[1])
+    seconds |= passes(module, optimizer, list(problem.loader(arguments.steps)))
     state = learner.state_dict()
     kept = sum(part.numel() * part.element_size() for key in ("directions", "sums", "last") for part in state[key])
     weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     least = {name: min(values) for name, values in seconds.items()}
-    added = (least["observe"] + least["subtract"]) / least["step"]
-    print("| model | step | observing | subtracting | time added | bytes kept, per byte of weights |")
-    print("|---|---|---|---|---|---|")
+    added, floor = ((least[one] + least[other]) / least["step"] for one, other in (("observe", "subtract"), ("read", "write")))
+    print(
+        "| model | step | observing | subtracting | time added | reading and writing alone | bytes kept, per byte of weights |"
+    )
+    print("|---|---|---|---|---|---|---|")
     milliseconds = " | ".join(f"{1000 * least[name]:.1f} ms" for name in ("step", "observe", "subtract"))
-    print(f"| {problem.title} | {milliseconds} | {added:.1%} | {kept / weights:.1%} |")
+    print(f"| {problem.title} | {milliseconds} | {added:.1%} | {floor:.1%} | {kept / weights:.1%} |")
     return {**least, "bytes": kept, "weights": weights}
 
 

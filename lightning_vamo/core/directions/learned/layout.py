@@ -8,9 +8,6 @@ from torch import Tensor
 
 from lightning_vamo.core.sharding import first_number, local, shard_group
 
-# The number of rows from which on it pays, on a CPU, to look for rows of zeros.
-MANY_ROWS = 4096
-
 
 @dataclass(frozen=True)
 class Matrix:

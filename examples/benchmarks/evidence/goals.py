@@ -20,7 +20,7 @@ from examples.benchmarks.evidence.recorder import penalty
 from examples.benchmarks.evidence.runs import CHOSEN_BY, Run, final
 from examples.benchmarks.least import least_loss
 
-PLAIN, AUTO, BY_EVALUATIONS = "plain", "auto", "auto by evaluations"
+PLAIN, AUTO, BY_EVALUATIONS, NOTHING = "plain", "auto", "auto by evaluations", "probes=0"
 EVALUATIONS, SECONDS = "evaluations", "CPU seconds"
 
 MOST_EVALUATIONS = 1.02
@@ -182,8 +182,10 @@ def _judged(asked: dict[str, float], at: dict[str, dict[int, Run]], seeds: list[
 
 
 def _of_the_best(at: dict[str, dict[int, Run]], axis: str, judged: str) -> Goal:
-    """The mean loss at equal cost, never the gap, relative to the least mean loss of plain training and the fixed choices."""
-    methods = [name for name, runs in at.items() if runs and (name == judged or name not in (AUTO, BY_EVALUATIONS))]
+    """The mean loss at equal cost, never the gap, relative to the least mean loss of the fixed choices."""
+    # Plain training, which other columns compare with, stands for `probes=0` only where that was not run.
+    others = {AUTO, BY_EVALUATIONS, PLAIN if at.get(NOTHING) else NOTHING}
+    methods = [name for name, runs in at.items() if runs and (name == judged or name not in others)]
     seeds = sorted(set.intersection(*(set(at[name]) for name in methods)))
     found = [losses([at[name][seed] for name in methods], axis, 0.0) for seed in seeds]
     means = dict(zip(methods, map(statistics.mean, zip(*found, strict=True)), strict=True))

@@ -1,6 +1,9 @@
 """VAMO: train with the usual gradient, and subtract noise from the gradient that forward passes have measured."""
 
-from typing import Literal
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from typing_extensions import override
 
 from lightning_vamo.callbacks.base import MethodCallback
 from lightning_vamo.callbacks.renamed import old_names
@@ -14,6 +17,7 @@ from lightning_vamo.loop.control.nothing import Nothing
 from lightning_vamo.loop.control.probed import ProbedControl
 from lightning_vamo.loop.control.settings import ProbeSettings
 from lightning_vamo.loop.gradient.first_order import FirstOrder
+from lightning_vamo.loop.run.run import Run
 
 OLD_NAMES = {
     "carry": 'write control="carry", or control=Carry(...)',
@@ -112,3 +116,17 @@ class VAMOCallback(MethodCallback):
             chosen = Chosen.of(chosen)
         plain = settings.never_probes
         super().__init__(FirstOrder(), Nothing() if plain else chosen, settings, seed, plain=plain, verbose=verbose)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """See :meth:`MethodCallback.setup`; with ``probes=0`` only the counts begin anew."""
+        super().setup(trainer, pl_module, stage)
+        if self._plain and stage == "fit":
+            self._run = Run(self._method, self.driver)
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
+        """Count the batch where the callback leaves the training to Lightning; elsewhere its step has been counted."""
+        super().on_train_batch_end(trainer, pl_module, *arguments)
+        if self._plain:
+            self._run.ledger.stepped_plainly(arguments[0])

@@ -381,6 +381,22 @@ def test_each_epoch_and_the_end_are_told_unless_that_is_switched_off(caplog):
     assert not [record for record in caplog.records if record.message.startswith("VAMO")]
 
 
+@pytest.mark.filterwarnings("ignore:.training_step. returned")
+def test_without_probes_the_report_counts_the_batches_of_the_last_fit():
+    class Skips(VAMOEverything):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx == 1 else super().training_step(batch, batch_idx)
+
+    callback = VAMOCallback(probes=0)
+    assert str(callback.report) == "VAMO: no batch has been trained on."
+    for cls, skipped in ((VAMOEverything, 0), (Skips, 2)):
+        run, _, _ = fit(callback, cls(), max_epochs=2)
+        batches = 2 * run.num_training_batches
+        report = callback.report
+        assert (report.forward_evaluations, report.backward_evaluations) == (batches, batches - skipped)
+        assert str(report).startswith(f"VAMO: {batches - skipped} batches were trained on, at ")
+
+
 def test_a_run_that_is_interrupted_tells_what_it_cost(caplog):
     class Interrupts(L.Callback):
         def on_train_batch_end(self, run, *arguments):

@@ -219,8 +219,8 @@ def test_matches_automatic_optimization(configuration, arguments, plain_run, tmp
     different = [key for key in plain if not same(plain[key], with_vamo[key])]
     assert different == []
     assert plain["logged"] or options.get("fast_dev_run")
-    assert (callback.report.backward_evaluations > 0) == (arguments["probes"] > 0)  # else training is left to Lightning
-    assert (callback.report.snapshots > 0) == (arguments["probes"] > 0)
+    assert callback.report.backward_evaluations > 0
+    assert (callback.report.snapshots > 0) == (arguments["probes"] > 0)  # else training is left to Lightning
 
 
 @pytest.mark.parametrize("arguments", CALLBACKS.values(), ids=CALLBACKS)

@@ -77,6 +77,12 @@ def test_goals_that_are_met_and_missed():
     assert "2: a look" in text
 
 
+def test_plain_training_is_a_fixed_choice_only_where_probes_0_was_not_run():
+    groups = {"plain": [made([1.0] * 8)], "auto": [made([2.0] * 8)], "carry": [made([4.0] * 8)]}
+    assert judged(groups).goals["of the best's loss at equal evaluations"].figure == 2
+    assert judged({**groups, "probes=0": [made([2.0] * 8)]}).goals["of the best's loss at equal evaluations"].figure == 1
+
+
 def test_a_goal_is_judged_as_it_is_printed():
     assert Goal(1.0249, 1.02).met
     assert not Goal(1.0251, 1.02).met

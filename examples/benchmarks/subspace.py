@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def task(arguments: argparse.Namespace) -> Task:
     if arguments.minilm:
         problem = load("minilm", sst2=arguments.sst2, batch_size=arguments.batch_size)
         module = problem.module()
-        return Task(module, lambda batch: module.training_step(batch, 0), lambda _: list(problem.loader(arguments.steps)))
+        return Task(module, lambda batch: module.training_step(batch, 0), lambda _: problem.loader(arguments.steps))
     images, labels = digits() if arguments.mnist is None else perceptron(arguments.mnist).data[:8192]
     width = 64 if arguments.mnist is None else 128
     if arguments.mnist is not None:
@@ -144,7 +144,7 @@ def learning(arguments: argparse.Namespace) -> list[dict[str, list[float]]]:
     return runs
 
 
-def passes(module: Any, optimizer: torch.optim.Optimizer, batches: Sequence[Any]) -> dict[str, list[float]]:
+def passes(module: Any, optimizer: torch.optim.Optimizer, batches: Iterable[Any]) -> dict[str, list[float]]:
     """Seconds to read a step's gradient, and to read and write all of it but long embeddings: no learner can save them."""
     seconds: dict[str, list[float]] = {"read": [], "write": []}
     for index, batch in enumerate(batches):

@@ -46,7 +46,7 @@ class MethodCallback(DrivingCallback):
         settings: The settings of probes, for methods that probe.
         seed: Seed of all random numbers of the method; by default derived from the global seed. The global generators are never
             touched.
-        plain: Whether the arguments ask for plain training: then Lightning trains by itself, and the callback counts batches.
+        plain: Whether the arguments ask for plain training: then Lightning trains by itself.
         verbose: Whether to log, after each epoch and at the end of training, the method's cost and the noise that it removed.
 
     Raises:

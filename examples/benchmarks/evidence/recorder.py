@@ -71,7 +71,7 @@ class Recorder(L.Callback):
         self.paused += time.process_time() - now
 
     def figures(self, module: L.LightningModule) -> dict[str, float]:
-        """Losses and accuracies in eval mode, and the norm of the gradient where it is asked for."""
+        """The machine's speed, losses and accuracies in eval mode, and the norm of the gradient where it is asked for."""
         module.eval()
         found = {"yardstick": yardstick(module, self.parts["train"])}
         for name, part in self.parts.items():

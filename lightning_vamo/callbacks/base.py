@@ -223,10 +223,13 @@ class MethodCallback(DrivingCallback):
         """
         if self._plain:
             return
-        self._resumption = None
+        self._resumption, run = None, self._run
+        if run.resting is not None:
+            run.resting.times.batch_starts("plain")
+            return
         with self.signals.closed():
-            taken = self._run.before_batch(trainer, pl_module, batch_idx)
-        for sentence in [] if self._run.choice is None else self._run.choice.news():
+            taken = run.before_batch(trainer, pl_module, batch_idx)
+        for sentence in [] if run.choice is None else run.choice.news():
             self._say(f"{self.report.method}, {sentence}")
         if taken is not None:
             log_at_snapshot(trainer, taken.logs, self.prefix)
@@ -238,11 +241,10 @@ class MethodCallback(DrivingCallback):
             return
         figures = self._run.end_epoch(trainer)
         self._run.ledger.totals.add_epoch(trainer.global_step, drawn(trainer, figures, self.prefix))
-        with compat.quick_logs(pl_module.device):
-            for name, value in figures.items():
-                # Figures of a snapshot have been logged at its step; here they are only set for callbacks, as EarlyStopping.
-                logged, shown = False if name in AT_SNAPSHOT else None, name == "variance_removed"
-                pl_module.log(f"{self.prefix}/{name}", float(value), prog_bar=shown, logger=logged, sync_dist=True)
+        named = {f"{self.prefix}/{name}": float(value) for name, value in figures.items()}
+        # Figures of a snapshot have been logged at its step; here they are only set for callbacks, as EarlyStopping.
+        unlogged = [f"{self.prefix}/{name}" for name in AT_SNAPSHOT]
+        compat.log_epoch(trainer, named, shown=[f"{self.prefix}/variance_removed"], unlogged=unlogged)
         if self._method.control.made_of is not None and self.verbose:
             report = self.report
             self._say(f"{report.method}, epoch {trainer.current_epoch}: {epoch_in_words(figures, report)}.")

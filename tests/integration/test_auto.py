@@ -769,6 +769,26 @@ def test_the_fall_of_the_loss_over_epochs_of_different_lengths(counts, fall):
     assert losses.fall() == fall
 
 
+def test_each_loss_counts_times_the_batches_that_its_step_accumulated():
+    losses = EpochLosses()
+    for epoch, batches in enumerate([(1, 1, 4, 4), (2, 2, 2, 2), (1,)]):
+        losses.begin_epoch(epoch)
+        for accumulated in batches:
+            losses.accumulate(accumulated)
+            losses.add({"loss": torch.tensor((2.0 - epoch) / accumulated)})
+    assert losses.fall() == 0.5
+
+
+def test_a_state_holds_losses_that_are_not_read_yet():
+    losses, resumed = EpochLosses(), EpochLosses()
+    for epoch in range(3):
+        losses.begin_epoch(epoch)
+        losses.add({"loss": torch.tensor(0.5**epoch)})
+    resumed.add({"loss": torch.tensor(7.0)})
+    resumed.load_state_dict(losses.state_dict())
+    assert resumed.fall() == losses.fall() == 0.5
+
+
 def test_it_is_early_while_a_fall_may_be_known_soon_wherever_the_training_began():
     losses, early = EpochLosses(), []
     for epoch in (5, 6, 6, 7, 8):  # the seventh is resumed

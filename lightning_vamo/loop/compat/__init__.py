@@ -7,7 +7,7 @@ from lightning_vamo.loop.compat.attributes import replaced
 from lightning_vamo.loop.compat.hooks import backward, drop_gradients, optimizer_step, reads_gradients, step_context, zero_grad
 from lightning_vamo.loop.compat.launch import FitEnded, fit_until_ended, fits_in_other_processes, launched, parts
 from lightning_vamo.loop.compat.loaders import before_transfer, loader_mode, seen_transfers, to_device, train_loader
-from lightning_vamo.loop.compat.logs import log_state, metric_states, quick_logs, set_log_state, set_metric_states
+from lightning_vamo.loop.compat.logs import log_epoch, log_state, metric_states, set_log_state, set_metric_states
 from lightning_vamo.loop.compat.random import generators, rng_states, set_rng_states
 from lightning_vamo.loop.compat.resume import (
     continued,
@@ -79,6 +79,7 @@ __all__ = [
     "launched",
     "leave_ended_epoch",
     "loader_mode",
+    "log_epoch",
     "log_state",
     "manual",
     "manual_steps",
@@ -88,7 +89,6 @@ __all__ = [
     "own_steps",
     "parts",
     "position",
-    "quick_logs",
     "reads_gradients",
     "replaced",
     "resharding",

@@ -1,8 +1,7 @@
 """Lightning's private parts around the logged values of an epoch."""
 
 import builtins
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -17,25 +16,48 @@ _LOG_ARGUMENTS = (
 )
 
 
-@contextmanager
-def quick_logs(device: torch.device) -> Iterator[None]:
-    """Make a context in which ``self.log`` moves no metric that is on its device already.
-
-    For each logged value, Lightning moves the metric's tensors to the module's device, and makes a deep copy of all settings of
-    the log with them, which takes a millisecond. On a CPU there is nothing to move.
+class _Figure:
+    """A figure of an epoch among Lightning's results: a logged value without the metric that gathers a value in each step.
 
     Args:
-        device: The module's device.
+        meta: How the figure is logged.
     """
-    if device.type != "cpu":
-        yield
-        return
-    move = _ResultMetric.to
-    _ResultMetric.to = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        _ResultMetric.to = move  # type: ignore[method-assign]
+
+    is_tensor = True
+
+    def __init__(self, meta: _Metadata) -> None:
+        self.meta = meta
+        self.has_reset = True
+        self._computed: Tensor | None = None
+
+    def set(self, value: Tensor) -> None:
+        """Set the figure of the epoch that ends."""
+        self._computed, self.has_reset = value, False
+
+    def reset(self) -> None:
+        """Leave the figure out of the logs until it is set again."""
+        self.has_reset = True
+
+
+def log_epoch(trainer: Trainer, figures: Mapping[str, float], shown: Container[str], unlogged: Container[str]) -> None:
+    """Log figures of an epoch that ends, as ``self.log(..., sync_dist=True)`` does, with one reduction for all of them.
+
+    ``self.log`` takes a quarter of a millisecond for each figure, to prepare for values that come in each step.
+
+    Args:
+        trainer: The trainer, in ``on_train_epoch_end`` of a callback.
+        figures: The figures by the names to log, with the same names on every rank; the means over the ranks are logged.
+        shown: Names that the progress bar shows.
+        unlogged: Names that loggers do not get, but callbacks do.
+    """
+    results: dict[str, Any] = trainer.fit_loop.epoch_loop._results
+    values = torch.tensor(list(figures.values()), dtype=torch.float64, device=trainer.strategy.root_device)
+    for name, value in zip(figures, trainer.strategy.reduce(values, reduce_op="mean"), strict=True):
+        key = f"lightning_vamo.{name}"  # not a hook's name, as values of the hook would be reset by `self.log` in it
+        if key not in results:
+            meta = _Metadata("lightning_vamo", name, prog_bar=name in shown, logger=name not in unlogged, on_step=False)
+            results[key] = _Figure(meta)
+        results[key].set(value)
 
 
 def log_state(trainer: Trainer, within: bool) -> dict[str, Any]:
@@ -51,7 +73,7 @@ def log_state(trainer: Trainer, within: bool) -> dict[str, Any]:
     entries = {}
     for key, result in trainer.fit_loop.epoch_loop._results.items() if within else ():
         meta = result.meta
-        if result.has_reset or meta.sync.group is not None:
+        if isinstance(result, _Figure) or result.has_reset or meta.sync.group is not None:
             continue
         names = ("value", "cumulated_batch_size", "_forward_cache", "_update_count")
         entries[key] = {

@@ -46,6 +46,7 @@ class Run:
         clock: Tells when the next snapshot is due.
         learning: The state that is learned from gradients.
         choice: Chooses by measurement; None if the number of probes is fixed before training.
+        resting: The choice, where all further steps of the epoch are Lightning's own; else None.
         seeds: The seeds of the run.
         ledger: The costs and the benefit of the run.
         watch: Finds batches that differ from the batches of the sweep.
@@ -62,18 +63,18 @@ class Run:
         self.clock = SnapshotClock()
         self.learning = Learning()
         self.choice = Choice.of(method.settings.schedule)
+        self.resting: Choice | None = None
         self.seeds = Seeds()
         self.ledger = Ledger(None if self.choice is None else self.choice.losses)
         self.watch = BatchWatch()
         self.advice = Advice(method.prefix, method.ways)
         self.frozen: list[str] = []
         self._driver = driver
-        self._rests = False  # whether the epoch's steps are Lightning's own to its end, since nothing was chosen
 
     def release(self) -> None:
         """Release all objects except the ledger."""
         self.method.gradient.release()
-        self.snapshot, self.plan, self._rests = None, None, False
+        self.snapshot, self.plan, self.resting = None, None, None
         self.cursor, self.sums, self.clock, self.learning = Cursor(), Sums(), SnapshotClock(), Learning()
 
     def here(self, trainer: Trainer, module: LightningModule) -> Here:
@@ -101,7 +102,7 @@ class Run:
         self.ledger.begin_epoch(trainer.current_epoch)
         self.cursor.begin_epoch()
         self.watch.looks = True  # at the first batch, before which a sweep may be due
-        self.sums.unused, self.plan, self._rests = 0, None, False
+        self.sums.unused, self.plan, self.resting = 0, None, None
         if compat.skips_backward(trainer):
             return
         control, epoch, snapshot = self.method.control, trainer.current_epoch, self.snapshot
@@ -128,9 +129,6 @@ class Run:
         Returns:
             The snapshot, if one has been taken.
         """
-        if self.choice is not None and self._rests:
-            self.choice.times.batch_starts("plain")
-            return None
         if compat.skips_backward(trainer):
             return None
         clock, every, snapshot = self.clock, self.method.control.every_n_train_steps, self.snapshot
@@ -161,7 +159,8 @@ class Run:
         if self.choice is not None:
             self.choice.step_starts(trainer, self.learning.learner)
             timed = (every, self.learning.learned_at, self.learning.turn_at) != (None, None, None)
-            self._rests = self.choice.stage == "rest" and not (self.snapshot or timed or observers(trainer))
+            rests = self.choice.stage == "rest" and not (self.snapshot or timed or observers(trainer))
+            self.resting = self.choice if rests else None
         return self.snapshot if taken else None
 
     def drives(self, trainer: Trainer) -> bool:
@@ -173,7 +172,7 @@ class Run:
         Returns:
             The same for all batches of an optimizer step.
         """
-        return self.choice is None or (not self._rests and (self.choice.sees(trainer.global_step) or bool(observers(trainer))))
+        return not self.resting and (self.choice is None or self.choice.sees(trainer.global_step) or bool(observers(trainer)))
 
     def _check_batch(self, trainer: Trainer, batch_idx: int) -> None:
         """Compare the batch with the batch that the sweep saw in its place, and warn if they differ."""

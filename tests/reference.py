@@ -126,11 +126,18 @@ def fo_svrg(a: np.ndarray, b: Vector, x: Vector, plans: Sequence[Sequence[Sequen
 
 
 def carried(
-    a: np.ndarray, b: Vector, x: Vector, plans: Sequence[Sequence[Sequence[int]]], rate: float, group: int = 1
+    a: np.ndarray,
+    b: Vector,
+    x: Vector,
+    plans: Sequence[Sequence[Sequence[int]]],
+    rate: float,
+    group: int = 1,
+    decay: float = 0.0,
 ) -> np.ndarray:
-    """Least squares with each step's gradient of the epoch before for its control variate; one row per step.
+    """Least squares with each step's gradients of the epochs before for its control variate; one row per step.
 
-    A step is the mean over ``group`` batches, the same ones in each plan in any order; the first epoch trains plainly.
+    A row is the mean of the old row, which has the weight ``decay``, and of the gradient. A step is the mean over ``group``
+    batches, the same ones in each plan in any order; the first epoch trains plainly.
     """
     trajectory, last = [], {}
     for plan in plans:
@@ -141,7 +148,7 @@ def carried(
         for step in steps:
             gradient = np.mean([least_squares_gradient(a[batch], b[batch], x) for batch in step], axis=0)
             corrected = gradient - last[key(step)] + mean if last else gradient
-            fresh[key(step)] = gradient
+            fresh[key(step)] = decay * last[key(step)] + (1 - decay) * gradient if last else gradient
             x = x - rate * corrected * len(step) / group
             trajectory.append(x)
         last = fresh

@@ -33,10 +33,11 @@ def epoch(table, measured, group=1, order=None):
     return torch.stack([row for _, row in sorted(used, key=lambda pair: pair[0])])
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.25, 0.5])
 @pytest.mark.parametrize("group", [1, 2, 3])
-def test_an_epoch_is_corrected_with_the_centred_rows_of_the_one_before(group):
+def test_an_epoch_is_corrected_with_the_centred_means_of_the_rows_before(group, decay):
     number = -(-7 // group)
-    table = CarriedRows(WEIGHTS, 3, 0.5, group)
+    table = CarriedRows(WEIGHTS, 3, 0.5, group, decay=decay)
     weights = torch.stack([WEIGHTS[step].sum() for step in steps_of(7, group)]).double()
     last = None
     for number_of_epoch in range(4):
@@ -53,7 +54,7 @@ def test_an_epoch_is_corrected_with_the_centred_rows_of_the_one_before(group):
             assert used.numpy() == pytest.approx(0.5 * (last.numpy() - mean), abs=1e-12)
         # However the rows change meanwhile, the corrections of the epoch cancel.
         assert float((weights @ used).abs().max()) < 1e-10
-        last = measured
+        last = measured if last is None else decay * last + (1 - decay) * measured
 
 
 def test_the_mean_stays_exact_over_hundreds_of_epochs():
@@ -63,7 +64,7 @@ def test_the_mean_stays_exact_over_hundreds_of_epochs():
         fresh = slopes(7, 2, seed=index) * 10.0 ** (index % 7 - 3)
         for row in order:
             table.refresh([row], Slopes.of(fresh[row]))
-            state[row] = fresh[row]
+            state[row] = 0.5 * state[row] + 0.5 * fresh[row]
         table.begin_epoch()
         exact = reference.weighted_mean(state.numpy(), WEIGHTS.tolist())
         assert np.abs(table.mean.numpy() - exact).max() <= 1e-14 * np.abs(state.numpy()).max()

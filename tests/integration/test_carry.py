@@ -119,13 +119,15 @@ def test_probes_that_change_and_directions_that_turn_keep_what_is_known():
 # Exactly what they say
 
 
+@pytest.mark.parametrize("decay", [0, 0.5])
 @pytest.mark.parametrize(("group", "batches"), [(1, {"shuffle": False}), (1, {"num_workers": 2}), (3, {})])
-def test_along_all_directions_each_step_is_corrected_with_its_gradient_of_the_epoch_before(group, batches):
+def test_along_all_directions_each_step_is_corrected_with_its_gradients_of_the_epochs_before(group, batches, decay):
     """Against the oracle; seven batches, of which the last has fewer samples, and is alone in its step."""
-    callback = VAMOCallback(probes=9, directions=OrthonormalDirections(), control="carry", seed=0, alpha="theory")
+    control = Carry(decay=decay)
+    callback = VAMOCallback(probes=9, directions=OrthonormalDirections(), control=control, seed=0, alpha="theory")
     points, start, plan = train(callback, accumulated=group, **batches)
     steps = [7 * epoch + batch for epoch in range(5) for batch in range(7) if (batch + 1) % group == 0 or batch == 6]
-    expected = reference.carried(*problem(), start, plan, 0.05, group)
+    expected = reference.carried(*problem(), start, plan, 0.05, group, decay)
     assert np.abs(points[steps] - expected).max() < 1e-5
     assert callback.report.variance_removed > 0.1
     assert all(sorted(epoch) == sorted(plan[0]) for epoch in plan)
@@ -140,11 +142,12 @@ def test_after_a_sweep_the_first_epoch_is_svrgs_and_the_next_are_carried():
     a, b = problem()
     first = reference.fo_svrg(a, b, start, plan[:1], 0.05)
     assert np.abs(points[:7] - first).max() < 1e-5
-    # From then on as if the first epoch's gradients, which are not SGD's, had filled the table.
+    # From then on with the means of the sweep's rows and the first epoch's gradients, which are not SGD's.
     last = {}
     x = start
     for step, batch in enumerate(plan[0]):
-        last[tuple(batch)] = reference.least_squares_gradient(a[batch], b[batch], x)
+        rows = [reference.least_squares_gradient(a[batch], b[batch], at) for at in (start, x)]
+        last[tuple(batch)] = sum(rows) / 2
         x = points[step]
     for number, epoch in enumerate(plan[1:], start=1):
         mean = sum(len(batch) * row for batch, row in last.items()) / len(a)
@@ -153,7 +156,7 @@ def test_after_a_sweep_the_first_epoch_is_svrgs_and_the_next_are_carried():
             fresh[tuple(batch)] = reference.least_squares_gradient(a[batch], b[batch], x)
             x = x - 0.05 * (fresh[tuple(batch)] - last[tuple(batch)] + mean)
             assert np.abs(points[7 * number + step] - x).max() < 1e-4
-        last = fresh
+        last = {batch: (row + fresh[batch]) / 2 for batch, row in last.items()}
 
 
 @pytest.mark.parametrize("group", [1, 2])
@@ -183,6 +186,10 @@ def test_batches_keep_their_composition_and_steps_their_batches(group):
     [
         ({"sweep_every_n_epochs": 1}, "`sweep_every_n_epochs` must be 2 or more, or None, got 1: .* Set control='replay'"),
         ({"sweep_every_n_epochs": True}, "`sweep_every_n_epochs` must be a whole number >= 1 or None, got True"),
+        ({"decay": 1.0}, r"`decay` must be at least 0 and less than 1, got 1\.0: 0 keeps the fresh row of a step alone"),
+        ({"decay": -0.1}, r"`decay` must be at least 0 and less than 1, got -0\.1"),
+        ({"decay": float("nan")}, "`decay` must be at least 0 and less than 1, got nan"),
+        ({"decay": "half"}, "`decay` must be at least 0 and less than 1, got 'half'"),
         ({"turn_every_n_epochs": 0}, "`turn_every_n_epochs` must be a whole number >= 1, got 0"),
     ],
 )

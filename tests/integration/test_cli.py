@@ -109,9 +109,9 @@ ONE = ("--vamo.probes=1",)
         (["--vamo.directions=GradientSubspaceDirections", "--vamo.directions.rank=2"], "directions", {"rank": 2}),
         ([*ONE, "--vamo.control=carry"], "control", Carry()),
         (
-            [*ONE, "--vamo.control=Carry", "--vamo.control.sweep_every_n_epochs=5"],
+            [*ONE, "--vamo.control=Carry", "--vamo.control.sweep_every_n_epochs=5", "--vamo.control.decay=0.25"],
             "control",
-            Carry(sweep_every_n_epochs=5),
+            Carry(sweep_every_n_epochs=5, decay=0.25),
         ),
         (
             [*ONE, "--vamo.control=Recompute", "--vamo.control.every_n_train_steps=2"],

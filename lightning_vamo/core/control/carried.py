@@ -1,4 +1,4 @@
-"""Carried rows: a table that lasts many epochs; each training step replaces its own row by its gradient's projection."""
+"""Carried rows: a table that lasts many epochs; each training step renews its own row from its gradient's projection."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,19 +12,26 @@ from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.small import Small, product, small, tensor_of, zeros
 from lightning_vamo.errors import InvalidArgumentError
 
+DECAY = 0.5
+"""The weight of the old row in a new one with which the least training loss was left over on the tasks of the benchmarks."""
+
 
 class CarriedRows(Rows):
-    r"""A table whose rows are used once per epoch; the step that used a row replaces the row by its gradient's slopes.
+    r"""A table whose rows are used once per epoch; the step that used a row averages the row with its gradient's slopes.
 
-    The step of batch :math:`k` computes :math:`c_k = U \nabla f_k(x_k)`, the fresh value of its row, before it corrects the
-    gradient. So the corrections of an epoch come from the gradients of the previous epoch,
+    The step of batch :math:`k` computes :math:`U \nabla f_k(x_k)`, the fresh value of its row, before it corrects the gradient.
+    So the corrections of an epoch come from the gradients of the epochs before,
 
-    .. math:: r_k = \beta\,(c_k - \bar c), \qquad \bar c = \sum_k w_k c_k \Big/ \sum_k w_k,
+    .. math:: r_k = \beta\,(c_k - \bar c), \qquad \bar c = \sum_k w_k c_k \Big/ \sum_k w_k, \qquad
+        c_k \leftarrow \rho\, c_k + (1 - \rho)\, U \nabla f_k(x_k),
 
     where :math:`\bar c` is the mean of the table at the beginning of the epoch. (SAGA, which draws batches with replacement,
     moves the mean at every step.) Each batch comes once per epoch, so the rows still to be used are old rows, and only their
     own mean is right for old rows: :math:`\sum_k w_k r_k = 0` over every epoch. An epoch that begins without rows trains
     plainly, and fills the table.
+
+    A fresh row holds not only what is peculiar to its batch, but also where the weights happened to be within the epoch. Other
+    epochs have the batches in another order, so that part averages out; with :math:`\rho = 0`, as in SAGA, it stays as noise.
 
     Rows would do harm if they fell behind while the loss falls by orders of magnitude, or if their batches had enormous
     gradients. So rows can be bounded, before they are centred: see :func:`~lightning_vamo.core.control.bounds.bounded`.
@@ -40,6 +47,7 @@ class CarriedRows(Rows):
         group: How many batches an optimizer step accumulates.
         deltas: First coordinates of each batch's gradient, shape ``(K, q)``; by default the first epoch fills the table.
         bounds: Whether rows are bounded.
+        decay: :math:`\rho`, the weight of the old row in the new one, in ``[0, 1)``.
 
     Raises:
         InvalidArgumentError: If the shapes do not fit.
@@ -60,6 +68,7 @@ class CarriedRows(Rows):
         deltas: Tensor | None = None,
         *,
         bounds: bool = False,
+        decay: float = DECAY,
     ) -> None:
         if weights.ndim != 1 or (deltas is not None and deltas.shape != (len(weights), count)):
             raise InvalidArgumentError(
@@ -69,6 +78,7 @@ class CarriedRows(Rows):
         self.beta = beta
         self.group = group
         self.bounds = bounds
+        self.decay = decay
         self._length = len(weights)
         self._weights = small(self._by_step(weights.double()))
         self._rows = zeros(len(self._weights), count, device=weights.device)
@@ -140,7 +150,7 @@ class CarriedRows(Rows):
         return self.beta * self._centred[key // self.group]
 
     def refresh(self, keys: Sequence[int], slopes: Slopes, accumulated: int = 1) -> None:
-        """Replace a row by the slopes of its step's gradient.
+        """Average a row with the slopes of its step's gradient; a row that is not known yet becomes these slopes.
 
         Args:
             keys: Positions in the plan of the batches whose gradients the step accumulated. If the batches do not share a row,
@@ -153,12 +163,12 @@ class CarriedRows(Rows):
             return
         row = keys[0] // self.group
         new = slopes.coordinates if len(keys) == accumulated else slopes.coordinates * (accumulated / len(keys))
-        finite = slopes.finite
+        finite, kept = slopes.finite, self.decay * self._known[row]
         if isinstance(finite, Tensor):
-            self._rows[row] = torch.where(finite, new, self._rows[row])
+            self._rows[row] = torch.where(finite, kept * self._rows[row] + (1 - kept) * new, self._rows[row])
             self._known[row] = self._known[row].clip(slopes.counted)
         elif finite:
-            self._rows[row], self._known[row] = new, 1.0
+            self._rows[row], self._known[row] = kept * self._rows[row] + (1 - kept) * new, 1.0
         self._touched = True
 
     def turn(self, turning: Tensor) -> None:
@@ -202,5 +212,5 @@ class CarriedRows(Rows):
         return table
 
 
-_PLAIN = ("group", "bounds", "ready", "_length", "_touched", "_fresh", "_trusted")
+_PLAIN = ("group", "bounds", "decay", "ready", "_length", "_touched", "_fresh", "_trusted")
 _NUMBERS = ("_mean", "_weights", "_rows", "_centred", "_known", "_spread")

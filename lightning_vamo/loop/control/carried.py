@@ -1,4 +1,4 @@
-"""Carried rows: each step replaces its row by its own slopes, and the next epoch uses the new row."""
+"""Carried rows: each step averages its row with its own slopes, and the next epoch uses the new row."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_vamo.core.control.carried import CarriedRows
+from lightning_vamo.core.control.carried import DECAY, CarriedRows
 from lightning_vamo.core.control.correction import Correction
 from lightning_vamo.errors import InvalidArgumentError
 from lightning_vamo.loop.checks import check_whole
@@ -69,6 +69,8 @@ class Carry(ProbedControl):
             of training fills the table, and no step or epoch makes an extra pass.
         turn_every_n_epochs: Epochs from one change of learned directions to the next, at least 1; the rows are converted to the
             new directions.
+        decay: The weight of the old row in the mean of the old and the fresh row that a step keeps, in ``[0, 1)``. 0 keeps the
+            fresh row alone, as SAGA does.
 
     Raises:
         InvalidArgumentError: If a number is not allowed.
@@ -78,17 +80,23 @@ class Carry(ProbedControl):
 
     Example:
         >>> Carry(sweep_every_n_epochs=5)
-        Carry(sweep_every_n_epochs=5, turn_every_n_epochs=1)
+        Carry(sweep_every_n_epochs=5, turn_every_n_epochs=1, decay=0.5)
     """
 
     sweep_every_n_epochs: int | None = None
     turn_every_n_epochs: int = 1
+    decay: float = DECAY
 
     kinds = ("carry",)
     records = "always"
 
     def __post_init__(self) -> None:
         check_whole("turn_every_n_epochs", self.turn_every_n_epochs)
+        if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0 <= self.decay < 1:
+            raise InvalidArgumentError(
+                f"`decay` must be at least 0 and less than 1, got {self.decay!r}: 0 keeps the fresh row of a step alone, and"
+                " 0.5 the mean of its old row and its fresh row."
+            )
         if self.sweep_every_n_epochs is not None:
             check_whole("sweep_every_n_epochs", self.sweep_every_n_epochs, "or None")
             if self.sweep_every_n_epochs == 1:
@@ -125,7 +133,7 @@ class Carry(ProbedControl):
         drawn = draw(here, lambda: here.epoch_plan, keep=None if last is None else last.drawn)
         if drawn is None:
             return None
-        return _swept(here, drawn, here.epoch_plan) if sweeps else _turned(here, drawn, last)
+        return self._swept(here, drawn, here.epoch_plan) if sweeps else self._turned(here, drawn, last)
 
     def restore(self, here: Here, state: dict[str, Any], plan: Plan | None) -> Carried:
         """See :meth:`Control.restore`."""
@@ -133,47 +141,42 @@ class Carry(ProbedControl):
         table = CarriedRows.of(state["rows"], here.trainer.strategy.root_device, drawn.beta)
         return _carried(here, drawn, plan, table, state["logs"], state["epoch"])
 
+    def _swept(self, here: Here, drawn: Drawn, plan: Plan) -> Carried | None:
+        """Begin with the rows of a sweep; the rows of directions that the sweep dropped are refreshed too."""
+        measured = measure(here, drawn, plan)
+        if measured is None:
+            return None
+        swept, logs = measured
+        here.totals.snapshots += 1
+        return _carried(here, drawn, plan, self._table(here, drawn, swept.weights, drawn.directions.whiten(swept.deltas)), logs)
+
+    def _turned(self, here: Here, drawn: Drawn, before: Carried | None) -> Carried:
+        """Convert the last table to new directions, or begin with an empty table that the epoch fills."""
+        if before is not None and not same_tensors(drawn.parameters, before.parameters):
+            before = None
+        if before is not None and before.directions is not drawn.directions and not here.settings.directions.learns:
+            before = None  # rows along other directions have next to no part along random directions
+        plan = here.epoch_plan if before is None or before.plan is None else before.plan
+        if before is None:
+            table = self._table(here, drawn, _weights(here.trainer, plan))
+        else:
+            table = before.table
+            if before.directions is not drawn.directions:
+                table.turn(before.directions.turning(drawn.directions, drawn.parameters))
+        table.beta = drawn.beta
+        return _carried(here, drawn, plan, table, {})
+
+    def _table(self, here: Here, drawn: Drawn, weights: Tensor, deltas: Tensor | None = None) -> CarriedRows:
+        # Rows are bounded only if the coefficient is measured, since a fixed coefficient assumes unbounded rows.
+        count, group, bounds = drawn.directions.count, here.trainer.accumulate_grad_batches, here.settings.alpha == "adaptive"
+        return CarriedRows(weights, count, drawn.beta, group, deltas, bounds=bounds, decay=self.decay)
+
 
 def _carried(
     here: Here, drawn: Drawn, plan: Plan | None, table: CarriedRows, logs: dict[str, float], epoch: int | None = None
 ) -> Carried:
     correction = Correction(drawn.parameters, drawn.directions, table, coefficient=here.learning.coefficient)
     return Carried(here.trainer.current_epoch if epoch is None else epoch, drawn, plan, table, correction, logs)
-
-
-def _swept(here: Here, drawn: Drawn, plan: Plan) -> Carried | None:
-    """Begin with the rows of a sweep; the rows of directions that the sweep dropped are refreshed too."""
-    measured = measure(here, drawn, plan)
-    if measured is None:
-        return None
-    swept, logs = measured
-    here.totals.snapshots += 1
-    deltas, group = drawn.directions.whiten(swept.deltas), here.trainer.accumulate_grad_batches
-    table = CarriedRows(swept.weights, drawn.directions.count, drawn.beta, group, deltas, bounds=_bounds(here))
-    return _carried(here, drawn, plan, table, logs)
-
-
-def _turned(here: Here, drawn: Drawn, before: Carried | None) -> Carried:
-    """Convert the last table to new directions, or begin with an empty table that the epoch fills."""
-    if before is not None and not same_tensors(drawn.parameters, before.parameters):
-        before = None
-    if before is not None and before.directions is not drawn.directions and not here.settings.directions.learns:
-        before = None  # rows along other directions have next to no part along random directions
-    plan = here.epoch_plan if before is None or before.plan is None else before.plan
-    if before is None:
-        count, group = drawn.directions.count, here.trainer.accumulate_grad_batches
-        table = CarriedRows(_weights(here.trainer, plan), count, drawn.beta, group, bounds=_bounds(here))
-    else:
-        table = before.table
-        if before.directions is not drawn.directions:
-            table.turn(before.directions.turning(drawn.directions, drawn.parameters))
-    table.beta = drawn.beta
-    return _carried(here, drawn, plan, table, {})
-
-
-def _bounds(here: Here) -> bool:
-    """Whether rows are bounded: only if the coefficient is measured, since a fixed coefficient assumes unbounded rows."""
-    return here.settings.alpha == "adaptive"
 
 
 def _weights(trainer: Trainer, plan: Plan) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from examples.benchmarks.evidence import auto as command
-from examples.benchmarks.evidence import goals
+from examples.benchmarks.evidence import decay, goals
 from examples.benchmarks.evidence.experiment import Experiment, merged
 from examples.benchmarks.evidence.goals import Goal
 from examples.benchmarks.evidence.runs import train
@@ -116,6 +116,26 @@ def test_the_command_runs_and_prints_the_table(monkeypatch, tmp_path, capsys):
     text = (tmp_path / "auto.txt").read_text()
     assert text in capsys.readouterr().out
     assert [line.split(",")[0] for line in text.splitlines()[2:]] == ["| Digits", "| Label noise"]
+
+
+def test_the_command_compares_decays(monkeypatch, tmp_path, capsys):
+    whole = Experiment.load
+
+    def shorter(name, *, small=False):
+        found = whole(name, small=small)
+        return replace(found, fit={**found.fit, "trainer": {"max_epochs": 4}})
+
+    monkeypatch.setattr(Experiment, "load", shorter)
+    monkeypatch.setattr(decay, "QUICK", ("auto_digits",))
+    monkeypatch.setattr("sys.argv", ["decay", "--quick", "--runs", str(tmp_path / "runs"), "--into", str(tmp_path)])
+    decay.main()
+    text = (tmp_path / "decay.txt").read_text()
+    assert text in capsys.readouterr().out
+    header, _, row = text.splitlines()
+    assert header == "| task | decay 0 | decay 0.3 | decay 0.5 | decay 0.7 |"
+    cells = row.strip("| ").split(" | ")[1:]
+    assert len(set(cells)) == 4, "each decay trains in its own way"
+    assert all(0.5 < float(cell.split(",")[0]) < 1.1 for cell in cells)
 
 
 def test_experiments_that_need_packages_are_left_out(monkeypatch):

@@ -93,10 +93,12 @@ METHODS: dict[str, Callable[[], VAMOCallback | SVRGCallback | None]] = {
     ),
     "carried, no sweep, q = 8": lambda: learned(8, control="carry"),
     "carried, no sweep, q = 16": lambda: learned(16, control="carry"),
+    "carried, no sweep, q = 16, decay = 0": lambda: learned(16, control=Carry(decay=0.0)),
     "carried, no sweep, q = 32": lambda: learned(32, control="carry"),
     "carried, no sweep, dense, q = 8": lambda: learned(8, None, control="carry"),
     "carried, no sweep, dense, q = 16": lambda: learned(16, None, control="carry"),
     "carried, no sweep, dense, q = 32": lambda: learned(32, None, control="carry"),
+    "carried, no sweep, dense, q = 32, decay = 0": lambda: learned(32, None, control=Carry(decay=0.0)),
     "FO-SVRG": lambda: SVRGCallback(gradients="recompute"),
 }
 

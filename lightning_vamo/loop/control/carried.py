@@ -76,7 +76,7 @@ class Carry(ProbedControl):
         InvalidArgumentError: If a number is not allowed.
 
     References:
-        Defazio et al., "SAGA", arXiv:1407.0202, refreshes its table in the same way.
+        Defazio et al., "SAGA", arXiv:1407.0202, whose table keeps fresh rows alone.
 
     Example:
         >>> Carry(sweep_every_n_epochs=5)

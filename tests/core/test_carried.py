@@ -139,16 +139,24 @@ def test_shapes_that_do_not_fit_are_refused(weights, deltas):
 
 
 def test_a_table_goes_on_from_its_state():
-    table = CarriedRows(WEIGHTS, 3, 0.5, 2, slopes(7))
+    table = CarriedRows(WEIGHTS, 3, 0.5, 2, slopes(7), decay=0.25)
     epoch(table, slopes(4, seed=1), 2, [2, 0])
     state = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in table.state_dict().items()}
-    other = CarriedRows.of(state, torch.device("cpu"), 0.5)
+    other = CarriedRows.of(state, torch.device("cpu"), 0.5, 0.25)
     for one in (table, other):
         epoch(one, slopes(4, seed=2), 2, [1, 3])
         one.begin_epoch()
     assert len(other) == 7
     assert torch.equal(table.mean, other.mean)
     assert all(torch.equal(table.correction(batch), other.correction(batch)) for batch in range(7))
+
+
+def test_a_table_that_goes_on_follows_the_present_decay():
+    table = CarriedRows(WEIGHTS, 3, deltas=slopes(7))
+    other = CarriedRows.of(table.state_dict(), torch.device("cpu"), 1.0, 0.0)
+    epoch(other, slopes(7, seed=1))
+    other.begin_epoch()
+    assert other.mean.numpy() == pytest.approx(reference.weighted_mean(slopes(7, seed=1).numpy(), WEIGHTS.tolist()))
 
 
 # Turning

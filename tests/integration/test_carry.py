@@ -186,10 +186,11 @@ def test_batches_keep_their_composition_and_steps_their_batches(group):
     [
         ({"sweep_every_n_epochs": 1}, "`sweep_every_n_epochs` must be 2 or more, or None, got 1: .* Set control='replay'"),
         ({"sweep_every_n_epochs": True}, "`sweep_every_n_epochs` must be a whole number >= 1 or None, got True"),
-        ({"decay": 1.0}, r"`decay` must be at least 0 and less than 1, got 1\.0: 0 keeps the fresh row of a step alone"),
-        ({"decay": -0.1}, r"`decay` must be at least 0 and less than 1, got -0\.1"),
-        ({"decay": float("nan")}, "`decay` must be at least 0 and less than 1, got nan"),
-        ({"decay": "half"}, "`decay` must be at least 0 and less than 1, got 'half'"),
+        ({"decay": 1.0}, r"`decay` must be a number, at least 0 and less than 1, got 1\.0: 0 keeps the fresh row"),
+        ({"decay": -0.1}, r"`decay` must be a number, at least 0 and less than 1, got -0\.1"),
+        ({"decay": float("nan")}, "`decay` must be a number, at least 0 and less than 1, got nan"),
+        ({"decay": "half"}, "`decay` must be a number, at least 0 and less than 1, got 'half'"),
+        ({"decay": True}, "`decay` must be a number, at least 0 and less than 1, got True"),
         ({"turn_every_n_epochs": 0}, "`turn_every_n_epochs` must be a whole number >= 1, got 0"),
     ],
 )

@@ -22,7 +22,7 @@ from examples.benchmarks.evidence.goals import PLAIN, least_of
 from examples.benchmarks.evidence.runs import CHOSEN_BY, final, run_all
 
 TASKS = (*QUICK, "auto_softmax_2048", "auto_diamonds_adam", "auto_mnist")
-"""Experiments in which carried rows change the training loss."""
+"""Experiments: perceptrons and a convex problem, with SGD and with Adam."""
 
 DECAYS = (0.0, 0.3, 0.5, 0.7)
 

@@ -13,7 +13,7 @@ from lightning_vamo.core.small import Small, product, small, tensor_of, zeros
 from lightning_vamo.errors import InvalidArgumentError
 
 DECAY = 0.5
-"""The weight of the old row in a new one with which the least training loss was left over on the tasks of the benchmarks."""
+"""The weight of the old row in a new one; over the tasks of ``examples/benchmarks/evidence/decay.py`` about the best one."""
 
 
 class CarriedRows(Rows):
@@ -30,8 +30,8 @@ class CarriedRows(Rows):
     own mean is right for old rows: :math:`\sum_k w_k r_k = 0` over every epoch. An epoch that begins without rows trains
     plainly, and fills the table.
 
-    A fresh row holds not only what is peculiar to its batch, but also where the weights happened to be within the epoch. Other
-    epochs have the batches in another order, so that part averages out; with :math:`\rho = 0`, as in SAGA, it stays as noise.
+    A fresh row holds two things: what is peculiar to its batch, and where the weights were when the batch came. Other epochs
+    have the batches in another order, so the second part averages out; with :math:`\rho = 0`, as in SAGA, it stays as noise.
 
     Rows would do harm if they fell behind while the loss falls by orders of magnitude, or if their batches had enormous
     gradients. So rows can be bounded, before they are centred: see :func:`~lightning_vamo.core.control.bounds.bounded`.
@@ -163,12 +163,13 @@ class CarriedRows(Rows):
             return
         row = keys[0] // self.group
         new = slopes.coordinates if len(keys) == accumulated else slopes.coordinates * (accumulated / len(keys))
-        finite, kept = slopes.finite, self.decay * self._known[row]
+        kept, finite = self.decay * self._known[row], slopes.finite
+        mean = kept * self._rows[row] + (1 - kept) * new
         if isinstance(finite, Tensor):
-            self._rows[row] = torch.where(finite, kept * self._rows[row] + (1 - kept) * new, self._rows[row])
+            self._rows[row] = torch.where(finite, mean, self._rows[row])
             self._known[row] = self._known[row].clip(slopes.counted)
         elif finite:
-            self._rows[row], self._known[row] = kept * self._rows[row] + (1 - kept) * new, 1.0
+            self._rows[row], self._known[row] = mean, 1.0
         self._touched = True
 
     def turn(self, turning: Tensor) -> None:
@@ -192,19 +193,20 @@ class CarriedRows(Rows):
         return {**{name: getattr(self, name) for name in _PLAIN}, **numbers}
 
     @classmethod
-    def of(cls, state: dict[str, Any], device: torch.device, beta: float) -> "CarriedRows":
+    def of(cls, state: dict[str, Any], device: torch.device, beta: float, decay: float) -> "CarriedRows":
         """A table that continues from a saved state.
 
         Args:
             state: What :meth:`state_dict` returned.
             device: Where gradients are.
             beta: See the class.
+            decay: See the class.
 
         Returns:
             The table.
         """
         table = cls.__new__(cls)
-        table.beta = beta
+        table.beta, table.decay = beta, decay
         for name in _PLAIN:
             setattr(table, name, state[name])
         for name in _NUMBERS:
@@ -212,5 +214,5 @@ class CarriedRows(Rows):
         return table
 
 
-_PLAIN = ("group", "bounds", "decay", "ready", "_length", "_touched", "_fresh", "_trusted")
+_PLAIN = ("group", "bounds", "ready", "_length", "_touched", "_fresh", "_trusted")
 _NUMBERS = ("_mean", "_weights", "_rows", "_centred", "_known", "_spread")

@@ -179,6 +179,8 @@ def of_sweeps(explained: Tensor) -> Tensor:
 
     .. math:: \int_0^1 \rho^{2a}\, da = \frac{1 - \rho^2}{-\ln \rho^2}
 
+    Carried rows are means over several epochs, which the formula takes for rows of the epoch before.
+
     Args:
         explained: :math:`\rho^2`, shape ``(q,)``, from 0 to 1.
 

@@ -21,21 +21,18 @@ class _Figure:
 
     Args:
         meta: How the figure is logged.
+        value: The figure.
     """
 
     is_tensor = True
 
-    def __init__(self, meta: _Metadata) -> None:
+    def __init__(self, meta: _Metadata, value: Tensor) -> None:
         self.meta = meta
-        self.has_reset = True
-        self._computed: Tensor | None = None
-
-    def set(self, value: Tensor) -> None:
-        """Set the figure of the epoch that ends."""
-        self._computed, self.has_reset = value, False
+        self.has_reset = False
+        self._computed = value
 
     def reset(self) -> None:
-        """Leave the figure out of the logs until it is set again."""
+        """Leave the figure out of the logs of later epochs."""
         self.has_reset = True
 
 
@@ -53,11 +50,9 @@ def log_epoch(trainer: Trainer, figures: Mapping[str, float], shown: Container[s
     results: dict[str, Any] = trainer.fit_loop.epoch_loop._results
     values = torch.tensor(list(figures.values()), dtype=torch.float64, device=trainer.strategy.root_device)
     for name, value in zip(figures, trainer.strategy.reduce(values, reduce_op="mean"), strict=True):
-        key = f"lightning_vamo.{name}"  # not a hook's name, as values of the hook would be reset by `self.log` in it
-        if key not in results:
-            meta = _Metadata("lightning_vamo", name, prog_bar=name in shown, logger=name not in unlogged, on_step=False)
-            results[key] = _Figure(meta)
-        results[key].set(value)
+        # In place of a hook's name, as `self.log` in the hook would leave out what has been logged before.
+        meta = _Metadata("lightning_vamo", name, prog_bar=name in shown, logger=name not in unlogged, on_step=False)
+        results[f"lightning_vamo.{name}"] = _Figure(meta, value)
 
 
 def log_state(trainer: Trainer, within: bool) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Carried rows: each step averages its row with its own slopes, and the next epoch uses the new row."""
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -69,8 +70,8 @@ class Carry(ProbedControl):
             of training fills the table, and no step or epoch makes an extra pass.
         turn_every_n_epochs: Epochs from one change of learned directions to the next, at least 1; the rows are converted to the
             new directions.
-        decay: The weight of the old row in the mean of the old and the fresh row that a step keeps, in ``[0, 1)``. 0 keeps the
-            fresh row alone, as SAGA does.
+        decay: A step keeps the mean of its old row and its fresh row, and the old row has this weight, in ``[0, 1)``. 0 keeps
+            the fresh row alone, as SAGA does.
 
     Raises:
         InvalidArgumentError: If a number is not allowed.
@@ -92,10 +93,10 @@ class Carry(ProbedControl):
 
     def __post_init__(self) -> None:
         check_whole("turn_every_n_epochs", self.turn_every_n_epochs)
-        if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0 <= self.decay < 1:
+        if isinstance(self.decay, bool) or not isinstance(self.decay, Real) or not 0 <= self.decay < 1:
             raise InvalidArgumentError(
-                f"`decay` must be at least 0 and less than 1, got {self.decay!r}: 0 keeps the fresh row of a step alone, and"
-                " 0.5 the mean of its old row and its fresh row."
+                f"`decay` must be a number, at least 0 and less than 1, got {self.decay!r}: 0 keeps the fresh row of a step"
+                " alone, and 0.5 the mean of its old row and its fresh row."
             )
         if self.sweep_every_n_epochs is not None:
             check_whole("sweep_every_n_epochs", self.sweep_every_n_epochs, "or None")
@@ -138,7 +139,7 @@ class Carry(ProbedControl):
     def restore(self, here: Here, state: dict[str, Any], plan: Plan | None) -> Carried:
         """See :meth:`Control.restore`."""
         drawn = Drawn.again(here, state)
-        table = CarriedRows.of(state["rows"], here.trainer.strategy.root_device, drawn.beta)
+        table = CarriedRows.of(state["rows"], here.trainer.strategy.root_device, drawn.beta, self.decay)
         return _carried(here, drawn, plan, table, state["logs"], state["epoch"])
 
     def _swept(self, here: Here, drawn: Drawn, plan: Plan) -> Carried | None:

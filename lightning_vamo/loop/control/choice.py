@@ -106,7 +106,7 @@ class Choice:
             learner: The learner.
         """
         sees, look = self.sees(trainer.global_step), self.look
-        self.losses.accumulate(trainer.accumulate_grad_batches)
+        self.losses.accumulated = trainer.accumulate_grad_batches
         self.times.batch_starts("plain" if not sees else self.stage if self.stage in ("look", "sweep") else "carry")
         if self.stage == "look" and look is not None and sees and learner is not None and not look.begun:
             look.begun = True

@@ -10,29 +10,19 @@ from lightning_vamo.core.numerics import at_least_float32
 # The share of the most losses that an epoch has to have to count as a whole one.
 _WHOLE = 0.75
 
-# So many losses are kept at most before they are read.
-_UNREAD = 1024
-
 
 class EpochLosses:
-    """Sums of the losses of the present epoch and of the three before, of which a measured choice reads the fall."""
+    """Sums of the losses of the present epoch and of the three before, of which a measured choice reads the fall.
+
+    Attributes:
+        accumulated: How many batches an optimizer step has, by which Lightning divides the loss of each.
+    """
 
     def __init__(self) -> None:
-        self._accumulated = 1
+        self.accumulated = 1
         self._epochs: list[int] = []
         self._counts: list[int] = []
         self._sums: list[Tensor | float] = []
-        self._unread: list[Tensor] = []
-
-    def accumulate(self, batches: int) -> None:
-        """Note how many batches an optimizer step has, by which Lightning divides the loss of each.
-
-        Args:
-            batches: The number.
-        """
-        if batches != self._accumulated:
-            self._read()
-            self._accumulated = batches
 
     def begin_epoch(self, epoch: int) -> None:
         """Begin with an epoch, or go on with it after a resume.
@@ -40,7 +30,6 @@ class EpochLosses:
         Args:
             epoch: Its number.
         """
-        self._read()
         if self._epochs[-1:] != [epoch]:
             self._epochs, self._counts, self._sums = (
                 [*self._epochs[-3:], epoch],
@@ -57,18 +46,9 @@ class EpochLosses:
         loss = outputs.get("loss") if outputs else None
         if isinstance(loss, Tensor) and self._epochs:
             self._counts[-1] += 1
-            if loss.is_cpu:
-                self._unread.append(loss)
-                if len(self._unread) == _UNREAD:
-                    self._read()
-            else:
-                self._sums[-1] = self._sums[-1] + loss.detach().to(at_least_float32(loss.dtype)) * self._accumulated
-
-    def _read(self) -> None:
-        """Add up the losses on the CPU: to read one of them takes longer within a step than many of them at once."""
-        for loss in self._unread:
-            self._sums[-1] = self._sums[-1] + loss.item() * self._accumulated
-        self._unread = []
+            # On a CPU the number is there to read; a tensor would cost three further calls per step.
+            value = loss.item() if loss.is_cpu else loss.detach().to(at_least_float32(loss.dtype))
+            self._sums[-1] = self._sums[-1] + value * self.accumulated
 
     @property
     def early(self) -> bool:
@@ -84,7 +64,6 @@ class EpochLosses:
             None if none has, or if a loss was not finite. An epoch with less than three quarters of the most losses, as one in
             which the training was resumed, has not been seen as a whole.
         """
-        self._read()
         seen: list[tuple[int, float]] = []
         most = max(self._counts[:-1], default=0)
         for epoch, count, total in list(zip(self._epochs, self._counts, self._sums, strict=True))[-2::-1]:
@@ -100,7 +79,6 @@ class EpochLosses:
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, as plain types and tensors."""
-        self._read()
         sums = [each if isinstance(each, float) else each.cpu() for each in self._sums]
         return {"epochs": self._epochs, "counts": self._counts, "sums": sums}
 
@@ -110,5 +88,4 @@ class EpochLosses:
         Args:
             state: The state.
         """
-        self._unread = []
         self._epochs, self._counts, self._sums = (list(state[name]) for name in ("epochs", "counts", "sums"))

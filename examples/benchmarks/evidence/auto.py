@@ -54,8 +54,7 @@ def main() -> None:
     text = goals.table(rows)
     print(text)
     if options.into is not None:
-        options.into.mkdir(parents=True, exist_ok=True)
-        (options.into / "auto.txt").write_text(f"{text}\n", encoding="utf-8")
+        tables.write(text, options.into / "auto.txt")
 
 
 if __name__ == "__main__":

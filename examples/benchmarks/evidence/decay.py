@@ -54,8 +54,7 @@ def rows(experiment: Experiment, groups: tables.Groups, data: str) -> list[list[
             losses = [(final(run, CHOSEN_BY) - least) / (final(usual, CHOSEN_BY) - least) for run, usual in pairs]
             removed = statistics.mean(run["removed"] or 0.0 for run in runs)
             cells.append(f"{statistics.mean(losses):.2f}, {100 * removed:.0f} %")
-        title = f"{experiment.title}, {rate:g}" if len(experiment.rates) > 1 else experiment.title
-        found.append([title, *cells])
+        found.append([experiment.title_at(rate), *cells])
     return found
 
 
@@ -76,8 +75,7 @@ def main() -> None:
     text = tables.table(["task", *(f"decay {decay:g}" for decay in DECAYS)], body)
     print(text)
     if options.into is not None:
-        options.into.mkdir(parents=True, exist_ok=True)
-        (options.into / "decay.txt").write_text(f"{text}\n", encoding="utf-8")
+        tables.write(text, options.into / "decay.txt")
 
 
 if __name__ == "__main__":

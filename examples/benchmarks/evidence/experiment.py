@@ -124,6 +124,10 @@ class Experiment:
         run = {"seed_everything": seed, "model": {"init_args": {"lr": lr}}, "trainer": QUIET}
         return merged(merged(self.fit, change), run)
 
+    def title_at(self, lr: float) -> str:
+        """The title, with the learning rate if there are several."""
+        return f"{self.title}, {lr:g}" if len(self.rates) > 1 else self.title
+
     def begins(self, method: str) -> float:
         """The learning rate that a method's search begins with."""
         return self.methods[method].get("start", self.start)

@@ -160,8 +160,7 @@ def judged(experiment: Experiment, groups: tables.Groups, data: str) -> Iterator
         at = at_one_speed(at)
         seeds = sorted(set(at.get(AUTO, {})) & set(at.get(PLAIN, {})))
         if seeds:
-            title = f"{experiment.title}, {rate:g}" if len(experiment.rates) > 1 else experiment.title
-            yield replace(_judged(experiment.goals, at, seeds, least), title=title)
+            yield replace(_judged(experiment.goals, at, seeds, least), title=experiment.title_at(rate))
 
 
 def _judged(asked: dict[str, float], at: dict[str, dict[int, Run]], seeds: list[int], least: float) -> Judged:

@@ -15,12 +15,11 @@ def write(experiment: Experiment, folder: Path, into: Path) -> None:
         into: Folder of the files.
     """
     groups = tables.load(experiment, folder)
-    into.mkdir(parents=True, exist_ok=True)
     over_rates = experiment.tune == "all" and len(experiment.rates) > 1
     text = (tables.window_table if over_rates else tables.cost_table)(experiment, groups)
-    (into / f"{experiment.name}.txt").write_text(f"{text}\n", encoding="utf-8")
+    tables.write(text, into / f"{experiment.name}.txt")
     if over_rates:
-        (into / f"{experiment.name}-rates.txt").write_text(f"{tables.rates_table(experiment, groups)}\n", encoding="utf-8")
+        tables.write(tables.rates_table(experiment, groups), into / f"{experiment.name}-rates.txt")
     if experiment.plot is not None:
         from examples.benchmarks.evidence import plots  # matplotlib is for those who draw
 

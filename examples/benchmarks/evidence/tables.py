@@ -109,6 +109,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def write(text: str, path: Path) -> None:
+    """Write a table into a file, in a folder that need not exist yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}\n", encoding="utf-8")
+
+
 def cost_table(experiment: Experiment, groups: Groups) -> str:
     """What methods reach at their best rates: after all steps, and for the evaluations of the first method.
 

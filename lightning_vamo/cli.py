@@ -1,15 +1,12 @@
 """The console command ``lightning-vamo``: a LightningCLI that trains any LightningModule with any of the package's methods."""
 
 import os
-import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace, class_from_function  # type: ignore[attr-defined]
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -18,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_vamo.callbacks.base import MethodCallback
 from lightning_vamo.callbacks.vamo import OLD_NAMES, VAMOCallback
+from lightning_vamo.configurations import check_subcommands, configurations, section_names
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError, VAMOError
 from lightning_vamo.finder.find import find_probes
 from lightning_vamo.finder.finding import ProbeFinding
@@ -82,10 +80,10 @@ class VAMOCLI(LightningCLI):
         """
         names = self._subcommand_names
         given = sys.argv[1:] if args is None else args
-        ahead, behind = _configurations(given, names)
-        for name in _section_names(given, [*ahead, *behind], names) & OLD_NAMES.keys():
+        ahead, behind = configurations(given, names)
+        for name in section_names(given, [*ahead, *behind], names) & OLD_NAMES.keys():
             raise InvalidArgumentError(f"The section `vamo` has no key `{name}` any more: {OLD_NAMES[name]}.")
-        _check_subcommands(parser, ahead, names)
+        check_subcommands(parser, ahead, names)
         super().parse_arguments(parser, args)
         section = self.config.get(str(self.config.get("subcommand")), self.config).get("vamo")
         if not isinstance(section, Namespace):
@@ -111,8 +109,21 @@ class VAMOCLI(LightningCLI):
         method_first(parser)
 
     def instantiate_classes(self) -> None:
-        """Instantiate as usual, then put the mixin in front of the model."""
-        super().instantiate_classes()
+        """Instantiate as usual, then put the mixin in front of the model.
+
+        Raises:
+            ValueError: If a value of the configuration is not allowed. Where a class of this package refused the value, the
+                error is that of the class, a VAMOError.
+        """
+        instantiator = _Instantiator()
+        self.parser.add_instantiator(instantiator, object)
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # Where an argument may be of several types, the parser wraps the text of what a class raised.
+            if instantiator.refused is None:
+                raise
+            raise instantiator.refused from error
         self.model = with_vamo(self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -159,6 +170,20 @@ class VAMOCLI(LightningCLI):
         logs = [os.path.relpath(logger.root_dir) for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
         hints = [f"See the curves: tensorboard --logdir {directory}" for directory in logs]
         print("\n".join(["", "Last metrics:", *lines, *hints]))
+
+
+@dataclass
+class _Instantiator:
+    """Instantiates the classes of a configuration, and keeps the last error by which this package refused a value."""
+
+    refused: VAMOError | None = None
+
+    def __call__(self, cls: type, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return cls(*args, **kwargs)
+        except VAMOError as error:
+            self.refused = error
+            raise
 
 
 def _find(
@@ -209,65 +234,6 @@ def _write(finding: ProbeFinding, folder: Path, others: Sequence[str]) -> None:
     except UnsupportedError as error:
         print(error)
     print(f"Written: {', '.join(map(os.path.relpath, written))}")
-
-
-def _section_names(args: Any, configs: Sequence[Mapping[Any, Any]], subcommands: Collection[str]) -> set[str]:
-    """The keys of the section ``vamo``, on the command line, in configuration files, and in arguments from Python."""
-    options = args if isinstance(args, list) else []
-    found = {match[1] for match in map(re.compile(r"--vamo\.(\w+)").match, options) if match}
-    for config in configs:
-        parts = [config, *(_keys_of(config.get(name)) for name in subcommands)]
-        found |= {str(name) for part in parts for name in _keys_of(part.get("vamo"))}
-    return found
-
-
-def _check_subcommands(
-    parser: LightningArgumentParser, configs: Sequence[Mapping[Any, Any]], subcommands: Collection[str]
-) -> None:
-    """Refuse a value in place of a subcommand's sections, on which the parser fails without a message."""
-    for config in configs:
-        for name in subcommands:
-            if name in config and not isinstance(config[name], (Mapping, Namespace)):
-                message = (
-                    f"`{name}` must hold the sections of the subcommand, such as `model` and `trainer`, got {config[name]!r}:"
-                    f" write them below `{name}`."
-                )
-                if config[name] is None:  # nothing is given, which is the parser's to report
-                    parser.error(message)
-                raise InvalidArgumentError(message)
-
-
-def _configurations(args: Any, subcommands: Collection[str]) -> tuple[Sequence[Mapping[Any, Any]], Sequence[Mapping[Any, Any]]]:
-    """The configuration files on a command line, or the arguments from Python.
-
-    Args:
-        args: The words of the command line, or the arguments from Python.
-        subcommands: The names of the subcommands.
-
-    Returns:
-        The configurations that hold the sections of subcommands, and those that hold the sections of one subcommand: behind its
-        name on the command line, or without a key ``subcommand`` from Python.
-    """
-    if not isinstance(args, list):
-        config = _keys_of(args)
-        return ([config], []) if "subcommand" in config else ([], [config])
-    name = next((place for place, word in enumerate(args) if word in subcommands), len(args))
-    return [*_read(args[:name])], [*_read(args[name:])]
-
-
-def _read(words: Sequence[str]) -> Iterator[Mapping[Any, Any]]:
-    """The configuration files that are named on a command line."""
-    values = [value for option, value in pairwise(words) if option in ("--config", "-c")]
-    for path in [*values, *(word.partition("=")[2] for word in words if word.startswith("--config="))]:
-        with suppress(OSError, ValueError, yaml.YAMLError):  # the parser will report these errors
-            yield _keys_of(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-
-
-def _keys_of(value: Any) -> Mapping[Any, Any]:
-    """A section of a configuration; empty if the value is no section, which the parser will report."""
-    if isinstance(value, Namespace):
-        return value.as_dict()
-    return value if isinstance(value, Mapping) else {}
 
 
 def _as_list(callbacks: Any) -> list[Any]:

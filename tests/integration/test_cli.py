@@ -13,7 +13,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lightning_vamo import Carry, InvalidArgumentError, Recompute, UnsupportedError, VAMOCallback, VAMOMixin
+from lightning_vamo import Carry, InvalidArgumentError, Recompute, UnsupportedError, VAMOCallback, VAMOError, VAMOMixin
 from lightning_vamo.cli import VAMOCLI, main
 from lightning_vamo.core.directions import GradientSubspaceDirections, RademacherDirections
 from lightning_vamo.core.schedules import LinearProbes
@@ -272,6 +272,36 @@ def test_wrong_arguments_are_refused_by_name(tmp_path, capsys):
     with pytest.raises(SystemExit):
         command(tmp_path, vamo={"probez": 3})
     assert "probez" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--vamo.control Carry --vamo.control.decay 1", "`decay` must be a number, at least 0 and less than 1, got 1.0"),
+        ("--vamo.control Carry --vamo.control.sweep_every_n_epochs 1", "`sweep_every_n_epochs` must be 2 or more"),
+        ("--vamo.control Recompute --vamo.control.every_n_epochs 0", "`every_n_epochs` must be"),
+        ("--vamo.directions GradientSubspaceDirections --vamo.directions.rank -1", "`rank` must be None"),
+        (
+            "--vamo.probes LinearProbes --vamo.probes.start -1 --vamo.probes.end 3 --vamo.probes.epochs 3",
+            "`start` must be a whole number >= 0, got -1",
+        ),
+        ("--method MeZOCallback --method.mu -1", "`mu` must be a positive, finite number or 'auto', got -1.0"),
+        ("--method SVRGCallback --method.every_n_epochs 0", "`every_n_epochs` must be"),
+        ("--trainer.callbacks VAMOCallback --trainer.callbacks.probes -1", "`probes` must be a whole number >= 0, got -1"),
+    ],
+)
+def test_what_only_a_classs_constructor_refuses_is_said_alone(arguments, message, tmp_path):
+    with pytest.raises(VAMOError, match=re.escape(message)):
+        command(tmp_path, arguments=arguments.split())
+    with pytest.raises(SystemExit, match="^lightning-vamo: " + re.escape(message)):
+        main(["fit", "--config", str(tmp_path / "config.yaml"), *arguments.split()])
+
+
+def test_the_error_of_a_class_of_ones_own_stays_the_parsers(tmp_path):
+    trainer = {"callbacks": [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_top_k": -5}}]}
+    with pytest.raises(ValueError, match="save_top_k=-5") as refused:
+        command(tmp_path, trainer=trainer)
+    assert not isinstance(refused.value, VAMOError)
 
 
 def test_checkpoints_load_into_the_plain_class_and_plain_ones_into_the_command(tmp_path):

@@ -14,6 +14,7 @@ ORDER = [
     "__main__",
     "cli",
     "help",
+    "configurations",
     "finder",
     "callbacks",
     "mixin",

@@ -1,0 +1,73 @@
+"""What a command is given, on the command line and in configuration files, before the parser reads it."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_vamo.errors import InvalidArgumentError
+
+
+def section_names(args: Any, configs: Sequence[Mapping[Any, Any]], subcommands: Collection[str]) -> set[str]:
+    """The keys of the section ``vamo``, on the command line, in configuration files, and in arguments from Python."""
+    options = args if isinstance(args, list) else []
+    found = {match[1] for match in map(re.compile(r"--vamo\.(\w+)").match, options) if match}
+    for config in configs:
+        parts = [config, *(_keys_of(config.get(name)) for name in subcommands)]
+        found |= {str(name) for part in parts for name in _keys_of(part.get("vamo"))}
+    return found
+
+
+def check_subcommands(
+    parser: LightningArgumentParser, configs: Sequence[Mapping[Any, Any]], subcommands: Collection[str]
+) -> None:
+    """Refuse a value in place of a subcommand's sections, on which the parser fails without a message."""
+    for config in configs:
+        for name in subcommands:
+            if name in config and not isinstance(config[name], (Mapping, Namespace)):
+                message = (
+                    f"`{name}` must hold the sections of the subcommand, such as `model` and `trainer`, got {config[name]!r}:"
+                    f" write them below `{name}`."
+                )
+                if config[name] is None:  # nothing is given, which is the parser's to report
+                    parser.error(message)
+                raise InvalidArgumentError(message)
+
+
+def configurations(args: Any, subcommands: Collection[str]) -> tuple[Sequence[Mapping[Any, Any]], Sequence[Mapping[Any, Any]]]:
+    """The configuration files on a command line, or the arguments from Python.
+
+    Args:
+        args: The words of the command line, or the arguments from Python.
+        subcommands: The names of the subcommands.
+
+    Returns:
+        The configurations that hold the sections of subcommands, and those that hold the sections of one subcommand: behind its
+        name on the command line, or without a key ``subcommand`` from Python.
+    """
+    if not isinstance(args, list):
+        config = _keys_of(args)
+        return ([config], []) if "subcommand" in config else ([], [config])
+    name = next((place for place, word in enumerate(args) if word in subcommands), len(args))
+    return [*_read(args[:name])], [*_read(args[name:])]
+
+
+def _read(words: Sequence[str]) -> Iterator[Mapping[Any, Any]]:
+    """The configuration files that are named on a command line."""
+    values = [value for option, value in pairwise(words) if option in ("--config", "-c")]
+    for path in [*values, *(word.partition("=")[2] for word in words if word.startswith("--config="))]:
+        with suppress(OSError, ValueError, yaml.YAMLError):  # the parser will report these errors
+            yield _keys_of(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+
+
+def _keys_of(value: Any) -> Mapping[Any, Any]:
+    """A section of a configuration; empty if the value is no section, which the parser will report."""
+    if isinstance(value, Namespace):
+        return value.as_dict()
+    return value if isinstance(value, Mapping) else {}

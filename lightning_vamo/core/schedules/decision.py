@@ -34,10 +34,12 @@ class Carriable:
         explained: The share of each direction's noise that the rows explain, shape ``(q,)``; None while no epoch has measured
             the shares.
         work: Work of a step with carried rows, relative to a plain step: 1 by evaluations.
+        filled: Whether there is a table of rows, which may not have been judged yet.
     """
 
     explained: Tensor | None = None
     work: float = 1.0
+    filled: bool = False
 
     def worth(self, removed: float) -> float:
         """What rows are worth for their price if they remove a share of the noise: more than 1 if they pay."""
@@ -54,7 +56,7 @@ class Decision:
         work: The work of training with them, relative to training without.
         afresh: Whether something is tried again, and what was measured earlier is forgotten.
         reason: The same in words.
-        kind: What is chosen. ``"look"``: rows are to be carried, and the first epoch fills their table.
+        kind: What is chosen. ``"look"``: rows are to be carried, once their table is filled and they have been judged.
     """
 
     probes: int
@@ -104,27 +106,27 @@ def sweep_decision(
     return Decision(0, 0.0, 1.0, afresh, f"probes=0: the best number above 0, {best}, is {expected}{more}")
 
 
-def carry_decision(count: int, removed: float, work: float, *, afresh: bool, measured: bool, hopes: bool = False) -> Decision:
+def carry_decision(count: int, removed: float, carriable: Carriable, *, afresh: bool, hopes: bool = False) -> Decision:
     """Choose carried rows.
 
     Args:
         count: ``q``, the number of directions.
         removed: Share of the noise that the rows remove, or would remove if they were perfect.
-        work: See :class:`Carriable`.
+        carriable: What is known of carried rows.
         afresh: See :class:`Decision`.
-        measured: Whether the share is that of rows; else a table is filled first.
         hopes: Whether the rows do not pay, but are kept as they may.
 
     Returns:
         The decision.
     """
     what = f"carried rows along {_directions(count)}"
-    share = f"{100 * removed:.0f} % of the gradient noise"
+    share, work = f"{100 * removed:.0f} % of the gradient noise", carriable.work
     if hopes:
         return Decision(count, removed, work, afresh, f"{what} remove {share} so far, and are kept while that rises", "carry")
-    if measured:
+    if carriable.explained is not None:
         return Decision(count, removed, work, afresh, f"{what} remove {share} at no extra evaluation", "carry")
-    return Decision(count, removed, work, afresh, f"{what} may remove up to {share}: an epoch fills their table", "look")
+    then = "the next steps judge them" if carriable.filled else "an epoch fills their table"
+    return Decision(count, removed, work, afresh, f"{what} may remove up to {share}: {then}", "look")
 
 
 def no_carry_decision(removed: float, work: float, *, measured: bool, before: Kind, fall: float | None = None) -> Decision:

@@ -200,7 +200,9 @@ class EfficientProbes(ProbeSchedule):
         if carriable is not None:
             carried = removed_by_rows(own, explained)
             hope = removed_by_rows(own, None) if explained is not None and self._rises(carried) else carried
-            counts, perfect = of_rows or carriable.work == 1, carriable.worth(hope)
+            # Rows that a look has filled by the way are judged first, which takes a few steps.
+            counts = of_rows or carriable.work == 1 or (carriable.filled and explained is None)
+            perfect = carriable.worth(hope)
             worth, hoped = (carriable.worth(counts * share) for share in (carried, hope))
         best = self._best(values, worth)
         hopes = best == 0 and hoped > max(1.0, worth) and self.kind in ("look", "carry") and self._hopes < _HOPES
@@ -260,10 +262,8 @@ class EfficientProbes(ProbeSchedule):
         fall: float | None,
     ) -> Decision:
         if best < 0 and carriable is not None:
-            known = carriable.explained is not None
-            afresh = not known and self._idle > 0
-            hopes = self._hopes > 0
-            return carry_decision(len(own), carried, carriable.work, afresh=afresh, measured=known, hopes=hopes)
+            afresh = carriable.explained is None and self._idle > 0
+            return carry_decision(len(own), carried, carriable, afresh=afresh, hopes=self._hopes > 0)
         if best == 0 and carriable is not None:
             known = carriable.explained is not None
             return no_carry_decision(carried, carriable.work, measured=known, before=self.kind, fall=fall)

@@ -173,8 +173,7 @@ class Choice:
         shares: Tensor | None,
         difference: Difference,
         sweeps: float | None,
-        carriable: bool,
-        explained: Tensor | None = None,
+        carriable: Carriable | None,
         pauses: float | None = None,
     ) -> Decision:
         """Choose for the steps to come; all ranks choose alike, as they have the same gradients and rows and use one clock.
@@ -184,14 +183,14 @@ class Choice:
             shares: See :meth:`EfficientProbes.decide`.
             difference: ``"forward"`` or ``"central"``.
             sweeps: See :meth:`EfficientProbes.decide`.
-            carriable: Whether rows can be carried.
-            explained: The shares that carried rows explain; None if that is not known.
+            carriable: What is known of carried rows, but for their work; None if no rows can be carried.
             pauses: See :meth:`stay_plain`.
 
         Returns:
             The choice.
         """
         factors = self._factors / self._steps if self._factors is not None else None
+        explained = None if carriable is None else carriable.explained
         costs, fall = self._costs(explained is not None), self.fall() if carriable else self.losses.fall()
         (in_seconds, forward, work), fall = trainer.strategy.broadcast((costs, fall))
         self.schedule.observe(factors, forward if in_seconds else None)
@@ -202,7 +201,7 @@ class Choice:
             shares,
             difference,
             sweeps,
-            Carriable(explained, work) if carriable else None,
+            carriable and replace(carriable, work=work),
             None if in_seconds else ASSUMED_FORWARD,
             fall,
         )

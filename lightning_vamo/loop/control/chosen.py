@@ -10,13 +10,14 @@ from torch import Tensor
 
 from lightning_vamo.core.control.coefficients import Regression
 from lightning_vamo.core.schedules import Decision
+from lightning_vamo.core.schedules.decision import Carriable
 from lightning_vamo.loop.control.automatic import Auto
 from lightning_vamo.loop.control.base import Control, Snapshot
 from lightning_vamo.loop.control.carried import Carried, Carry
 from lightning_vamo.loop.control.choice import Choice
 from lightning_vamo.loop.control.drawn import begin_learning, learns_here, turn
 from lightning_vamo.loop.control.here import Here
-from lightning_vamo.loop.control.looks import BURST, CARRIED, JUDGED, RARE, begin_look, looks_within
+from lightning_vamo.loop.control.looks import BURST, CARRIED, JUDGED, RARE, begin_look, fills, looks_within
 from lightning_vamo.loop.control.recompute import Recompute, swept_batches
 from lightning_vamo.loop.control.waiting import leave_out, waits
 from lightning_vamo.loop.ledger.advice import Advice
@@ -129,19 +130,32 @@ class Chosen(Control):
         if choice.stage == "fill" or (choice.stage == "judge" and here.trainer.global_step < choice.judged_at):
             return self._filled(here, carried)
         if here.settings.directions.learns and not self._learned(here):
-            return None
+            return self._filling(here)
         return self._decided(here, before, carried)
+
+    def _filling(self, here: Here) -> Snapshot | None:
+        """Let an epoch of a look fill a table too, along what is known of directions, if the look ends with the epoch."""
+        return self.carry.take(here, None) if self.carry is not None and self._carries(here) and fills(here) else None
 
     def _filled(self, here: Here, carried: Carried | None) -> Snapshot | None:
         """Let an epoch begin with rows that are still to be judged."""
         assert self.carry is not None
         choice = _choice(here)
-        begins = choice.stage == "fill"
-        if begins:
-            choice.stage, choice.judged_at = "judge", here.trainer.global_step + JUDGED
-        if begins or self.carry.begins(here.trainer.current_epoch):
+        if choice.stage == "fill":
+            turn(here)
+            return self._judged(here, carried)
+        if self.carry.begins(here.trainer.current_epoch):
             turn(here)
             carried = self.carry.take(here, carried)
+        here.learning.learned_at = choice.judged_at
+        return carried
+
+    def _judged(self, here: Here, carried: Carried | None) -> Snapshot | None:
+        """Use rows for the first time, with the directions to which the learner has just turned; soon they will be judged."""
+        assert self.carry is not None
+        choice = _choice(here)
+        choice.stage, choice.judged_at = "judge", here.trainer.global_step + JUDGED
+        carried = self.carry.take(here, carried)
         here.learning.learned_at = choice.judged_at
         return carried
 
@@ -213,8 +227,7 @@ class Chosen(Control):
             shares,
             settings.difference,
             self._sweeps(here),
-            carries,
-            _explained(here) if carries else None,
+            Carriable(_explained(here), filled=carried is not None) if carries else None,
             pauses=looks_within(here) if carries else None,
         )
         if decision.afresh or decision.kind == "look":
@@ -229,6 +242,8 @@ class Chosen(Control):
     ) -> Snapshot | None:
         """Do what has been decided."""
         choice = _choice(here)
+        if decision.kind == "look" and carried is not None:
+            return self._judged(here, carried)
         if decision.kind in ("look", "carry") and self.carry is not None:
             choice.stage = "fill" if decision.kind == "look" else "carry"
             return self.carry.take(here, carried)

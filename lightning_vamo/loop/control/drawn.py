@@ -73,7 +73,11 @@ def draw(here: Here, batches: Callable[[], Swept | None], keep: Drawn | None = N
     """
     trainer, settings = here.trainer, here.settings
     here.learning.learned_at = None
-    count = settings.most(trainer.current_epoch) if here.choice is None else here.choice.schedule.probes_at(0)
+    if here.choice is None:
+        count = settings.most(trainer.current_epoch)
+    else:  # rows that a look fills are along all directions that are learned
+        looks = here.choice.stage == "look" and not here.choice.sweeping
+        count = _most(here) if looks else here.choice.schedule.probes_at(0)
     if count == 0:
         return None
     compat.drop_gradients(trainer, here.module, trainer.fit_loop.batch_idx)

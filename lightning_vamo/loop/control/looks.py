@@ -17,6 +17,9 @@ JUDGED = 64
 CARRIED = 2
 """Epochs that have to follow a look at carried rows: one fills their table, and in the next one the rows are used."""
 
+_SHORT = 32
+"""Steps of a look at least where epochs are so short that it takes several: fewer tell too little of the gradient noise."""
+
 _TIMED = 24
 """Plain steps before the first look, for the clock."""
 
@@ -51,9 +54,26 @@ def begin_look(here: Here, every: float | None, after: int, *, pause: bool = Fal
     here.choice.look = Look(since, since + burst)
     here.choice.stage = "look"
     # What is known of directions is of little use at first, and long after the last look.
-    here.learning.turn_at = None if pause else since + burst // 2
+    here.learning.turn_at = None if pause else since + _first_pass(here, burst)
     here.learning.learned_at = None if every is None else since + burst
     return True
+
+
+def fills(here: Here) -> bool:
+    """Whether the present epoch, at its start, ends a look, of which a pass has told something of the directions.
+
+    Args:
+        here: The present state of the run.
+
+    Returns:
+        Whether its steps may fill a table of rows along these directions, so that the look needs no further epoch for that.
+    """
+    assert here.choice is not None
+    look, learning = here.choice.look, here.learning
+    if here.choice.stage != "look" or look is None or learning.learner is None or not learning.learner.ready:
+        return False
+    begins, ends = here.trainer.global_step, look.until - here.trainer.global_step == _steps(here)
+    return ends and look.since < begins and learning.turn_at is None and learning.learned_at is None
 
 
 def length(here: Here) -> tuple[int, bool]:
@@ -88,11 +108,18 @@ def looks_within(here: Here) -> float | None:
 
 def _place(here: Here, left: int) -> tuple[int, int]:
     """After how many steps a look begins, and its number of steps; so many steps are left of the epoch."""
-    burst, fewest = _burst(here), _fewest(here)
+    burst, asked = _burst(here), _asked(here)
+    fewest = max(_fewest(here), _SHORT)
     since = max(min(_TIMED, left // 4), left - burst)
     # The look ends with an epoch, and goes on in the next epochs only if it has too few steps.
-    ends = range(left - since, burst + 1, _steps(here))
-    return since, next((each for each in reversed(ends) if each >= fewest), burst)
+    ends = [each for each in range(left - since, burst + 1, _steps(here)) if each >= fewest] or [burst]
+    return since, ends[-1 if asked else 0]
+
+
+def _first_pass(here: Here, burst: int) -> int:
+    """After how many steps of a look its second pass begins: half, or by the start of its last epoch, which then fills rows."""
+    before, half = burst - _steps(here), _fewest(here) // 2
+    return min(burst // 2, before) if before >= half else burst // 2
 
 
 def _further(here: Here, steps: int) -> int:
@@ -107,8 +134,13 @@ def _steps(here: Here) -> int:
 
 def _burst(here: Here) -> int:
     """Steps of a look, if it need not end with an epoch."""
+    return max(_fewest(here), _asked(here) or BURST)
+
+
+def _asked(here: Here) -> int:
+    """How many batches the user has asked to learn from; 0 if the user leaves that open."""
     asked = here.settings.directions.warmup_batches
-    return max(_fewest(here), BURST if asked in ("auto", 0) else int(asked))
+    return 0 if asked == "auto" else int(asked)
 
 
 def epochs_left(here: Here) -> float:

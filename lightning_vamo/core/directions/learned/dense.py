@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_vamo.core.directions.base import ProbeDirections
 from lightning_vamo.core.directions.random.stored import BLOCK, StoredDirections
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.numerics import at_least_float32
@@ -101,3 +102,11 @@ class DenseDirections(StoredDirections):
             torch.mv(rows.t(), weights.to(rows), out=step)
         torch._foreach_sub_(present, self._parts)
         return slopes.square, product(slopes.coordinates, coefficients) / size, product(coefficients, coefficients) / size
+
+    def turning(self, others: ProbeDirections, parameters: Sequence[Tensor]) -> Tensor:
+        """See :meth:`ProbeDirections.turning`; with others of this class a product of two matrices, and one reduction."""
+        if not isinstance(others, DenseDirections):
+            return super().turning(others, parameters)
+        parts = [mine @ theirs.t() for mine, theirs in zip(self.whole, others.whole, strict=True)]
+        total = sum((part.to(parts[0].device, torch.float64) for part in parts[1:]), parts[0].double())
+        return others.whiten(self.shards.total(total))

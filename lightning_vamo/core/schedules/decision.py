@@ -22,6 +22,9 @@ FEWEST = 5
 """The fewest epochs with which corrections that take time may begin: two tell how fast the loss falls, in the third directions
 are learned, the fourth fills a table of rows, and in the fifth the rows are judged, and used."""
 
+CHEAP = 0.02
+"""The share of the time to come that may be spent to judge rows although noise does not limit the training yet."""
+
 MOST = 0.99
 """No directions remove all of the noise, whatever an estimate says."""
 
@@ -34,12 +37,17 @@ class Carriable:
         explained: The share of each direction's noise that the rows explain, shape ``(q,)``; None while no epoch has measured
             the shares.
         work: Work of a step with carried rows, relative to a plain step: 1 by evaluations.
-        filled: Whether there is a table of rows, which may not have been judged yet.
+        trial: The share of the steps to come that it takes to judge a table that is filled; None if no table is filled.
     """
 
     explained: Tensor | None = None
     work: float = 1.0
-    filled: bool = False
+    trial: float | None = None
+
+    @property
+    def cheap(self) -> bool:
+        """Whether rows can be judged in next to no time: they are there already, and the training is long."""
+        return self.trial is not None and self.trial * (self.work - 1) <= CHEAP
 
     def worth(self, removed: float) -> float:
         """What rows are worth for their price if they remove a share of the noise: more than 1 if they pay."""
@@ -125,7 +133,7 @@ def carry_decision(count: int, removed: float, carriable: Carriable, *, afresh: 
         return Decision(count, removed, work, afresh, f"{what} remove {share} so far, and are kept while that rises", "carry")
     if carriable.explained is not None:
         return Decision(count, removed, work, afresh, f"{what} remove {share} at no extra evaluation", "carry")
-    then = "the next steps judge them" if carriable.filled else "an epoch fills their table"
+    then = "the next steps judge them" if carriable.trial is not None else "an epoch fills their table"
     return Decision(count, removed, work, afresh, f"{what} may remove up to {share}: {then}", "look")
 
 

@@ -200,8 +200,7 @@ class EfficientProbes(ProbeSchedule):
         if carriable is not None:
             carried = removed_by_rows(own, explained)
             hope = removed_by_rows(own, None) if explained is not None and self._rises(carried) else carried
-            # Rows that a look has filled by the way are judged first, which takes a few steps.
-            counts = of_rows or carriable.work == 1 or (carriable.filled and explained is None)
+            counts = of_rows or carriable.work == 1 or (carriable.cheap and explained is None)
             perfect = carriable.worth(hope)
             worth, hoped = (carriable.worth(counts * share) for share in (carried, hope))
         best = self._best(values, worth)

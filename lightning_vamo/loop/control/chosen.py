@@ -17,7 +17,7 @@ from lightning_vamo.loop.control.carried import Carried, Carry
 from lightning_vamo.loop.control.choice import Choice
 from lightning_vamo.loop.control.drawn import begin_learning, learns_here, turn
 from lightning_vamo.loop.control.here import Here
-from lightning_vamo.loop.control.looks import BURST, CARRIED, JUDGED, RARE, begin_look, fills, looks_within
+from lightning_vamo.loop.control.looks import BURST, CARRIED, JUDGED, RARE, begin_look, fills, looks_within, trial
 from lightning_vamo.loop.control.recompute import Recompute, swept_batches
 from lightning_vamo.loop.control.waiting import leave_out, waits
 from lightning_vamo.loop.ledger.advice import Advice
@@ -227,7 +227,7 @@ class Chosen(Control):
             shares,
             settings.difference,
             self._sweeps(here),
-            Carriable(_explained(here), filled=carried is not None) if carries else None,
+            Carriable(_explained(here), trial=None if carried is None else trial(here)) if carries else None,
             pauses=looks_within(here) if carries else None,
         )
         if decision.afresh or decision.kind == "look":

@@ -76,6 +76,18 @@ def fills(here: Here) -> bool:
     return ends and look.since < begins and learning.turn_at is None and learning.learned_at is None
 
 
+def trial(here: Here) -> float:
+    """The share of the steps to come, the present epoch's among them, in which rows are judged; 0 if there is no end.
+
+    Args:
+        here: The present state of the run, at an epoch's start.
+
+    Returns:
+        The share, at most 1.
+    """
+    return min(1.0, JUDGED / (_steps(here) * (1 + max(0.0, epochs_left(here)))))
+
+
 def length(here: Here) -> tuple[int, bool]:
     """How long a look takes that begins with an epoch, where epochs have an end.
 

@@ -121,9 +121,9 @@ class VAMOCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             # Where an argument may be of several types, the parser wraps the text of what a class raised.
-            if instantiator.refused is None:
+            if instantiator.refused is None or str(instantiator.refused) not in str(error):
                 raise
-            raise instantiator.refused from error
+            raise instantiator.refused from None
         self.model = with_vamo(self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

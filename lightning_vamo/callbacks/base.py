@@ -211,9 +211,9 @@ class MethodCallback(DrivingCallback):
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether this epoch takes a new snapshot or uses the last snapshot again."""
-        if self._plain:
-            return
-        self._run.begin_epoch(trainer)
+        if not self._plain:
+            with self.signals.closed():
+                self._run.begin_epoch(trainer)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelChec
 from lightning.pytorch.strategies import DDPStrategy
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from lightning_vamo import InvalidArgumentError, VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import SphereDirections
@@ -221,11 +221,11 @@ def test_the_first_look_comes_at_once_even_where_directions_turn_in_other_epochs
     assert driven[0] == 4 * STEPS - BURST
 
 
-@pytest.mark.parametrize(("accumulated", "waits"), [(2, True), (3, False)])
+@pytest.mark.parametrize(("accumulated", "waits"), [(3, True), (4, False)])
 def test_the_first_look_does_not_wait_where_it_takes_two_epochs(accumulated, waits, driven, falls):
     falls(*[0.2] * 10)
     callback = VAMOCallback(probes=EfficientProbes(4, 1), seed=1)
-    fit(callback, epochs=8, accumulate_grad_batches=accumulated)  # epochs of 50 or 34 steps
+    fit(callback, epochs=8, accumulate_grad_batches=accumulated)  # epochs of 34 or 25 steps
     assert bool(driven) != waits
 
 
@@ -257,12 +257,12 @@ def plain_since(callback):
     return str(callback.report).partition("plain training: ")[2].partition(".\n")[0]
 
 
-@pytest.mark.parametrize(("epochs", "accumulated", "needed"), [(4, 1, 5), (5, 1, 5), (5, 2, 6), (6, 2, 6)])
+@pytest.mark.parametrize(("epochs", "accumulated", "needed"), [(4, 1, 5), (5, 1, 5), (4, 2, 5), (5, 2, 5)])
 def test_a_training_too_short_for_corrections_that_take_time_says_so(epochs, accumulated, needed, driven, falls, caplog):
     falls(0.01, 0.01, 0.01)
     callback = VAMOCallback(probes=EfficientProbes(20, 1, cost="seconds"), seed=1)
     with caplog.at_level("INFO"):
-        fit(callback, epochs=epochs, accumulate_grad_batches=accumulated)  # a look takes 64 steps, an epoch 100 or 50
+        fit(callback, epochs=epochs, accumulate_grad_batches=accumulated)  # a look takes 64 of 100 steps, or 42 of 50
     few = f"{epochs} epochs are too few for corrections that take time, which need {needed}"
     assert (f"VAMO, epoch 0: {few}." in said_by(caplog)) == (epochs < needed)
     assert bool(driven) == (epochs >= needed)
@@ -370,12 +370,42 @@ class StopAfterThreeEpochs(L.Callback):
         fit.should_stop = fit.current_epoch == 2
 
 
-def test_an_epoch_that_learns_and_fills_a_table_is_plain_lightning_bit_for_bit():
+@pytest.mark.parametrize(("fresh", "callbacks"), [(0.0, [StopAfterThreeEpochs()]), (3.0, [])])
+def test_looks_that_fill_tables_which_are_not_used_are_plain_lightning_bit_for_bit(fresh, callbacks):
     callback = auto()
-    _, module = fit(callback, epochs=7, callbacks=[StopAfterThreeEpochs()], **SHORT)
-    _, plain = fit(None, Softmax(), epochs=7, callbacks=[StopAfterThreeEpochs()], **SHORT)
-    assert callback._run.choice.stage == "look"
+    _, module = fit(callback, VAMOSoftmax(fresh), epochs=14, callbacks=callbacks, **SHORT)
+    _, plain = fit(None, Softmax(fresh), epochs=14, callbacks=callbacks, **SHORT)
+    assert callback.report.steps == 0
+    assert len(callback.report.decisions) == (0 if callbacks else 3)
     assert same(module, plain)
+
+
+@pytest.mark.parametrize("maximum", [4, 16])
+@pytest.mark.parametrize("accumulated", [1, 2, 3, 4, 5, 6, 8, 20])
+def test_a_look_ends_with_an_epoch_which_fills_the_table_if_it_is_not_the_first(maximum, accumulated):
+    callback = auto(maximum)
+    steps = -(-STEPS // accumulated)
+    fit(callback, epochs=3 + 64 // steps + 64 // steps, accumulate_grad_batches=accumulated)
+    first = callback.report.decisions[0]
+    assert first.step % steps == 0
+    assert first.reason.endswith("the next steps judge them" if first.epoch > 1 else "an epoch fills their table")
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 300}, {"max_epochs": -1, "max_steps": 300}])
+def test_a_stream_without_a_length_has_looks(options):
+    stream = Stream(data())
+    run = trainer(callbacks=[callback := VAMOCallback(seed=1)], **{"max_epochs": None, **options})
+    run.fit(VAMOSoftmax(), DataLoader(stream, 16))
+    assert run.global_step == 300
+    assert callback.report.forward_evaluations >= 300
+
+
+class Stream(IterableDataset):
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __iter__(self):
+        return iter(self.samples)
 
 
 @pytest.mark.parametrize(("work", "judged"), [(1.01, True), (1.1, False)])

@@ -126,7 +126,8 @@ class Chosen(Control):
                 return None
             if not same_tensors(carried.parameters, here.parameters):
                 choice.lose(here.trainer, "the carried rows are lost, as other weights train now", pauses=None)
-                before = carried = None
+        if carried is not None and not same_tensors(carried.parameters, here.parameters):
+            before = carried = None
         if choice.stage == "fill" or (choice.stage == "judge" and here.trainer.global_step < choice.judged_at):
             return self._filled(here, carried)
         if here.settings.directions.learns and not self._learned(here):
@@ -144,7 +145,8 @@ class Chosen(Control):
         if choice.stage == "fill":
             turn(here)
             return self._judged(here, carried)
-        if self.carry.begins(here.trainer.current_epoch):
+        begun = here.trainer.global_step > choice.judged_at - JUDGED  # else the directions have just turned
+        if begun and self.carry.begins(here.trainer.current_epoch):
             turn(here)
             carried = self.carry.take(here, carried)
         here.learning.learned_at = choice.judged_at

@@ -9,16 +9,16 @@ from lightning_vamo.loop.control.choice import Look
 from lightning_vamo.loop.control.here import Here
 
 BURST = 64
-"""Steps of a look, at least: two passes of power iteration over 32 gradients each."""
+"""Steps of a look in an epoch that has as many: two passes of power iteration over 32 gradients each."""
 
 JUDGED = 64
 """Steps with carried rows after which the rows are judged."""
 
 CARRIED = 2
-"""Epochs that have to follow a look at carried rows: one fills their table, and in the next one the rows are used."""
+"""Epochs that have to follow a look at carried rows: one fills their table, if the look has not, and others use the rows."""
 
 _SHORT = 32
-"""Steps of a look at least where epochs are so short that it takes several: fewer tell too little of the gradient noise."""
+"""Steps of a look, at least, unless the user asks for fewer: less tells too little of the gradient noise."""
 
 _TIMED = 24
 """Plain steps before the first look, for the clock."""
@@ -54,7 +54,7 @@ def begin_look(here: Here, every: float | None, after: int, *, pause: bool = Fal
     here.choice.look = Look(since, since + burst)
     here.choice.stage = "look"
     # What is known of directions is of little use at first, and long after the last look.
-    here.learning.turn_at = None if pause else since + _first_pass(here, burst)
+    here.learning.turn_at = None if pause else since + (burst // 2 if every is not None else _first_pass(here, burst))
     here.learning.learned_at = None if every is None else since + burst
     return True
 
@@ -70,10 +70,9 @@ def fills(here: Here) -> bool:
     """
     assert here.choice is not None
     look, learning = here.choice.look, here.learning
-    if here.choice.stage != "look" or look is None or learning.learner is None or not learning.learner.ready:
+    if here.choice.stage != "look" or look is None or learning.learner is None or learning.turn_at is not None:
         return False
-    begins, ends = here.trainer.global_step, look.until - here.trainer.global_step == _steps(here)
-    return ends and look.since < begins and learning.turn_at is None and learning.learned_at is None
+    return learning.learner.ready and look.until - here.trainer.global_step == _steps(here)
 
 
 def trial(here: Here) -> float:
@@ -120,12 +119,18 @@ def looks_within(here: Here) -> float | None:
 
 def _place(here: Here, left: int) -> tuple[int, int]:
     """After how many steps a look begins, and its number of steps; so many steps are left of the epoch."""
-    burst, asked = _burst(here), _asked(here)
-    fewest = max(_fewest(here), _SHORT)
-    since = max(min(_TIMED, left // 4), left - burst)
+    burst, steps, asked = _burst(here), _steps(here), _asked(here)
+    fewest = _fewest(here) if asked else max(_fewest(here), _SHORT)
+    since = max(0, left - burst, min(_TIMED, left // 4, left - fewest if left >= fewest else left))
+    first = left - since
     # The look ends with an epoch, and goes on in the next epochs only if it has too few steps.
-    ends = [each for each in range(left - since, burst + 1, _steps(here)) if each >= fewest] or [burst]
-    return since, ends[-1 if asked else 0]
+    if asked:
+        ends = [each for each in range(first, burst + 1, steps) if each >= fewest]
+        return since, ends[-1] if ends else burst
+    if first >= fewest:
+        return since, first
+    # Then the last epoch, before which a pass is over, fills a table of rows too.
+    return since, first + steps * math.ceil((max(fewest, steps + fewest // 2) - first) / steps)
 
 
 def _first_pass(here: Here, burst: int) -> int:

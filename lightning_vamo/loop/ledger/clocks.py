@@ -1,10 +1,9 @@
 """Clocks for the time of training steps, and for work that a GPU does asynchronously."""
 
-import copy
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,21 +32,28 @@ class StepTimes:
         spent: The part of each that was spent on learning and correcting; 0 where that is not known, as on a GPU.
     """
 
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    spent: dict[str, list[float]] = field(default_factory=dict)
+    seconds: dict[str, deque[float]] = field(default_factory=dict)
+    spent: dict[str, deque[float]] = field(default_factory=dict)
     _since: float | None = None
     _name: str = ""
     _spent: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Keep no more of the given times than of others."""
+        for kept in (self.seconds, self.spent):
+            kept.update({name: deque(values, _TIMES) for name, values in kept.items()})
+
     def batch_starts(self, name: str) -> None:
         """Record that a batch starts which is trained on in a way that has the name."""
         now = time.perf_counter()
-        if self._since is not None and self._name == name:
-            for kept, value in ((self.seconds, now - self._since), (self.spent, self._spent)):
-                values = kept.setdefault(name, [])
-                values.append(value)
-                del values[:-_TIMES]
-        self._since, self._name, self._spent = now, name, 0.0
+        if self._name != name:
+            self._name = name
+            for kept in (self.seconds, self.spent):
+                kept.setdefault(name, deque(maxlen=_TIMES))
+        elif self._since is not None:
+            self.seconds[name].append(now - self._since)
+            self.spent[name].append(self._spent)
+        self._since, self._spent = now, 0.0
 
     def spend(self, seconds: float) -> None:
         """Record that the present batch spent time on learning or correcting."""
@@ -66,7 +72,7 @@ class StepTimes:
         Returns:
             The seconds; None if there are too few steps.
         """
-        times = self.seconds.get(name, [])
+        times = self.seconds.get(name, ())
         return _quartile(times) if len(times) >= _FEWEST else None
 
     def longer(self, name: str) -> float | None:
@@ -80,7 +86,7 @@ class StepTimes:
         Returns:
             The factor, at least 1; None if it is not known, or if there are too few steps.
         """
-        took, spent = sum(self.seconds.get(name, [])), sum(self.spent.get(name, []))
+        took, spent = sum(self.seconds.get(name, ())), sum(self.spent.get(name, ()))
         return took / (took - spent) if 0 < spent < took and len(self.spent[name]) >= _FEWEST else None
 
     def work(self, name: str, *, steady: bool) -> float:
@@ -103,7 +109,7 @@ class StepTimes:
 
     def steady(self, name: str) -> bool:
         """Whether the earlier and the later half of the times of a name have about the same lower quartile."""
-        times = self.seconds.get(name, [])
+        times = list(self.seconds.get(name, ()))
         if len(times) < _FEWEST:
             return False
         half = len(times) // 2
@@ -111,7 +117,8 @@ class StepTimes:
 
     def state_dict(self) -> dict[str, dict[str, list[float]]]:
         """The times so far, as plain numbers."""
-        return copy.deepcopy({"seconds": self.seconds, "spent": self.spent})
+        parts = {"seconds": self.seconds, "spent": self.spent}
+        return {part: {name: list(values) for name, values in kept.items()} for part, kept in parts.items()}
 
 
 # Of each name, how many times are kept, and how few tell something.
@@ -121,7 +128,7 @@ _TIMES, _FEWEST = 64, 8
 _SPREAD = 0.25
 
 
-def _quartile(times: list[float]) -> float:
+def _quartile(times: Sequence[float]) -> float:
     return statistics.quantiles(times, n=4, method="inclusive")[0]
 
 

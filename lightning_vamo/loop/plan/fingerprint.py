@@ -78,8 +78,10 @@ class BatchWatch:
         """
 
         def see(batch: Any) -> None:
-            if trainer.training and self._looking:
-                self.seen = fingerprint(batch) if self.looks else None
+            if not self.looks:
+                self.seen = None
+            elif self._looking and trainer.training:
+                self.seen = fingerprint(batch)
 
         return compat.seen_transfers(trainer, see)
 

@@ -37,6 +37,10 @@ class Cursor:
         """Follow the batches of a plan in their drawn order."""
         self.order = [] if plan is None else list(range(plan.length))
 
+    def reorder(self, order: list[int] | None) -> None:
+        """Take the rows of the plan in another order; None keeps the order."""
+        self.order = self.order if order is None else order
+
     def row(self, batch_idx: int) -> int | None:
         """The position in the plan of the epoch's batch with an index; None without a plan."""
         return self.order[batch_idx - self.first] if self.order else None

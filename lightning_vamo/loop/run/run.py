@@ -106,17 +106,19 @@ class Run:
         if compat.skips_backward(trainer):
             return
         control, epoch, snapshot = self.method.control, trainer.current_epoch, self.snapshot
-        # A reloaded loader may hold other data, for which the rows are wrong.
         stale = snapshot is not None and not snapshot.belongs_to(compat.train_loader(trainer))
         learns = snapshot is None and (self.learning.learner or (self.choice and self.method.settings.directions.learns))
         self.clock.due |= stale or control.begins(epoch) or bool(learns and control.every_n_train_steps is None)
         if stale:
-            control.warn_of_reload(self.advice)
+            control.warn_of_reload(self.advice)  # it may hold other data, for which the rows are wrong
         if stale or (self.clock.due and control.replaces(epoch)):
             self.snapshot = None
+        if self.snapshot is not None and self.choice is not None and self.choice.stage == "look":
+            # Decided before the first batch is drawn, as the batches are those of the rows that a look has filled, or others.
+            self._take_snapshot(trainer, trainer.lightning_module)
+            self.clock.due = self.snapshot is not None
         if self.snapshot is not None:
-            order = self.snapshot.begin_epoch(seeded(self.seeds.of(f"order of epoch {epoch}")))
-            self.cursor.order = self.cursor.order if order is None else order
+            self.cursor.reorder(self.snapshot.begin_epoch(seeded(self.seeds.of(f"order of epoch {epoch}"))))
 
     def before_batch(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> Snapshot | None:
         """Take a snapshot if it is due, and compare the batch with the batch that its row was measured on.

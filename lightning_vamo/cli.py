@@ -211,13 +211,25 @@ def _find(
         output: Folder of the files; by default ``lightning_logs/find`` in the Trainer's default_root_dir.
         ckpt_path: The same as ``at``, for configurations of ``fit``; ``at`` takes precedence.
         weights_only: How to load the checkpoint, as for ``fit``.
+
+    Raises:
+        InvalidArgumentError: If there is no checkpoint, or if the folder cannot be written to.
     """
+    if at and at not in ("best", "last", "hpc") and "://" not in at and not Path(at).exists():
+        raise InvalidArgumentError(f"`at` must be a checkpoint, got {at!r}, where there is no file: name the path of one.")
+    folder = Path(output or Path(trainer.default_root_dir, "lightning_logs", "find"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"`output` must be a folder that can be written to, got {str(folder)!r}, which gives {error}: name another folder."
+        ) from None
     finding = find_probes(
         trainer, model, datamodule, maximum=maximum, batches=batches, ckpt_path=at or ckpt_path, weights_only=weights_only
     )
     methods = [c for c in trainer.callbacks if isinstance(c, MethodCallback)]  # type: ignore[attr-defined]
     others = [type(method).__name__ for method in methods if not isinstance(method, VAMOCallback)]
-    _write(finding, Path(output or Path(trainer.default_root_dir, "lightning_logs", "find")), others)
+    _write(finding, folder, others)
 
 
 @rank_zero_only
@@ -225,7 +237,6 @@ def _write(finding: ProbeFinding, folder: Path, others: Sequence[str]) -> None:
     print(f"\n{finding}\n")
     for name in others:
         print(f"These figures are for the probes of a VAMOCallback, but the configuration trains with {name}.")
-    folder.mkdir(parents=True, exist_ok=True)
     finding.to_json(folder / "probes.json")
     written = [folder / "probes.json"]
     try:

@@ -474,13 +474,6 @@ def test_shards_together_learn_what_one_process_does(rank, tmp_path):
         torch.testing.assert_close(each_rank["shares"], learner.shares, **close)
 
 
-@pytest.mark.parametrize("options", [{"rank": 0}, {"rank": -1}, {"warmup_batches": -1}])
-def test_options_out_of_range_are_refused(options):
-    [name] = options
-    with pytest.raises(InvalidArgumentError, match=f"`{name}` must be .*at least [01], got {options[name]}"):
-        GradientSubspaceDirections(**options)
-
-
 def test_more_dense_directions_than_parameters_are_refused():
     with pytest.raises(InvalidArgumentError, match=r"25 orthonormal .* 24"):
         following(None).draw(zeros(SHAPES), 25, seeded(0))
@@ -550,3 +543,19 @@ def test_shares_within_a_pass_are_those_at_its_end(rank):
     learner.directions(3, generator)
     assert torch.equal(so_far, learner.shares)
     assert torch.equal(learner.shares_so_far(), learner.shares)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{name: value} for name in ("rank", "warmup_batches", "oversampling") for value in (2.5, float("nan"), -1, True, "all")],
+    ids=str,
+)
+def test_numbers_that_are_not_whole_are_refused(arguments):
+    [(name, value)] = arguments.items()
+    with pytest.raises(InvalidArgumentError, match=rf"`{name}` must be .*whole number >= \d, got {value!r}"):
+        GradientSubspaceDirections(**arguments)
+
+
+def test_more_outer_products_than_weights_are_refused():
+    with pytest.raises(InvalidArgumentError, match=r"`rank` must be at most 91, the number of weights, got 1000000"):
+        GradientSubspaceDirections(rank=10**6).check_count(4, 91)

@@ -297,6 +297,20 @@ def test_what_only_a_classs_constructor_refuses_is_said_alone(arguments, message
         main(["fit", "--config", str(tmp_path / "config.yaml"), *arguments.split()])
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("at", "missing.ckpt", "`at` must be a checkpoint, got 'missing.ckpt', where there is no file"),
+        ("output", "config.yaml", "`output` must be a folder that can be written to, got"),
+    ],
+)
+def test_find_refuses_paths_before_it_measures(option, value, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_vamo.cli.find_probes", None)
+    value = str(tmp_path / value) if option == "output" else value
+    with pytest.raises(InvalidArgumentError, match=re.escape(message)):
+        command(tmp_path, subcommand="find", arguments=[f"--{option}={value}"])
+
+
 def test_the_error_of_a_class_of_ones_own_stays_the_parsers(tmp_path):
     trainer = {"callbacks": [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_top_k": -5}}]}
     with pytest.raises(ValueError, match="save_top_k=-5") as refused:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_vamo import Carry, SVRGCallback, VAMOCallback, VAMOMixin
+from lightning_vamo import Carry, InvalidArgumentError, SVRGCallback, VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import OrthonormalDirections
 from tests.support.modules import classification_data, trainer
 
@@ -202,3 +202,9 @@ def test_the_adaptive_coefficient_is_near_one_at_first_and_logged():
     assert "svrg/probes" not in logged[-1]
     assert all(0.2 < epoch["svrg/alpha"] <= 1 for epoch in logged)
     assert [a["svrg/forward_evaluations"] for a in logged] == list(itertools.accumulate([14] * 3))
+
+
+@pytest.mark.parametrize("gradients", ["cache", "carry"])
+def test_a_table_on_a_device_that_cannot_be_read_is_refused(gradients):
+    with pytest.raises(InvalidArgumentError, match=r"`table_device` must be a device that this machine has, got 'meta'"):
+        run(SVRGCallback(gradients=gradients, table_device="meta"))

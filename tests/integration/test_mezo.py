@@ -423,6 +423,7 @@ def test_bad_arguments_are_refused(arguments, message):
     ("arguments", "sgd", "options", "error", "message"),
     [
         ({"parameters": "head.*"}, {}, {}, InvalidArgumentError, r"chooses none .* such as 'net.0.weight'"),
+        ({"parameters": ["*.bias", "head.*"]}, {}, {}, InvalidArgumentError, r"matches no name of a parameter, 'head.\*'"),
         ({"update": "in-place"}, {"momentum": 0.9}, {}, UnsupportedError, r"the optimizer is SGD, with a step of its own"),
         (
             {"update": "in-place"},

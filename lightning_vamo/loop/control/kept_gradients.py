@@ -146,6 +146,16 @@ class KeepGradients(AnchoredControl):
     def _device(self) -> torch.device | None:
         return None if self.device is None else torch.device(self.device)
 
+    def _check_device(self) -> None:
+        """Refuse a device from which a table could not be read; only where the training runs can that be known."""
+        try:
+            torch.zeros(1, device=self._device).cpu()
+        except (AssertionError, RuntimeError, NotImplementedError) as error:
+            raise InvalidArgumentError(
+                f"`table_device` must be a device that this machine has, got {self.device!r}, which gives {error}: name"
+                " another, such as 'cpu', or None."
+            ) from None
+
     def table(self, here: Here, plan: Plan, group: int = 1) -> GradientTable:
         """An empty table for the batches of a plan.
 
@@ -158,8 +168,10 @@ class KeepGradients(AnchoredControl):
             The table.
 
         Raises:
+            InvalidArgumentError: If this machine does not have the table's device.
             UnsupportedError: If the table does not fit in memory.
         """
+        self._check_device()
         parameters, weights = here.parameters, sample_counts(here.trainer, plan)
         count = -(-plan.length // group)
         size = GradientTable.size(parameters, count, self._dtype)

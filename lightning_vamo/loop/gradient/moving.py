@@ -59,7 +59,7 @@ class Moving:
             The parameters.
 
         Raises:
-            InvalidArgumentError: If no parameter is chosen.
+            InvalidArgumentError: If no parameter is chosen, or if a pattern matches no name.
             UnsupportedError: If the optimizer has no parameters that need a gradient.
         """
         trainable = trainable_parameters(trainer.optimizers)
@@ -74,20 +74,32 @@ class Moving:
         for name, parameter in module.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
         found = [p for p in trainable if any(self._is_chosen(name, p) for name in names.get(id(p), ()))]
+        some = ", ".join(map(repr, [name for p in trainable for name in names.get(id(p), ())][:5]))
         if not found:
-            some = [name for p in trainable for name in names.get(id(p), ())][:5]
             raise InvalidArgumentError(
                 f"`parameters={self._chosen!r}` chooses none of the module's trainable parameters, which have names such as"
-                f" {', '.join(map(repr, some))}: choose some of these names, or leave `parameters` out."
+                f" {some}: choose some of these names, or leave `parameters` out."
+            )
+        every = [name for each in names.values() for name in each]
+        # A pattern may choose parameters that train later.
+        vain = [pattern for pattern in self._patterns if not any(fnmatch.fnmatchcase(name, pattern) for name in every)]
+        if vain:
+            raise InvalidArgumentError(
+                f"`parameters={self._chosen!r}` has a pattern that matches no name of a parameter, {vain[0]!r}; names are, say,"
+                f" {some}: correct the pattern, or leave the pattern out."
             )
         return found
 
+    @property
+    def _patterns(self) -> Sequence[str]:
+        if callable(self._chosen):
+            return ()
+        return [self._chosen] if isinstance(self._chosen, str) else self._chosen or ()
+
     def _is_chosen(self, name: str, parameter: Tensor) -> bool:
-        if isinstance(self._chosen, str):
-            return fnmatch.fnmatchcase(name, self._chosen)
         if callable(self._chosen):
             return bool(self._chosen(name, parameter))
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self._chosen or ())
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self._patterns)
 
 
 def check_parameters(parameters: Sequence[Tensor], name: str) -> None:

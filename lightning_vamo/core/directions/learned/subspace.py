@@ -49,7 +49,7 @@ class GradientSubspaceDirections(Directions):
             follows at least four directions, and no more than are probed where four or more are.
 
     Raises:
-        InvalidArgumentError: If ``rank`` is less than 1, or another argument less than 0.
+        InvalidArgumentError: If a number is not whole, if ``rank`` is less than 1, or another argument less than 0.
 
     Example:
         >>> import torch
@@ -70,12 +70,11 @@ class GradientSubspaceDirections(Directions):
         warmup_batches: int | Literal["auto"] = "auto",
         oversampling: Oversampling = "auto",
     ) -> None:
-        if rank is not None and rank != "auto" and (isinstance(rank, (bool, str)) or rank < 1):
-            raise InvalidArgumentError(f'`rank` must be None, "auto" or at least 1, got {rank!r}.')
-        if warmup_batches != "auto" and (isinstance(warmup_batches, (bool, str)) or warmup_batches < 0):
-            raise InvalidArgumentError(f'`warmup_batches` must be "auto" or at least 0, got {warmup_batches!r}.')
-        if oversampling != "auto" and (isinstance(oversampling, (bool, str)) or oversampling < 0):
-            raise InvalidArgumentError(f'`oversampling` must be "auto" or at least 0, got {oversampling!r}.')
+        if rank is not None and not _is_whole(rank, 1):
+            raise InvalidArgumentError(f'`rank` must be None, "auto" or a whole number >= 1, got {rank!r}.')
+        for name, value in (("warmup_batches", warmup_batches), ("oversampling", oversampling)):
+            if not _is_whole(value, 0):
+                raise InvalidArgumentError(f'`{name}` must be "auto" or a whole number >= 0, got {value!r}.')
         self.rank = rank
         self.warmup_batches = warmup_batches
         self.oversampling = oversampling
@@ -91,6 +90,11 @@ class GradientSubspaceDirections(Directions):
     def check_count(self, count: int, dimension: int) -> None:
         """See :meth:`Directions.check_count`."""
         super().check_count(count, dimension)
+        if isinstance(self.rank, int) and self.rank > dimension:
+            raise InvalidArgumentError(
+                f"`rank` must be at most {dimension}, the number of weights, got {self.rank}: choose a smaller number, or None"
+                " for whole directions."
+            )
         if self._is_dense(dimension):
             OrthonormalDirections().check_count(count, dimension)
 
@@ -103,6 +107,10 @@ class GradientSubspaceDirections(Directions):
             return DenseDirections(random_rows(parameters, count, generator), Flat(parameters))
         rank = self.rank if isinstance(self.rank, int) else 1
         return FactoredDirections(normalised(random(Layout(parameters, rank), count, generator)))
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= least)
 
 
 # Up to 16,384 parameters a step with whole directions takes no longer than a step with factored directions. In a space of few

@@ -439,9 +439,18 @@ def test_a_table_that_a_look_fills_after_nothing_was_chosen_has_all_directions(m
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-def test_a_run_resumed_in_a_look_that_fills_a_table_trains_as_the_whole_one(tmp_path):
-    whole, resumed, alike = train_and_resume(tmp_path, (45, 90), epochs=8, **SHORT)
-    assert [decided.kind for decided in whole.decisions] == ["look", "carry"]
+@pytest.mark.parametrize(
+    ("fresh", "every", "steps", "epochs", "kinds"),
+    [
+        (0.0, 45, (45, 90), 8, ["look", "carry"]),
+        (0.0, 17, (34, 51), 8, ["look", "carry"]),  # at the ends of epochs, before the decision too
+        (3.0, 17, (51, 119), 14, ["nothing"] * 3),
+        (3.0, 35, (35, 105), 14, ["nothing"] * 3),  # while the second look fills a table, although nothing has been chosen
+    ],
+)
+def test_a_run_resumed_in_a_look_that_fills_a_table_trains_as_the_whole_one(fresh, every, steps, epochs, kinds, tmp_path):
+    whole, resumed, alike = train_and_resume(tmp_path, steps, fresh, every, epochs=epochs, **SHORT)
+    assert [decided.kind for decided in whole.decisions] == kinds
     assert resumed.decisions == whole.decisions
     assert alike
 
@@ -502,13 +511,13 @@ class Dies(L.Callback):
             raise resuming.Killed
 
 
-def train_and_resume(folder, steps, fresh=0.0, **options):
+def train_and_resume(folder, steps, fresh=0.0, every=45, **options):
     """A whole run, and the same one interrupted and resumed at each of some steps in turn."""
     options = {"epochs": 5, **options}
 
     def run(dies=None, ckpt=None):
         callback, module = auto(retry_after=1), VAMOSoftmax(fresh)
-        saver = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=45)
+        saver = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=every)
         fit(callback, module, callbacks=[saver, Dies(dies)], ckpt=ckpt, enable_checkpointing=True, **options)
         return callback, module
 

@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 
 from lightning_vamo.errors import InvalidArgumentError
 from lightning_vamo.loop.checkpoint.state import RankState, data_of, parameters_of
+from lightning_vamo.loop.control.drawn import chosen_count
 from lightning_vamo.loop.parameters import trainable_parameters
 from lightning_vamo.loop.run.run import Run
 
@@ -49,8 +50,8 @@ def check_snapshot(trainer: Trainer, run: Run, state: RankState) -> None:
     check_fits("the number of trainable parameters", snapshot["dimension"], dimension)
     if control.made_of == "probes":
         check_fits("the family of directions", snapshot["directions"], type(settings.directions).__name__)
-        schedule = settings.schedule if run.choice is None else run.choice.schedule
-        check_fits("the number of probes", snapshot["probes"], schedule.probes_at(snapshot["epoch"]))
+        own = settings.schedule.probes_at(snapshot["epoch"]) if run.choice is None else chosen_count(run.choice, dimension)
+        check_fits("the number of probes", snapshot["probes"], own)
     check_parameters(trainer, state)
     if state.position is not None and "group" in snapshot["rows"]:
         check_fits("the number of accumulated batches", snapshot["rows"]["group"], trainer.accumulate_grad_batches)

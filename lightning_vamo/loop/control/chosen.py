@@ -215,7 +215,8 @@ class Chosen(Control):
 
     def _decided(self, here: Here, before: Snapshot | None, carried: Carried | None) -> Snapshot | None:
         choice, settings, learner = _choice(here), here.settings, here.learning.learner
-        judging, carries = choice.stage == "judge", self._carries(here)
+        # The loader of a resumed run has drawn nothing yet where a look's table is decided on; such a table tells enough.
+        judging, carries = choice.stage == "judge", (choice.stage == "look" and carried is not None) or self._carries(here)
         keeps = choice.stage == "carry" and self.carry is not None and not self.carry.begins(here.trainer.current_epoch)
         within = judging or keeps  # a pass of the learner, whose directions stay
         if learner is not None and not within:

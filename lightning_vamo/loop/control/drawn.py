@@ -12,6 +12,7 @@ from lightning_vamo.core.control.mixing import coefficient_of, effective_coeffic
 from lightning_vamo.core.directions import ProbeDirections
 from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.loop import compat
+from lightning_vamo.loop.control.choice import Choice
 from lightning_vamo.loop.control.here import Here
 from lightning_vamo.loop.control.looks import BURST, epochs_left
 from lightning_vamo.loop.control.warmup import warm_up
@@ -73,11 +74,8 @@ def draw(here: Here, batches: Callable[[], Swept | None], keep: Drawn | None = N
     """
     trainer, settings = here.trainer, here.settings
     here.learning.learned_at = None
-    if here.choice is None:
-        count = settings.most(trainer.current_epoch)
-    else:  # rows that a look fills are along all directions that are learned
-        looks = here.choice.stage == "look" and not here.choice.sweeping
-        count = _most(here) if looks else here.choice.schedule.probes_at(0)
+    choice = here.choice
+    count = settings.most(trainer.current_epoch) if choice is None else chosen_count(choice, here.dimension)
     if count == 0:
         return None
     compat.drop_gradients(trainer, here.module, trainer.fit_loop.batch_idx)
@@ -99,6 +97,20 @@ def draw(here: Here, batches: Callable[[], Swept | None], keep: Drawn | None = N
         directions, kept = family.draw(parameters, count, seeded(seed)), family.state()
     here.learning.coefficient = coefficient_of(settings.alpha, count, here.learning.coefficient)
     return Drawn.of(here, directions, seed, kept)
+
+
+def chosen_count(choice: Choice, dimension: int) -> int:
+    """How many directions a snapshot of a measured choice has: all that are learned where a look fills a table.
+
+    Args:
+        choice: The choice.
+        dimension: ``d``, the number of weights.
+
+    Returns:
+        The number.
+    """
+    looks = choice.stage == "look" and not choice.sweeping
+    return min(choice.schedule.maximum, dimension) if looks else choice.schedule.probes_at(0)
 
 
 def learns_here(here: Here) -> bool:

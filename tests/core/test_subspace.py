@@ -547,7 +547,8 @@ def test_shares_within_a_pass_are_those_at_its_end(rank):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{name: value} for name in ("rank", "warmup_batches", "oversampling") for value in (2.5, float("nan"), -1, True, "all")],
+    [{name: value} for name in ("rank", "warmup_batches", "oversampling") for value in (2.5, float("nan"), -1, True, "all")]
+    + [{"rank": 0}],
     ids=str,
 )
 def test_numbers_that_are_not_whole_are_refused(arguments):

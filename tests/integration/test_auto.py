@@ -438,6 +438,36 @@ def test_a_table_that_a_look_fills_after_nothing_was_chosen_has_all_directions(m
     assert set(filled) == {None, 4}
 
 
+@pytest.mark.parametrize("epochs", [7, 8, 9])
+def test_an_end_by_steps_is_told_of_as_that_by_epochs(epochs, caplog):
+    told = []
+    for end in ({"epochs": epochs}, {"epochs": 100, "max_steps": 17 * epochs}):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            fit(auto(), VAMOSoftmax(fresh=3.0), **SHORT, **end)
+        told.append(said_by(caplog))
+    assert told[0] == told[1]
+    assert told[0]
+
+
+class Thaws(L.Callback):
+    """Lets the bias train from the epoch on that begins when a look has filled a table."""
+
+    def setup(self, fit, module, stage):
+        module.net.bias.requires_grad_(False)
+
+    def on_train_epoch_start(self, fit, module):
+        module.net.bias.requires_grad_(fit.current_epoch >= 3)
+
+
+def test_a_look_that_begins_where_other_weights_train_ends_with_an_epoch():
+    callback, module = auto(), VAMOSoftmax()
+    run = trainer(callbacks=[Thaws(), callback], max_epochs=9, **SHORT)
+    run.fit(module, DataLoader(data(), 16, shuffle=True))
+    assert [(decided.kind, decided.step) for decided in callback.report.decisions] == [("look", 6 * 17)]
+    assert callback.report.decisions[0].reason.endswith("the next steps judge them")
+
+
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @pytest.mark.parametrize(
     ("fresh", "every", "steps", "epochs", "kinds"),
@@ -715,8 +745,8 @@ def test_rows_whose_directions_turn_rarely_are_judged_as_soon_as_others():
 def test_directions_that_turn_rarely_do_not_turn_while_they_are_judged(monkeypatch):
     turned, turn = [], chosen.turn
     monkeypatch.setattr(chosen, "turn", lambda here: turned.append(here.trainer.current_epoch) or turn(here))
-    fit(auto(control=Carry(turn_every_n_epochs=5)), epochs=12, accumulate_grad_batches=4)
-    assert len(turned) > 2
+    fit(auto(control=Carry(turn_every_n_epochs=5)), epochs=17, accumulate_grad_batches=4)
+    assert len(turned) > 3
     assert all(epoch % 5 == 0 for epoch in turned[1:])
 
 

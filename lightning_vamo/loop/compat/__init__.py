@@ -10,6 +10,7 @@ from lightning_vamo.loop.compat.loaders import before_transfer, loader_mode, see
 from lightning_vamo.loop.compat.logs import log_epoch, log_state, metric_states, set_log_state, set_metric_states
 from lightning_vamo.loop.compat.random import generators, rng_states, set_rng_states
 from lightning_vamo.loop.compat.resume import (
+    batch_idx,
     continued,
     end_batch_on_resume,
     ended_epoch,
@@ -60,6 +61,7 @@ __all__ = [
     "averages_gradients",
     "backward",
     "backward_is_watched",
+    "batch_idx",
     "before_transfer",
     "continued",
     "driven",

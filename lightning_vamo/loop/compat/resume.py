@@ -80,6 +80,11 @@ def position(trainer: Trainer) -> int | None:
     return int(batch.processed) if epoch.started > epoch.processed else None
 
 
+def batch_idx(trainer: Trainer) -> int:
+    """Lightning's index of the present batch; 0 at an epoch's start, where Lightning still has that of the epoch before."""
+    return 0 if position(trainer) is None else max(0, trainer.fit_loop.batch_idx)
+
+
 def end_batch_on_resume(checkpoint: dict[str, Any]) -> bool:
     """Mark the last batch as complete in a checkpoint that was saved at the batch's end, so that Lightning skips nothing.
 

@@ -119,14 +119,15 @@ class Chosen(Control):
         if choice.sweeping:  # the training was interrupted in the sweep, and resumed
             return self._swept(here, before)
         carried = before if isinstance(before, Carried) else None
+        others = carried is not None and not same_tensors(carried.parameters, here.parameters)
         if choice.stage in ("fill", "judge", "carry"):
             if carried is None:
                 why = "the carried rows are lost, as the training batches or their accumulation have changed"
                 choice.lose(here.trainer, why, pauses=looks_within(here))
                 return None
-            if not same_tensors(carried.parameters, here.parameters):
+            if others:
                 choice.lose(here.trainer, "the carried rows are lost, as other weights train now", pauses=None)
-        if carried is not None and not same_tensors(carried.parameters, here.parameters):
+        if others:
             before = carried = None
         if choice.stage == "fill" or (choice.stage == "judge" and here.trainer.global_step < choice.judged_at):
             return self._filled(here, carried)

@@ -78,7 +78,7 @@ def draw(here: Here, batches: Callable[[], Swept | None], keep: Drawn | None = N
     count = settings.most(trainer.current_epoch) if choice is None else chosen_count(choice, here.dimension)
     if count == 0:
         return None
-    compat.drop_gradients(trainer, here.module, trainer.fit_loop.batch_idx)
+    compat.drop_gradients(trainer, here.module, compat.batch_idx(trainer))
     if here.choice is None and settings.directions.learns:  # else the choice has seen to that
         begin_learning(here, batches, _warmup(here, count))
         assert here.learning.learner is not None

@@ -5,6 +5,7 @@ import math
 from lightning.pytorch import Trainer
 
 from lightning_vamo.core.directions.learned.passes import oversampled
+from lightning_vamo.loop import compat
 from lightning_vamo.loop.control.choice import Look
 from lightning_vamo.loop.control.here import Here
 
@@ -121,7 +122,8 @@ def _place(here: Here, left: int) -> tuple[int, int]:
     """After how many steps a look begins, and its number of steps; so many steps are left of the epoch."""
     burst, steps, asked = _burst(here), _steps(here), _asked(here)
     fewest = _fewest(here) if asked else max(_fewest(here), _SHORT)
-    since = max(0, left - burst, min(_TIMED, left // 4, left - fewest if left >= fewest else left))
+    timed = min(_TIMED, left // 4)
+    since = max(left - burst, min(timed, left - fewest) if left >= fewest else timed)
     first = left - since
     # The look ends with an epoch, and goes on in the next epochs only if it has too few steps.
     if asked:
@@ -166,7 +168,7 @@ def epochs_left(here: Here) -> float:
     if not math.isfinite(steps):
         return math.inf
     by_epochs = math.inf if most is None or most < 0 else most - trainer.current_epoch - 1
-    begun = trainer.global_step - max(0, trainer.fit_loop.batch_idx) // trainer.accumulate_grad_batches
+    begun = trainer.global_step - compat.batch_idx(trainer) // trainer.accumulate_grad_batches
     by_steps = math.inf if trainer.max_steps < 0 else (trainer.max_steps - begun) / steps - 1
     return min(by_epochs, by_steps)
 
@@ -180,4 +182,4 @@ def _fewest(here: Here) -> int:
 
 def _steps_left(trainer: Trainer) -> int:
     """Optimizer steps until the end of the epoch, which has one."""
-    return -(-int(trainer.num_training_batches - trainer.fit_loop.batch_idx) // trainer.accumulate_grad_batches)
+    return -(-int(trainer.num_training_batches - compat.batch_idx(trainer)) // trainer.accumulate_grad_batches)

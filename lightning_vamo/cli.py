@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_vamo.callbacks.base import MethodCallback
 from lightning_vamo.callbacks.vamo import OLD_NAMES, VAMOCallback
-from lightning_vamo.configurations import check_subcommands, configurations, section_names
+from lightning_vamo.configurations import check_checkpoint, check_subcommands, configurations, section_names
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError, VAMOError
 from lightning_vamo.finder.find import find_probes
 from lightning_vamo.finder.finding import ProbeFinding
@@ -76,7 +76,8 @@ class VAMOCLI(LightningCLI):
             args: The arguments; by default the command-line arguments of the process.
 
         Raises:
-            InvalidArgumentError: If the section ``vamo`` has an argument of an earlier version, or if a section has no keys.
+            InvalidArgumentError: If the section ``vamo`` has an argument of an earlier version, if a section has no keys, or
+                if there is no checkpoint where the arguments name one.
         """
         names = self._subcommand_names
         given = sys.argv[1:] if args is None else args
@@ -85,7 +86,10 @@ class VAMOCLI(LightningCLI):
             raise InvalidArgumentError(f"The section `vamo` has no key `{name}` any more: {OLD_NAMES[name]}.")
         check_subcommands(parser, ahead, names)
         super().parse_arguments(parser, args)
-        section = self.config.get(str(self.config.get("subcommand")), self.config).get("vamo")
+        config = self.config.get(str(self.config.get("subcommand")), self.config)
+        for name in ("ckpt_path", "at"):
+            check_checkpoint(name, config.get(name))
+        section = config.get("vamo")
         if not isinstance(section, Namespace):
             raise InvalidArgumentError(
                 "`vamo` must be a section of VAMOCallback's arguments, such as {probes: 4}, or the path of a file with them,"
@@ -213,10 +217,8 @@ def _find(
         weights_only: How to load the checkpoint, as for ``fit``.
 
     Raises:
-        InvalidArgumentError: If there is no checkpoint, or if the folder cannot be written to.
+        InvalidArgumentError: If the folder cannot be written to.
     """
-    if at and at not in ("best", "last", "hpc") and "://" not in at and not Path(at).exists():
-        raise InvalidArgumentError(f"`at` must be a checkpoint, got {at!r}, where there is no file: name the path of one.")
     folder = Path(output or Path(trainer.default_root_dir, "lightning_logs", "find"))
     try:
         folder.mkdir(parents=True, exist_ok=True)

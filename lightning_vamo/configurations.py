@@ -1,6 +1,7 @@
 """What a command is given, on the command line and in configuration files, before the parser reads it."""
 
 import re
+import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -38,6 +39,31 @@ def check_subcommands(
                 if config[name] is None:  # nothing is given, which is the parser's to report
                     parser.error(message)
                 raise InvalidArgumentError(message)
+
+
+def check_checkpoint(name: str, path: Any) -> None:
+    """Refuse a path at which there is no checkpoint, before anything is built.
+
+    Args:
+        name: Name of the argument, for the message.
+        path: The argument: a path, a name such as ``"last"`` that Lightning looks up, or None.
+
+    Raises:
+        InvalidArgumentError: If there is no file, or a file that torch has not written.
+    """
+    if not isinstance(path, (str, Path)) or path in ("", "best", "last", "hpc", "registry") or ":" in str(path):
+        return
+    found = Path(path)
+    what = None if found.exists() else "where there is no file"
+    if found.is_file() and not zipfile.is_zipfile(found) and not _begins_as_pickle(found):
+        what = "which is a file of another kind"
+    if what:
+        raise InvalidArgumentError(f"`{name}` must be a checkpoint, got {str(path)!r}, {what}: name the path of a checkpoint.")
+
+
+def _begins_as_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"
 
 
 def configurations(args: Any, subcommands: Collection[str]) -> tuple[Sequence[Mapping[Any, Any]], Sequence[Mapping[Any, Any]]]:

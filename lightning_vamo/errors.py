@@ -1,5 +1,7 @@
 """The package's errors: ``except VAMOError`` catches all of them and nothing else."""
 
+import re
+
 
 class VAMOError(Exception):
     """Base class of every error that the package raises on purpose."""
@@ -15,3 +17,8 @@ class UnsupportedError(VAMOError, RuntimeError):
 
 class NonFiniteLossError(VAMOError, ArithmeticError):
     """A loss evaluated at the snapshot, or at a perturbed point around it, is NaN or infinite."""
+
+
+def shown(value: object) -> str:
+    """A value as it stands in a message: what ``repr`` gives, but without an address in memory."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_vamo.callbacks.drawn import AT_SNAPSHOT, drawn, log_at_snapshot
 from lightning_vamo.callbacks.state import CallbackState
-from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import checks, compat
 from lightning_vamo.loop.checkpoint.resume import Resumption
 from lightning_vamo.loop.checkpoint.state import frozen, plan_within, read, readable, saved
@@ -50,7 +50,7 @@ class MethodCallback(DrivingCallback):
         verbose: Whether to log, after each epoch and at the end of training, the method's cost and the noise that it removed.
 
     Raises:
-        InvalidArgumentError: If ``seed`` is not a whole number.
+        InvalidArgumentError: If ``seed`` is not a whole number, or ``verbose`` not a bool.
     """
 
     prefix: ClassVar[str] = "vamo"
@@ -74,8 +74,7 @@ class MethodCallback(DrivingCallback):
         verbose: bool = True,
     ) -> None:
         super().__init__()
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise InvalidArgumentError(f"`seed` must be a whole number or None, got {seed!r}.")
+        checks.check_common(seed, verbose)
         self.seed = seed
         self.verbose = verbose
         self._plain = plain
@@ -92,8 +91,9 @@ class MethodCallback(DrivingCallback):
         """The cost of the method so far and the noise that it removed; printed, the report is a few lines of text."""
         report = self._run.ledger.report(self._run.sums.moments)
         title, ways, choice = self.title or type(self).__name__.removesuffix("Callback"), self.ways, self._run.choice
+        gradient = self._method.gradient
         chosen: dict[str, Any] = {} if choice is None else {"decisions": tuple(choice.decisions), "measured": True}
-        parts = {"made_of": self._method.control.made_of, "step_forwards": self._method.gradient.forwards, **chosen}
+        parts = {"made_of": self._method.control.made_of, "step_forwards": gradient.forwards, "lost": gradient.lost, **chosen}
         return replace(report, method=title, plain=ways.plain, recompute=ways.recompute, **parts)
 
     @property

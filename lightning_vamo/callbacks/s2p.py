@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from lightning_vamo.callbacks.base import MethodCallback
-from lightning_vamo.loop.gradient.direct_search import DirectSearch, Variant, check_variant
+from lightning_vamo.loop.gradient.direct_search import RHO, DirectSearch, Variant, check_variant
 
 
 class S2PCallback(MethodCallback):
@@ -44,7 +44,7 @@ class S2PCallback(MethodCallback):
     Args:
         variant: ``"s2p"``, ``"stp"`` or ``"vs2p"``.
         rho: :math:`\rho`, the distance at which ``"vs2p"`` evaluates the loss: each weight moves by about so much. The other
-            variants evaluate the loss where they may step to.
+            variants evaluate the loss where they may step to, and take no ``rho``.
         seed: Seed of the directions; by default derived from the global seed. The global generator is never touched.
         verbose: Whether to log, at the end of training, what the method cost.
 
@@ -63,7 +63,7 @@ class S2PCallback(MethodCallback):
     prefix: ClassVar[str] = "s2p"
     title: ClassVar[str] = "S2P"
 
-    def __init__(self, variant: Variant = "s2p", rho: float = 1e-3, seed: int | None = None, verbose: bool = True) -> None:
+    def __init__(self, variant: Variant = "s2p", rho: float = RHO, seed: int | None = None, verbose: bool = True) -> None:
         check_variant(variant, rho)
         super().__init__(DirectSearch(variant, rho), seed=seed, verbose=verbose)
         self.title = variant.upper()  # type: ignore[misc]  # reports name the variant

@@ -6,7 +6,7 @@ from lightning_vamo.callbacks.base import MethodCallback
 from lightning_vamo.core.directions import Directions, GaussianDirections
 from lightning_vamo.core.probes.difference import Difference
 from lightning_vamo.core.schedules import ConstantProbes
-from lightning_vamo.errors import InvalidArgumentError
+from lightning_vamo.errors import InvalidArgumentError, shown
 from lightning_vamo.loop.control.nothing import Nothing
 from lightning_vamo.loop.control.recompute import Recompute
 from lightning_vamo.loop.control.replayed import Replay
@@ -91,5 +91,5 @@ class ZOSVRGCallback(MethodCallback):
         settings = ProbeSettings(ConstantProbes(probes), family, mu, alpha, difference, None, per_weight=True)
         chosen = Recompute(every_n_epochs=1) if control is None else control
         if not isinstance(chosen, (Recompute, Replay)):
-            raise InvalidArgumentError(f"`control` must be Recompute(...) or Replay(...), got {control!r}.")
+            raise InvalidArgumentError(f"`control` must be Recompute(...) or Replay(...), got {shown(control)}.")
         super().__init__(gradient, chosen if alpha else Nothing(), settings, seed, verbose=verbose)

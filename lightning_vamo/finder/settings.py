@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning_vamo.core.directions import Directions
 from lightning_vamo.core.probes.difference import Difference, check_difference
 from lightning_vamo.core.probes.radius import check_mu
-from lightning_vamo.errors import InvalidArgumentError
+from lightning_vamo.errors import InvalidArgumentError, shown
 from lightning_vamo.finder.held_out import FEWEST_BATCHES
 from lightning_vamo.loop.control.automatic import Auto
 from lightning_vamo.loop.control.base import Control
@@ -44,7 +44,8 @@ class Settings:
                 raise InvalidArgumentError(f"`{name}` must be a whole number >= {fewest}, got {value!r}.")
         if not isinstance(self.directions, Directions) or not self.directions.learns:
             raise InvalidArgumentError(
-                f"`directions` must be a family that learns, such as GradientSubspaceDirections(), got {self.directions!r}."
+                f"`directions` must be a family that learns, such as GradientSubspaceDirections(), got"
+                f" {shown(self.directions)}."
                 " Random directions are always measured too."
             )
         check_mu(self.mu)

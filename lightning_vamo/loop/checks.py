@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_vamo.core.control.mixing import Alpha, effective_coefficient
 from lightning_vamo.core.directions import Directions
 from lightning_vamo.core.sharding import shard_group
-from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError, shown
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.parameters import trainable_parameters
 
@@ -39,7 +39,25 @@ def check_whole(name: str, value: object, otherwise: str = "") -> None:
         InvalidArgumentError: If the value is not allowed.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidArgumentError(f"`{name}` must be a whole number >= 1{' ' if otherwise else ''}{otherwise}, got {value!r}.")
+        raise InvalidArgumentError(
+            f"`{name}` must be a whole number >= 1{' ' if otherwise else ''}{otherwise}, got {shown(value)}."
+        )
+
+
+def check_common(seed: object, verbose: object) -> None:
+    """Refuse values of the arguments that all callbacks have.
+
+    Args:
+        seed: The argument ``seed``.
+        verbose: The argument ``verbose``.
+
+    Raises:
+        InvalidArgumentError: If a value is not allowed.
+    """
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise InvalidArgumentError(f"`seed` must be a whole number or None, got {shown(seed)}.")
+    if not isinstance(verbose, bool):
+        raise InvalidArgumentError(f"`verbose` must be True or False, got {shown(verbose)}.")
 
 
 def check_package(name: str, thing: object) -> None:

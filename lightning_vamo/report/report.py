@@ -66,6 +66,7 @@ class MethodReport:
         recompute: The argument that makes each step evaluate its own batch at the snapshot.
         step_forwards: Number of forward passes of a batch in a step without a backward pass, without those of the control
             variate; None if a step makes one forward and one backward pass.
+        lost: Number of steps without a backward pass that left out a loss that was not finite.
         epochs: The figures of each epoch, by name: ``step``, the number of optimizer steps at the epoch's end; the losses that
             the module logged; and the method's figures that :meth:`plot` draws.
         decisions: The changes of what corrects the steps, if that is chosen by measurement.
@@ -91,6 +92,7 @@ class MethodReport:
     step_forwards: int | None = None
     decisions: tuple[Decided, ...] = ()
     measured: bool = False
+    lost: int = 0
     epochs: tuple[Mapping[str, float], ...] = ()
 
     @property
@@ -194,6 +196,9 @@ class MethodReport:
         """The lines about the method's work and its cost."""
         forwards = _counted(self.forward_evaluations, "forward", "forward")
         lines = [f"  {forwards} and {self.backward_evaluations} backward evaluations of a batch"]
+        if self.lost:
+            steps = _counted(self.lost, "step", "steps")
+            lines.append(f"  {steps} left out a loss that was not finite, and moved the weights less or not at all")
         if self.made_of is None:
             return lines
         parts = [_counted(self.snapshots, "snapshot", "snapshots"), _counted(self.steps, "corrected step", "corrected steps")]

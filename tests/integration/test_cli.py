@@ -287,7 +287,10 @@ def test_wrong_arguments_are_refused_by_name(tmp_path, capsys):
         ),
         ("--method MeZOCallback --method.mu -1", "`mu` must be a positive, finite number or 'auto', got -1.0"),
         ("--method SVRGCallback --method.every_n_epochs 0", "`every_n_epochs` must be"),
-        ("--trainer.callbacks VAMOCallback --trainer.callbacks.probes -1", "`probes` must be a whole number >= 0, got -1"),
+        (
+            "--trainer.callbacks VAMOCallback --trainer.callbacks.probes -1",
+            "`probes` must be a whole number >= 0, 'auto' or",
+        ),
     ],
 )
 def test_what_only_a_classs_constructor_refuses_is_said_alone(arguments, message, tmp_path):
@@ -297,10 +300,19 @@ def test_what_only_a_classs_constructor_refuses_is_said_alone(arguments, message
         main(["fit", "--config", str(tmp_path / "config.yaml"), *arguments.split()])
 
 
+@pytest.mark.parametrize(("subcommand", "option"), [("fit", "ckpt_path"), ("test", "ckpt_path"), ("find", "at")])
+def test_a_path_without_a_checkpoint_is_refused_before_anything_is_built(subcommand, option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("notes.ckpt").write_text("no checkpoint")
+    for path, what in (("missing.ckpt", "where there is no file"), ("notes.ckpt", "which is a file of another kind")):
+        message = f"`{option}` must be a checkpoint, got {path!r}, {what}: name the path of a checkpoint."
+        with pytest.raises(InvalidArgumentError, match=re.escape(message)):
+            command(tmp_path, subcommand=subcommand, arguments=[f"--{option}={path}"])
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("at", "missing.ckpt", "`at` must be a checkpoint, got 'missing.ckpt', where there is no file"),
         ("output", "config.yaml", "`output` must be a folder that can be written to, got"),
     ],
 )

@@ -362,8 +362,11 @@ def test_a_step_that_fails_leaves_the_weights_as_before(bad):
 def test_losses_that_are_not_finite_move_nothing(value):
     CALLS.clear()
     module = built(Cursed, bad=2, value=value)
-    fit = fitted(module, MeZOCallback(), max_epochs=1, limit_train_batches=1)
+    callback = MeZOCallback()
+    with pytest.warns(UserWarning, match=r"MeZOCallback: a loss is not finite.*set a smaller `mu` or learning rate"):
+        fit = fitted(module, callback, max_epochs=1, limit_train_batches=1)
     assert fit.callback_metrics["mezo/not_finite"] == 1
+    assert "  1 step left out a loss that was not finite" in str(callback.report)
     assert all(torch.equal(value, built().state_dict()[name]) for name, value in module.state_dict().items())
 
 
@@ -402,6 +405,12 @@ def test_the_radius_follows_from_the_weights():
     ("arguments", "message"),
     [
         ({"probes": 0}, r"`probes` must be a whole number >= 1, got 0"),
+        ({"mu": 1e30}, r"`mu` must be at most 1e\+09, got 1e\+30.*set a smaller distance"),
+        (
+            {"parameters": lambda name: True},
+            r"`parameters` must be .*a function of two arguments.*, got <function .*>\.$",
+        ),
+        ({"parameters": object()}, r"`parameters` must be a pattern.*, got <object object>\.$"),
         ({"mu": 0}, r"`mu` must be a positive, finite number or 'auto', got 0"),
         ({"clip": -1.0}, r"`clip` must be a positive, finite number or None, got -1.0"),
         ({"difference": "both"}, r"`difference` must be one of"),

@@ -78,7 +78,7 @@ def reference(module, batches, variant, lr, rho, accumulated=1, seed=3):
 @pytest.mark.parametrize(("variant", "lr"), [("s2p", 0.02), ("stp", 0.05), ("vs2p", 2.0)])
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_the_steps_are_those_of_an_independent_implementation(variant, lr, accumulated):
-    module, callback = built(lr=lr), S2PCallback(variant, rho=0.01, seed=3)
+    module, callback = built(lr=lr), S2PCallback(variant, seed=3, **({"rho": 0.01} if variant == "vs2p" else {}))
     before = flat(module)
     fit = fitted(module, callback, accumulate_grad_batches=accumulated)
     expected = reference(built(lr=lr), [*data()] * 2, variant, lr, 0.01, accumulated)
@@ -160,8 +160,14 @@ class Bad(Plain):
 @pytest.mark.parametrize("variant", ["s2p", "stp", "vs2p"])
 def test_losses_that_are_not_finite_move_nothing(variant):
     module = built(Bad)
-    fitted(module, S2PCallback(variant))
+    callback = S2PCallback(variant)
+    with pytest.warns(UserWarning, match="S2PCallback: a loss is not finite at a point that step 0 compares") as given:
+        fitted(module, callback)
     assert torch.equal(flat(module), flat(built()))
+    assert len([warning for warning in given if "not finite" in str(warning.message)]) == 1
+    lost = callback.report.batches
+    assert callback.report.lost == lost > 1
+    assert f"  {lost} steps left out a loss that was not finite" in str(callback.report)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +177,9 @@ def test_losses_that_are_not_finite_move_nothing(variant):
         ({"rho": 0.0}, r"`rho` must be a positive, finite number, got 0.0"),
         ({"rho": "auto"}, r"`rho` must be a positive, finite number, got 'auto'"),
         ({"rho": True}, r"`rho` must be a positive, finite number, got True"),
+        ({"rho": 1e300, "variant": "vs2p"}, r"`rho` must be at most 1e\+09, got 1e\+300"),
+        ({"rho": 0.1}, r"got rho=0.1 with variant='s2p', which compares them at the learning rate: set variant='vs2p'"),
+        ({"verbose": "no"}, r"`verbose` must be True or False, got 'no'"),
         ({"seed": "a"}, r"`seed` must be a whole number"),
     ],
 )

@@ -64,7 +64,8 @@ def _svrg(gradients: str) -> Callable[..., MethodCallback]:
 
 def _s2p(variant: str) -> Callable[..., MethodCallback]:
     def make(**arguments: Any) -> MethodCallback:
-        return S2PCallback(**{"variant": variant, "rho": 0.3, "seed": 1, **arguments})
+        distance = {"rho": 0.3} if variant == "vs2p" else {}
+        return S2PCallback(**{"variant": variant, **distance, "seed": 1, **arguments})
 
     return make
 

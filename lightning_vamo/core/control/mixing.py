@@ -4,7 +4,7 @@ import math
 from typing import Literal, get_args
 
 from lightning_vamo.core.control.coefficients import Coefficient, LinearDecay, Regression
-from lightning_vamo.errors import InvalidArgumentError
+from lightning_vamo.errors import InvalidArgumentError, shown
 
 Named = Literal["theory", "adaptive", "linear-decay"]
 
@@ -25,7 +25,7 @@ def check_alpha(alpha: object) -> None:
         return
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha < 0:
         names = ", ".join(map(repr, get_args(Named)))
-        raise InvalidArgumentError(f"`alpha` must be one of {names}, or a finite number >= 0, got {alpha!r}.")
+        raise InvalidArgumentError(f"`alpha` must be one of {names}, or a finite number >= 0, got {shown(alpha)}.")
 
 
 def effective_coefficient(alpha: Alpha, count: int, dimension: int) -> float:

@@ -13,7 +13,7 @@ from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.numerics import at_least_float32
 from lightning_vamo.core.sharding import is_sharded
 from lightning_vamo.core.small import Small, small, stacked, tensor_of
-from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError, shown
 
 
 class MaskedDirections(Directions):
@@ -50,7 +50,8 @@ class MaskedDirections(Directions):
     def __init__(self, family: Directions, keep: float = 0.25) -> None:
         if not isinstance(family, Directions) or family.learns:
             raise InvalidArgumentError(
-                f"`family` must be a family of directions that does not learn, such as GaussianDirections(), got {family!r}."
+                f"`family` must be a family of directions that does not learn, such as GaussianDirections(), got"
+                f" {shown(family)}."
             )
         if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
             raise InvalidArgumentError(f"`keep` must be above 0 and at most 1, got {keep!r}.")

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from lightning_vamo.core.probes.difference import Difference, check_difference
 from lightning_vamo.core.sharding import local, shard_group
-from lightning_vamo.errors import InvalidArgumentError
+from lightning_vamo.errors import InvalidArgumentError, shown
 
 
 def check_mu(mu: float | Literal["auto"]) -> None:
-    """Refuse a smoothing radius that is neither a positive, finite number nor ``"auto"``.
+    """Refuse a smoothing radius that is neither a positive number of usual size nor ``"auto"``.
 
     Args:
         mu: The smoothing radius.
@@ -21,10 +21,32 @@ def check_mu(mu: float | Literal["auto"]) -> None:
     Raises:
         InvalidArgumentError: If the radius is not allowed.
     """
-    if mu == "auto":
-        return
-    if isinstance(mu, bool) or not isinstance(mu, (int, float)) or not 0 < mu < float("inf"):
-        raise InvalidArgumentError(f"`mu` must be a positive, finite number or 'auto', got {mu!r}.")
+    if not (isinstance(mu, str) and mu == "auto"):
+        check_radius("mu", mu, " or 'auto'")
+
+
+LARGEST = 1e9
+"""The largest radius that is allowed."""
+
+
+def check_radius(name: str, radius: object, otherwise: str = "") -> None:
+    """Refuse a distance from the weights that is no number, not positive, or larger than any weights.
+
+    Args:
+        name: Name of the argument, for the message.
+        radius: The distance.
+        otherwise: Other values that are allowed, for the message.
+
+    Raises:
+        InvalidArgumentError: If the distance is not allowed.
+    """
+    if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 < radius < math.inf:
+        raise InvalidArgumentError(f"`{name}` must be a positive, finite number{otherwise}, got {shown(radius)}.")
+    if radius > LARGEST:
+        raise InvalidArgumentError(
+            f"`{name}` must be at most {LARGEST:g}, got {radius!r}, beside which float32 keeps nothing of usual weights:"
+            " set a smaller distance, such as 0.001."
+        )
 
 
 Trend = Literal["rounding", "curvature"]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 
-from lightning_vamo.errors import InvalidArgumentError
+from lightning_vamo.errors import InvalidArgumentError, shown
 
 
 class ProbeSchedule(ABC):
@@ -29,13 +29,14 @@ class ProbeSchedule(ABC):
         """
 
 
-def check_probes(name: str, value: object, least: int = 0) -> int:
+def check_probes(name: str, value: object, least: int = 0, otherwise: str = "") -> int:
     """Refuse a number of probes that is not whole or is too small.
 
     Args:
         name: Name of the argument, for the message.
         value: The value.
         least: The smallest number that is allowed.
+        otherwise: Other values that are allowed, for the message.
 
     Returns:
         The value.
@@ -44,5 +45,5 @@ def check_probes(name: str, value: object, least: int = 0) -> int:
         InvalidArgumentError: If the value is not allowed.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidArgumentError(f"`{name}` must be a whole number >= {least}, got {value!r}.")
+        raise InvalidArgumentError(f"`{name}` must be a whole number >= {least}{otherwise}, got {shown(value)}.")
     return value

@@ -108,4 +108,4 @@ def as_schedule(probes: object) -> ProbeSchedule:
         return probes
     if isinstance(probes, str) and probes == "auto":
         return EfficientProbes()
-    return ConstantProbes(check_probes("probes", probes, 0))
+    return ConstantProbes(check_probes("probes", probes, 0, ", 'auto' or a schedule such as LinearProbes(0, 8, 10)"))

@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-from lightning_vamo.errors import InvalidArgumentError
+from lightning_vamo.errors import InvalidArgumentError, shown
 from lightning_vamo.loop.control.automatic import Auto
 from lightning_vamo.loop.control.base import Control
 from lightning_vamo.loop.control.carried import Carry
@@ -33,5 +33,5 @@ def as_control(control: object) -> Control:
         return control
     raise InvalidArgumentError(
         f"`control` must be one of {', '.join(map(repr, get_args(Named)))}, or Replay(...), Carry(...) or Recompute(...),"
-        f" got {control!r}."
+        f" got {shown(control)}."
     )

@@ -8,7 +8,7 @@ from lightning_vamo.core.directions import Directions, GradientSubspaceDirection
 from lightning_vamo.core.probes.difference import Difference, check_difference
 from lightning_vamo.core.probes.radius import check_mu
 from lightning_vamo.core.schedules import ConstantProbes, EfficientProbes, ProbeSchedule, check_probes
-from lightning_vamo.errors import InvalidArgumentError
+from lightning_vamo.errors import InvalidArgumentError, shown
 from lightning_vamo.loop.sweep.precision import SweepPrecision, check_sweep_precision
 
 
@@ -41,7 +41,8 @@ class ProbeSettings:
         check_sweep_precision(self.sweep_precision)
         if not isinstance(self.directions, Directions):
             raise InvalidArgumentError(
-                f"`directions` must be a family of directions such as GradientSubspaceDirections(), got {self.directions!r}."
+                f"`directions` must be a family of directions such as GradientSubspaceDirections(), got"
+                f" {shown(self.directions)}."
             )
         if isinstance(self.schedule, EfficientProbes) and self.alpha != "adaptive":
             raise InvalidArgumentError(

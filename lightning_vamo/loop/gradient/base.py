@@ -64,6 +64,11 @@ class Gradient(ABC):
     """Whether a checkpoint holds the run's position in its epoch even without a control variate."""
 
     @property
+    def lost(self) -> int:
+        """Number of the run's steps that left out a loss that was not finite, and so moved the weights less or not at all."""
+        return 0
+
+    @property
     def forwards(self) -> int | None:
         """Number of forward passes of a batch in a step without a backward pass; None if a step makes one of each."""
         return None

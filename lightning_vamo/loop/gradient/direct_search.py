@@ -13,19 +13,23 @@ from lightning_vamo.core.directions import GaussianDirections
 from lightning_vamo.core.gradient.excursion import Excursion
 from lightning_vamo.core.gradient.kept import excursion as excursion_of
 from lightning_vamo.core.gradient.update import descend
-from lightning_vamo.core.probes.radius import check_mu
+from lightning_vamo.core.probes.radius import check_radius
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.gradient.base import Evaluated, Gradient, Step
 from lightning_vamo.loop.gradient.evaluations import Evaluations, Others
 from lightning_vamo.loop.gradient.moving import Moving, check_parameters, is_plain_sgd, rates
 from lightning_vamo.loop.gradient.ranks import gathered
+from lightning_vamo.loop.gradient.tally import warn_of_lost
 from lightning_vamo.loop.ledger.seeds import seeded
 
 Variant = Literal["s2p", "stp", "vs2p"]
 
 WINDOW = 100
 """The number of last steps whose differences ``"vs2p"`` takes the typical size from."""
+
+RHO = 1e-3
+"""The default of the distance at which ``"vs2p"`` compares losses."""
 
 TAU = 3.0
 r"""Both :math:`\tau_a` and :math:`\tau_b`, as the paper sets them."""
@@ -43,12 +47,12 @@ def check_variant(variant: object, rho: object) -> None:
     """
     if variant not in get_args(Variant):
         raise InvalidArgumentError(f"`variant` must be one of {', '.join(map(repr, get_args(Variant)))}, got {variant!r}.")
-    if rho == "auto":
-        raise InvalidArgumentError("`rho` must be a positive, finite number, got 'auto'.")
-    try:
-        check_mu(rho)  # type: ignore[arg-type]
-    except InvalidArgumentError:
-        raise InvalidArgumentError(f"`rho` must be a positive, finite number, got {rho!r}.") from None
+    check_radius("rho", rho)
+    if rho != RHO and variant != "vs2p":
+        raise InvalidArgumentError(
+            f"`rho` is the distance at which 'vs2p' compares losses, got rho={rho!r} with variant={variant!r}, which compares"
+            " them at the learning rate: set variant='vs2p', or leave `rho` out."
+        )
 
 
 @dataclass
@@ -61,6 +65,7 @@ class _State:
         steps: Number of steps in the epoch.
         moved: Number of steps that moved the weights.
         length: Sum of the lengths of the moves, relative to the learning rate.
+        lost: Number of steps of the run that did not move, since no loss or no difference of losses was finite.
     """
 
     losses: Tensor | None = None
@@ -68,6 +73,7 @@ class _State:
     steps: int = 0
     moved: int = 0
     length: float = 0.0
+    lost: int = 0
 
 
 class DirectSearch(Gradient):
@@ -87,15 +93,21 @@ class DirectSearch(Gradient):
         self._moving = Moving()
         self._others = Others()
         self._state = _State()
+        self._name = "The callback"
 
     @property
     def forwards(self) -> int:
         """See :attr:`Gradient.forwards`."""
         return 3 if self._variant == "stp" else 2
 
+    @property
+    def lost(self) -> int:
+        """See :attr:`Gradient.lost`."""
+        return self._state.lost
+
     def begin(self, trainer: Trainer, module: LightningModule, name: str) -> None:
         """See :meth:`Gradient.begin`; the optimizer must be plain SGD, whose learning rate is the step length."""
-        self._state, self._others = _State(), Others()
+        self._state, self._others, self._name = _State(), Others(), name
         compat.resharding(module)()
         check_parameters(self._moving.parameters(trainer, module), name)
         [optimizer] = trainer.optimizers
@@ -144,6 +156,7 @@ class DirectSearch(Gradient):
                 state.losses = losses if state.losses is None else state.losses + losses
             if step.last:
                 totals = self._totals(trainer, len(points))
+                self._count(trainer, totals)
                 if totals is not None and self._variant == "vs2p":
                     length = self._length(totals)
                     descend(parameters, directions, [length * directions.dimension**0.5], steps, excursion)
@@ -175,6 +188,15 @@ class DirectSearch(Gradient):
         given = torch.zeros(count, dtype=torch.float64, device="cpu") if losses is None else losses
         table = gathered(trainer, torch.cat([given, given.new_tensor([losses is not None])])).sum(dim=0)
         return table[:-1] if table[-1] > 0 else None
+
+    def _count(self, trainer: Trainer, totals: Tensor | None) -> None:
+        """Count a step whose losses are not finite, so that it cannot compare them."""
+        finite = [True] if totals is None else totals.isfinite().tolist()
+        if any(finite) if self._variant != "vs2p" else all(finite):
+            return
+        if not self._state.lost:
+            warn_of_lost(self._name, trainer.global_step, "`rho`" if self._variant == "vs2p" else "learning rate")
+        self._state.lost += 1
 
     def _stay(self, excursion: Excursion, points: Sequence[Sequence[float]], totals: Tensor) -> None:
         """Leave the weights at the point with the least loss; at the first point if no loss is finite."""

@@ -1,6 +1,7 @@
 """Which parameters a method without backpropagation moves, and at which learning rates."""
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,11 +11,22 @@ from torch import Tensor
 
 from lightning_vamo.core.gradient.moved import check_movable
 from lightning_vamo.core.gradient.update import Rate
-from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError, shown
 from lightning_vamo.loop.parameters import same_tensors, trainable_parameters
 
 Chosen = str | Sequence[str] | Callable[[str, Tensor], bool] | None
 """Which parameters move: a pattern of names, several patterns, or a function of a name and a parameter; None for all."""
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called with two arguments, as far as its signature is known."""
+    try:
+        inspect.signature(function).bind("", None)
+    except TypeError:
+        return False
+    except ValueError:  # some built-in functions have no signature
+        return True
+    return True
 
 
 def check_chosen(chosen: object) -> None:
@@ -28,10 +40,10 @@ def check_chosen(chosen: object) -> None:
     """
     patterns = [chosen] if isinstance(chosen, str) else chosen
     named = isinstance(patterns, (list, tuple)) and len(patterns) > 0 and all(isinstance(one, str) for one in patterns)
-    if not (chosen is None or callable(chosen) or named):
+    if not (chosen is None or named or (callable(chosen) and _takes_two(chosen))):
         raise InvalidArgumentError(
-            "`parameters` must be a pattern of names such as '*.bias', a list of patterns, a function of a name and a"
-            f" parameter, or None for all, got {chosen!r}."
+            "`parameters` must be a pattern of names such as '*.bias', a list of patterns, a function of two"
+            f" arguments, a name and a parameter, or None for all, got {shown(chosen)}."
         )
 
 
@@ -77,8 +89,8 @@ class Moving:
         some = ", ".join(map(repr, [name for p in trainable for name in names.get(id(p), ())][:5]))
         if not found:
             raise InvalidArgumentError(
-                f"`parameters={self._chosen!r}` chooses none of the module's trainable parameters, which have names such as"
-                f" {some}: choose some of these names, or leave `parameters` out."
+                f"`parameters={shown(self._chosen)}` chooses none of the module's trainable parameters, which have names such"
+                f" as {some}: choose some of these names, or leave `parameters` out."
             )
         every = [name for each in names.values() for name in each]
         # A pattern may choose parameters that train later.

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 
 @dataclass
 class Tally:
@@ -42,3 +44,17 @@ class Tally:
             return {}
         figures: dict[str, float] = {"derivative": (self.squares / finite) ** 0.5} if finite else {}
         return {**figures, "clipped": self.clipped / self.derivatives, "not_finite": self.not_finite}
+
+
+def warn_of_lost(name: str, step: int, settings: str) -> None:
+    """Warn that a step leaves out a loss, for otherwise a run could move nothing and look like any other.
+
+    Args:
+        name: Name of the callback.
+        step: The number of optimizer steps before.
+        settings: What to make smaller.
+    """
+    rank_zero_warn(
+        f"{name}: a loss is not finite at a point that step {step} compares, so the step leaves the point out and moves the"
+        f" weights less, or not at all. The report counts such steps. If there are many, set a smaller {settings}."
+    )

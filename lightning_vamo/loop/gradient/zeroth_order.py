@@ -1,5 +1,6 @@
 """The gradient from forward passes alone: differences of the loss along random directions at the present weights."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -17,14 +18,14 @@ from lightning_vamo.core.probes.clipping import check_clip, clipped
 from lightning_vamo.core.probes.difference import Difference, check_difference, numbers_of
 from lightning_vamo.core.probes.radius import auto_mu, check_mu
 from lightning_vamo.core.sharding import is_sharded
-from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
+from lightning_vamo.errors import InvalidArgumentError, UnsupportedError, shown
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_whole
 from lightning_vamo.loop.gradient.base import Evaluated, Gradient, Step
 from lightning_vamo.loop.gradient.evaluations import Evaluations, Others
 from lightning_vamo.loop.gradient.moving import Chosen, Moving, check_chosen, check_parameters, is_plain_sgd, rates
 from lightning_vamo.loop.gradient.ranks import gathered
-from lightning_vamo.loop.gradient.tally import Tally
+from lightning_vamo.loop.gradient.tally import Tally, warn_of_lost
 from lightning_vamo.loop.ledger.seeds import seeded
 from lightning_vamo.loop.sweep.precision import arithmetic
 
@@ -58,7 +59,7 @@ class Settings:
         if not isinstance(self.directions, Directions) or self.directions.learns:
             raise InvalidArgumentError(
                 "`directions` must be a family of directions that does not learn from gradients, such as"
-                f" GaussianDirections(), got {self.directions!r}."
+                f" GaussianDirections(), got {shown(self.directions)}."
             )
         for name, allowed in (("update", get_args(Update)), ("share", get_args(Share))):
             if getattr(self, name) not in allowed:
@@ -81,6 +82,7 @@ class _State:
         masks: The state that the family keeps of its point.
         radius: Smoothing radius along a direction; None if the arguments give the radius.
         tally: Statistics of the epoch.
+        lost: Number of steps of the run that left out a derivative that was not finite.
     """
 
     slopes: list[float] | None = None
@@ -88,6 +90,7 @@ class _State:
     masks: Any = None
     radius: float | None = None
     tally: Tally = field(default_factory=Tally)
+    lost: int = 0
 
 
 class ZerothOrder(Gradient):
@@ -118,6 +121,11 @@ class ZerothOrder(Gradient):
     def forwards(self) -> int:
         """See :attr:`Gradient.forwards`."""
         return self.settings.evaluations
+
+    @property
+    def lost(self) -> int:
+        """See :attr:`Gradient.lost`."""
+        return self._state.lost
 
     def begin(self, trainer: Trainer, module: LightningModule, name: str) -> None:
         """See :meth:`Gradient.begin`."""
@@ -232,6 +240,10 @@ class ZerothOrder(Gradient):
         weight = 1 / settings.probes / (ranks if settings.share == "probes" else 1)
         bounded = clipped(used, settings.clip)
         self._state.tally.add(used, bounded)
+        if not all(map(math.isfinite, used)):
+            if not self._state.lost:
+                warn_of_lost(self._name, trainer.global_step, "`mu` or learning rate")
+            self._state.lost += 1
         coefficients = [slope * (weight * directions.dimension**0.5) for slope in bounded]
         if self._in_place(trainer):
             descend(parameters, directions, coefficients, rates(trainer.optimizers, parameters), excursion)

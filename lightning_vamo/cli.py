@@ -1,5 +1,6 @@
 """The console command ``lightning-vamo``: a LightningCLI that trains any LightningModule with any of the package's methods."""
 
+import copyreg
 import os
 import sys
 from collections.abc import Sequence
@@ -48,10 +49,10 @@ class VAMOCLI(LightningCLI):
             main_kwargs: Arguments of the parser.
             subparser_kwargs: Arguments of the subcommands' parsers.
         """
-        self._subcommand_names = self.subcommands().keys() if add_subcommands else ()
+        self._subcommand_names = tuple(self.subcommands()) if add_subcommands else ()
         trainer_class: Any = self.trainer_class
         cls = trainer_class if isinstance(trainer_class, type) else class_from_function(trainer_class)
-        self.trainer_class = type(cls.__name__, (cls,), {"find": _find})
+        self.trainer_class = _with_find(cls)
         try:
             super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         finally:
@@ -247,6 +248,18 @@ def _write(finding: ProbeFinding, folder: Path, others: Sequence[str]) -> None:
     except UnsupportedError as error:
         print(error)
     print(f"Written: {', '.join(map(os.path.relpath, written))}")
+
+
+class _WithFind(type):
+    """The type of Trainer classes with a method for the subcommand ``find``."""
+
+
+def _with_find(cls: type) -> _WithFind:
+    return _WithFind(cls.__name__, (cls,), {"find": _find})
+
+
+# The parser keeps such a class, and strategies that spawn processes send them the parser.
+copyreg.pickle(_WithFind, lambda cls: (_with_find, cls.__bases__))
 
 
 def _as_list(callbacks: Any) -> list[Any]:

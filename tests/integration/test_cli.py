@@ -256,6 +256,11 @@ def test_the_method_is_named_by_a_class(tmp_path, caplog):
     assert torch.equal(again.model.net[0].weight, cli.model.net[0].weight)
 
 
+def test_processes_may_be_spawned(tmp_path, capsys):
+    command(tmp_path, trainer={"strategy": "ddp_spawn", "devices": 2})
+    assert "val_loss" in capsys.readouterr().out
+
+
 def test_one_method_is_enough(tmp_path):
     with pytest.raises(UnsupportedError, match=r"by a key `method` and a section `vamo`.*keep one"):
         command(tmp_path, method=METHOD, vamo={"probes": 3})

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import SimpleProfiler
-from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from lightning_vamo import MeZOCallback, SVRGCallback, VAMOCallback, VAMOMixin
 from lightning_vamo.core.directions import SphereDirections
@@ -74,6 +75,76 @@ def test_overridden_hooks_are_called_as_in_plain_training(hooks):
     assert expected == CALLS
     fit(with_hooks(*hooks), MeZOCallback(verbose=False), callbacks=[Noting()])
     assert [call for call in expected if "backward" not in call[1]] == CALLS
+
+
+STEP_HOOKS = (*HOOKS, "on_train_batch_start", "on_train_batch_end")
+
+
+def reading(hook, who):
+    """A hook that notes what it may read of the training's state."""
+
+    def note(self, *arguments):
+        module = self if who == "module" else arguments[1]
+        CALLS.append((who, hook, module.trainer.global_step, module.automatic_optimization))
+
+    return note
+
+
+class ReadsInStep(Module):
+    """Notes what user code within a step may read, too."""
+
+    def training_step(self, batch, batch_idx):
+        CALLS.append(("module", "training_step", self.trainer.global_step, self.automatic_optimization))
+        return super().training_step(batch, batch_idx)
+
+    def backward(self, loss):
+        CALLS.append(("module", "backward", self.trainer.global_step, self.automatic_optimization))
+        super().backward(loss)
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, closure=None):
+        CALLS.append(("module", "optimizer_step", self.trainer.global_step, self.automatic_optimization))
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+
+for name in STEP_HOOKS:
+    setattr(ReadsInStep, name, reading(name, "module"))
+Reading = type("Reading", (Callback,), {name: reading(name, "callback") for name in STEP_HOOKS})
+
+
+class Written(Callback):
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_end(self, fit, module):
+        if fit.is_global_zero:
+            self.path.write_text(json.dumps(CALLS))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bf16-mixed"},
+        {"precision": "bf16-mixed", "accumulate_grad_batches": 2},
+        {"profiler": "simple", "accumulate_grad_batches": 2},
+        {"strategy": DDPStrategy(start_method="fork"), "devices": 2, "accumulate_grad_batches": 2},
+        {"strategy": DDPStrategy(start_method="fork"), "devices": 2, "precision": "bf16-mixed"},
+    ],
+    ids=lambda options: " ".join(name for name in options),
+)
+def test_hooks_read_the_state_that_they_read_in_plain_training(options, tmp_path):
+    """A hook that goes by the number of the step, or by the flag, does in a step what it does without the package."""
+    mixed = type("Mixed", (VAMOMixin, ReadsInStep), {})
+    runs = {"plain": (ReadsInStep, None), "probes": (mixed, probing()), "gradients": (mixed, SVRGCallback(gradients="carry"))}
+    read = {}
+    for name, (cls, method) in runs.items():
+        fit(cls(), method, callbacks=[Reading(), Written(tmp_path / "calls.json")], **copy.deepcopy(options))
+        read[name] = json.loads((tmp_path / "calls.json").read_text())
+        assert {flag for *_, flag in read[name]} == {True}
+    assert len({step for _, _, step, _ in read["plain"]}) > 2
+    assert read["gradients"] == read["plain"]
+    # A sweep calls the step, too.
+    plain, probes = ([call for call in read[name] if call[1] != "training_step"] for name in ("plain", "probes"))
+    assert probes == plain
 
 
 @pytest.mark.parametrize("method", [MeZOCallback, SVRGCallback])

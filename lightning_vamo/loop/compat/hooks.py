@@ -142,17 +142,26 @@ def backward(trainer: Trainer, module: LightningModule, loss: Tensor, *, as_it_i
         trainer: The trainer.
         module: Its module.
         loss: The loss.
-        as_it_is: Whether to leave the flag ``automatic_optimization`` alone; otherwise the flag is False during the call.
+        as_it_is: Whether the strategy made the forward pass as one of automatic optimization; within a step of the manual loop
+            DDP has to be told otherwise.
     """
     strategy, precision = trainer.strategy, trainer.precision_plugin
     if is_profiled(trainer) or not (is_plain(strategy, Strategy, _BACKWARD) and is_plain(precision, Precision, _BACKWARD)):
-        # Within a step manual, or DDP would expect a forward pass that prepared it for automatic optimization.
-        with nullcontext() if as_it_is else replaced(module, "_automatic_optimization", False):
-            strategy.backward(loss, None)
+        prepared = as_it_is or is_plain(strategy, Strategy, ("pre_backward",))
+        with (
+            nullcontext() if prepared else replaced(strategy, "pre_backward", partial(_prepare, strategy.pre_backward, module))
+        ):
+            strategy.backward(loss, trainer.optimizers[0] if trainer.optimizers else None)
         return
     call_hook(trainer, module, "on_before_backward", loss)
     module.backward(loss)
     call_hook(trainer, module, "on_after_backward")
+
+
+def _prepare(pre_backward: Callable[[Tensor], None], module: LightningModule, loss: Tensor) -> None:
+    """Prepare a strategy for a backward pass as in manual optimization; all other hooks see the flag as in plain training."""
+    with replaced(module, "_automatic_optimization", False):
+        pre_backward(loss)
 
 
 def optimizer_step(trainer: Trainer, module: LightningModule, batch_idx: int, closure: Callable[[], Any]) -> None:
@@ -167,14 +176,12 @@ def optimizer_step(trainer: Trainer, module: LightningModule, batch_idx: int, cl
     counted = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
     counted.increment_ready()
     optimizer: Any = module.optimizers()
-    # As under automatic optimization: the precision plugin then clips, and skips what it would skip.
-    with replaced(module, "_automatic_optimization", True):
-        if _is_passed_on(trainer, module, optimizer):
-            optimizer._on_before_step()
-            optimizer._optimizer.step(closure=partial(_evaluated, trainer, module, optimizer._optimizer, closure))
-            optimizer._on_after_step()
-        else:
-            module.optimizer_step(trainer.current_epoch, batch_idx, optimizer, closure)
+    if _is_passed_on(trainer, module, optimizer):
+        optimizer._on_before_step()
+        optimizer._optimizer.step(closure=partial(_evaluated, trainer, module, optimizer._optimizer, closure))
+        optimizer._on_after_step()
+    else:
+        module.optimizer_step(trainer.current_epoch, batch_idx, optimizer, closure)
     counted.increment_completed()
 
 

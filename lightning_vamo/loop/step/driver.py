@@ -173,7 +173,9 @@ class ManualSteps:
         step = Step(trainer, module, user_step, batch, first, not accumulates, around, seeds, shared)
         after = partial(self._around.after_gradient, trainer, module, first=first, last=not accumulates)
         closure = Closure(step, self._gradient, after, self._name)
-        with outside_precision_context(module.device, self._default_dtype):
+        # The user's code sees the flag as in plain training, and the precision plugin clips, and skips, as it does there.
+        automatic = compat.manual(module, is_manual=False)
+        with automatic, outside_precision_context(module.device, self._default_dtype):
             if accumulates:
                 with compat.without_gradient_sync(trainer):
                     closure()

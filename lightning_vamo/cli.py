@@ -3,23 +3,28 @@
 import copyreg
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace, class_from_function  # type: ignore[attr-defined]
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from jsonargparse import class_from_function  # type: ignore[attr-defined]
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lightning_vamo.callbacks.base import MethodCallback
 from lightning_vamo.callbacks.vamo import OLD_NAMES, VAMOCallback
-from lightning_vamo.configurations import check_checkpoint, check_subcommands, configurations, section_names
+from lightning_vamo.configurations import (
+    SavesConfiguration,
+    check_checkpoint,
+    check_section,
+    check_subcommands,
+    configurations,
+    names_a_method,
+    section_names,
+)
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError, VAMOError
-from lightning_vamo.finder.find import find_probes
-from lightning_vamo.finder.finding import ProbeFinding
+from lightning_vamo.finder.command import find
 from lightning_vamo.help import Formatter, method_first
 from lightning_vamo.loop.step.driver import DrivingCallback
 from lightning_vamo.mixin import with_vamo
@@ -90,12 +95,12 @@ class VAMOCLI(LightningCLI):
         config = self.config.get(str(self.config.get("subcommand")), self.config)
         for name in ("ckpt_path", "at"):
             check_checkpoint(name, config.get(name))
-        section = config.get("vamo")
-        if not isinstance(section, Namespace):
-            raise InvalidArgumentError(
-                "`vamo` must be a section of VAMOCallback's arguments, such as {probes: 4}, or the path of a file with them,"
-                f" got {section!r}: write the arguments, or leave `vamo` out for the defaults."
-            )
+        if config.get("at"):
+            config.ckpt_path = config.at  # whose hyperparameters LightningCLI then reads, as for `fit`
+        if names_a_method(given) and config.get("vamo") is not None and config.vamo != _default_section():
+            rank_zero_info("The configuration's section `vamo` is set aside, since the command line names a method.")
+            config.vamo = _default_section()
+        check_section(config.get("vamo"))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the key ``method`` and the section ``vamo``.
@@ -160,7 +165,7 @@ class VAMOCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand == "find":  # not a method of the Trainer that was instantiated
-            _find(self.trainer, **self._prepare_subcommand_kwargs(subcommand))
+            find(self.trainer, **self._prepare_subcommand_kwargs(subcommand))
         else:
             super()._run_subcommand(subcommand)
 
@@ -191,71 +196,12 @@ class _Instantiator:
             raise
 
 
-def _find(
-    trainer: Trainer,
-    model: LightningModule,
-    datamodule: LightningDataModule | None = None,
-    at: str | None = None,
-    maximum: int = 16,
-    batches: int = 64,
-    output: str | None = None,
-    ckpt_path: str | None = None,
-    weights_only: bool | None = None,
-) -> None:
-    """Measure on a few dozen gradients of the model whether probes would pay.
-
-    Prints a table and a sentence of advice, and writes ``probes.json`` and, with matplotlib, ``probes.png``.
-
-    Args:
-        trainer: The Trainer.
-        model: The model.
-        datamodule: Its data.
-        at: A checkpoint to measure at, such as one from the middle of training; by default the new model is measured.
-        maximum: The largest number of probes to look at.
-        batches: Number of mini-batches to compute gradients of.
-        output: Folder of the files; by default ``lightning_logs/find`` in the Trainer's default_root_dir.
-        ckpt_path: The same as ``at``, for configurations of ``fit``; ``at`` takes precedence.
-        weights_only: How to load the checkpoint, as for ``fit``.
-
-    Raises:
-        InvalidArgumentError: If the folder cannot be written to.
-    """
-    folder = Path(output or Path(trainer.default_root_dir, "lightning_logs", "find"))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidArgumentError(
-            f"`output` must be a folder that can be written to, got {str(folder)!r}, which gives {error}: name another folder."
-        ) from None
-    finding = find_probes(
-        trainer, model, datamodule, maximum=maximum, batches=batches, ckpt_path=at or ckpt_path, weights_only=weights_only
-    )
-    methods = [c for c in trainer.callbacks if isinstance(c, MethodCallback)]  # type: ignore[attr-defined]
-    others = [type(method).__name__ for method in methods if not isinstance(method, VAMOCallback)]
-    _write(finding, folder, others)
-
-
-@rank_zero_only
-def _write(finding: ProbeFinding, folder: Path, others: Sequence[str]) -> None:
-    print(f"\n{finding}\n")
-    for name in others:
-        print(f"These figures are for the probes of a VAMOCallback, but the configuration trains with {name}.")
-    finding.to_json(folder / "probes.json")
-    written = [folder / "probes.json"]
-    try:
-        finding.plot().savefig(folder / "probes.png", dpi=150)
-        written.append(folder / "probes.png")
-    except UnsupportedError as error:
-        print(error)
-    print(f"Written: {', '.join(map(os.path.relpath, written))}")
-
-
 class _WithFind(type):
     """The type of Trainer classes with a method for the subcommand ``find``."""
 
 
 def _with_find(cls: type) -> _WithFind:
-    return _WithFind(cls.__name__, (cls,), {"find": _find})
+    return _WithFind(cls.__name__, (cls,), {"find": find})
 
 
 # The parser keeps such a class, and strategies that spawn processes send them the parser.
@@ -285,7 +231,7 @@ def main(args: ArgsType = None) -> None:
         if isinstance(words, list) and words[:1] == ["report"]:
             report_command(words[1:])
         else:
-            VAMOCLI(args=args, parser_kwargs={"epilog": REPORT_HELP})
+            VAMOCLI(args=args, save_config_callback=SavesConfiguration, parser_kwargs={"epilog": REPORT_HELP})
     except VAMOError as error:
         # The message says what to do; a traceback into the package would not help at a prompt.
         sys.exit(f"lightning-vamo: {error}")

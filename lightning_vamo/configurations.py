@@ -1,16 +1,18 @@
-"""What a command is given, on the command line and in configuration files, before the parser reads it."""
+"""What a command is given, on the command line and in configuration files, and where it is saved."""
 
 import re
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
 
 from lightning_vamo.errors import InvalidArgumentError
 
@@ -23,6 +25,22 @@ def section_names(args: Any, configs: Sequence[Mapping[Any, Any]], subcommands: 
         parts = [config, *(_keys_of(config.get(name)) for name in subcommands)]
         found |= {str(name) for part in parts for name in _keys_of(part.get("vamo"))}
     return found
+
+
+def check_section(section: Any) -> None:
+    """Refuse a value in place of the section ``vamo``."""
+    if not isinstance(section, Namespace):
+        raise InvalidArgumentError(
+            "`vamo` must be a section of VAMOCallback's arguments, such as {probes: 4}, or the path of a file with them, got"
+            f" {section!r}: write the arguments, or leave `vamo` out for the defaults."
+        )
+
+
+def names_a_method(args: Any) -> bool:
+    """Whether a command line names a method by ``--method``, and says nothing of the section ``vamo``."""
+    options = args if isinstance(args, list) else []
+    named = [any(word.startswith(option) for word in options) for option in ("--method", "--vamo")]
+    return named == [True, False]
 
 
 def check_subcommands(
@@ -88,8 +106,14 @@ def _read(words: Sequence[str]) -> Iterator[Mapping[Any, Any]]:
     """The configuration files that are named on a command line."""
     values = [value for option, value in pairwise(words) if option in ("--config", "-c")]
     for path in [*values, *(word.partition("=")[2] for word in words if word.startswith("--config="))]:
-        with suppress(OSError, ValueError, yaml.YAMLError):  # the parser will report these errors
+        try:
             yield _keys_of(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        except UnicodeDecodeError as error:  # which ends the parser without a message
+            raise InvalidArgumentError(
+                f"`--config` must be text in UTF-8, got {path!r}, which gives {error}: convert the file."
+            ) from None
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # the parser will report these errors
 
 
 def _keys_of(value: Any) -> Mapping[Any, Any]:
@@ -97,3 +121,24 @@ def _keys_of(value: Any) -> Mapping[Any, Any]:
     if isinstance(value, Namespace):
         return value.as_dict()
     return value if isinstance(value, Mapping) else {}
+
+
+class SavesConfiguration(SaveConfigCallback):
+    """Saves a run's configuration into the run's folder, as LightningCLI does, but never in vain.
+
+    Without a logger all runs share one folder. Lightning then refuses to train if a file of the name ``config.yaml`` is there,
+    be it the user's own.
+    """
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save the configuration, or tell why not."""
+        if not (self.already_saved or self.overwrite or trainer.loggers):
+            path = Path(trainer.log_dir or ".", self.config_filename)
+            if trainer.strategy.broadcast(path.is_file()):
+                rank_zero_info(
+                    f"The configuration of this run is not saved, since {path} exists and, without a logger, runs have no"
+                    " folders of their own."
+                )
+                self.already_saved = True
+        super().setup(trainer, pl_module, stage)

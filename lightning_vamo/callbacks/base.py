@@ -189,7 +189,7 @@ class MethodCallback(DrivingCallback):
         if self._plain:
             return
         if isinstance(exception, KeyboardInterrupt) and self._trainer is not None:
-            self._say(str(self.report))
+            self._say(self.report.interrupted())
         with suppress(UnsupportedError):  # then no checkpoint can hold the epoch, and a warning says so
             self._run.plan = plan_within(trainer, self._run)
         self._detach()

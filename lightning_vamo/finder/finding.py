@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+CLEAR = 1.2
+"""The efficiency above which probes are advised, and below whose inverse they are advised against: the clock of a busy machine
+errs by so much."""
+
+
 @dataclass(frozen=True)
 class ProbeFigures:
     r"""The gradient noise that a number of probes removes, and the work of these probes.
@@ -112,11 +117,12 @@ class ProbeFinding:
     def probes(self) -> int:
         """The number of probes to train with, together with :attr:`control`.
 
-        It is 0 if probes do not pay, if noise does not matter, or if only carried rows are asked for and could not be measured.
+        It is 0 if probes do not pay clearly, if noise does not matter, or if only carried rows are asked for and could not be
+        measured.
         """
         if self.carries:
             return len(self.spectrum)
-        return self.best.probes if self.best.efficiency > 1 and self._noise_matters and not self.only_carries else 0
+        return self.best.probes if self.best.efficiency > CLEAR and self._noise_matters and not self.only_carries else 0
 
     @property
     def control(self) -> Literal["auto", "carry", "recompute"]:
@@ -173,11 +179,16 @@ class ProbeFinding:
     @property
     def _sweep_advice(self) -> str:
         best = self.best
-        worth = f"worth a {_factor(best.worth)}× larger batch for {_factor(best.work)}× the compute"
+        worth = f"worth a {_factor(best.worth)}× larger batch for {_factor(best.work)}× the time"
         if self.probes:
             what = "one learned probe is" if best.probes == 1 else f"{best.probes} learned probes are"
             with_control = "" if self.comes_twice else " with control='recompute'"
             return f"{what} {worth}: use probes={best.probes}{with_control}"
+        if best.efficiency * CLEAR > 1:
+            return (
+                f"whether probes pay here is too close to call: the best number, probes={best.probes}, would be {worth}, and"
+                " the times are not that exact. Train without probes, or with VAMOCallback(), which measures in training"
+            )
         return f"probes do not pay here: train without probes (the best number, probes={best.probes}, would be {worth})"
 
     def table(self) -> str:

@@ -229,8 +229,8 @@ class Measurement:
 def _check_enough(plan: Plan) -> None:
     if plan.length < FEWEST_BATCHES:
         raise UnsupportedError(
-            f"The epoch has {plan.length} batches, but to measure the noise of gradients takes at least {FEWEST_BATCHES}"
-            " batches: use more data, or smaller batches."
+            f"The number of batches in the epoch is {plan.length}, but to measure the noise of gradients takes at least"
+            f" {FEWEST_BATCHES}: use more data, or smaller batches."
         )
 
 

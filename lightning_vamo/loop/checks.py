@@ -279,7 +279,6 @@ def check_probes_fit(optimizers: Sequence[Any], directions: Directions, probes: 
     best = 1.0 if directions.orthonormal or directions.learns else dimension / (dimension + probes - 1)
     if beta > 2 * best:
         rank_zero_warn(
-            f"`alpha={alpha!r}` adds more variance than it removes with {probes} probes along {type(directions).__name__} and"
-            f" {dimension} trainable parameters: set `alpha` to about {best * probes / dimension:.3g}, use fewer probes, or use"
-            " OrthonormalDirections()."
+            f"`alpha={alpha!r}` adds more variance than it removes with {type(directions).__name__}, `probes` = {probes} and"
+            f" {dimension} trainable parameters: set `alpha` to about {best * probes / dimension:.3g}, or leave `alpha` out."
         )

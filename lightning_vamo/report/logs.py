@@ -27,7 +27,13 @@ def read_run(folder: str | Path) -> dict[str, Curve]:
             "`run` must be the folder of a run, with an events file of TensorBoard or a metrics.csv, such as"
             f" lightning_logs/version_0, got {str(folder)!r}, which {_what(folder)}."
         )
-    curves = _from_csv(table) if table.is_file() else _from_events(folder)
+    try:
+        curves = _from_csv(table) if table.is_file() else _from_events(folder)
+    except (KeyError, ValueError) as error:  # among the latter, text that is not UTF-8
+        raise InvalidArgumentError(
+            f"`run` must be the folder of a run, got {str(folder)!r}, whose metrics.csv is not one of Lightning's, which gives"
+            f" {error!r}: name the folder of another run."
+        ) from None
     if not curves:
         raise InvalidArgumentError(f"The run in {str(folder)!r} has logged nothing yet: wait for its first epoch to end.")
     return dict(sorted(curves.items()))

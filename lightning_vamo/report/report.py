@@ -129,6 +129,11 @@ class MethodReport:
             return f"{self.method}: no batch has been trained on."
         return "\n".join((f"{self.method}: {self._sentence()}", *self._cost()))
 
+    def interrupted(self) -> str:
+        """The counts of a run that was interrupted, without a verdict: its last sweep may hardly have been used."""
+        batches = _counted(self.batches, "batch", "batches")
+        return "\n".join((f"{self.method}: interrupted after {batches}, too soon for a verdict.", *self._cost()))
+
     def plot(self) -> "Figure":
         """Draw the run epoch by epoch: the losses, the share of the noise that was removed, and the evaluations so far.
 
@@ -185,6 +190,8 @@ class MethodReport:
                 f"{_counted(self.rows_unused, 'batch', 'batches')} differed from what the sweep had seen in the same place, as"
                 f" happens with random augmentation. Set {self.recompute}, or train with {off}."
             )
+        if not self.snapshots and self.made_of == "gradients":
+            return "there was no snapshot, as in a run of one epoch with carried gradients, which are used from the second on."
         if not self.snapshots:
             return (
                 "there was no snapshot, because no probes were scheduled or chosen, no directions had been learned yet, or the"

@@ -408,7 +408,7 @@ def test_a_run_that_is_interrupted_tells_what_it_cost(caplog):
     with pytest.raises(SystemExit):
         fit(callback, callbacks=[Interrupts()])
     [told] = [record.message for record in caplog.records if record.message.startswith("VAMO")]
-    assert told.startswith("VAMO: the probes ")
+    assert told.startswith("VAMO: interrupted after 5 batches, too soon for a verdict.\n")
     assert told.splitlines()[1:3] == str(callback.report).splitlines()[1:3]  # what was counted; the clock runs on
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lightning_vamo import Carry, InvalidArgumentError, Recompute, UnsupportedError, VAMOCallback, VAMOError, VAMOMixin
+from lightning_vamo.callbacks.base import MethodCallback
 from lightning_vamo.cli import VAMOCLI, main
 from lightning_vamo.core.directions import GradientSubspaceDirections, RademacherDirections
 from lightning_vamo.core.schedules import LinearProbes
@@ -269,6 +270,72 @@ def test_one_method_is_enough(tmp_path):
         command(tmp_path, method=METHOD, trainer={"callbacks": callbacks})
 
 
+def test_a_method_on_the_command_line_takes_the_place_of_a_files_section(tmp_path, caplog):
+    caplog.set_level("INFO")
+    cli = command(tmp_path, vamo={"probes": 3}, arguments=["--method=SVRGCallback", "--method.alpha=0.5"])
+    assert "section `vamo` is set aside, since the command line names a method" in caplog.text
+    assert [type(c).__name__ for c in cli.trainer.callbacks if isinstance(c, MethodCallback)] == ["SVRGCallback"]
+    with pytest.raises(UnsupportedError, match="by a key `method` and a section `vamo`"):
+        command(tmp_path, arguments=["--method=SVRGCallback", "--vamo.probes=3"])
+
+
+def test_a_configuration_of_the_users_is_never_in_the_way(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+    config = {"model": MODEL, "data": {"class_path": "tests.support.modules.Data"}}
+    config["trainer"] = {**TRAINER, "logger": False, "max_epochs": 1}
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    before = Path("config.yaml").read_text()
+    with one_subcommand(VAMOCLI, "fit"):
+        main(["fit", "--config", "config.yaml"])
+    assert Path("config.yaml").read_text() == before
+    assert "The configuration of this run is not saved, since config.yaml exists" in caplog.text.replace(f"{tmp_path}/", "")
+    with one_subcommand(VAMOCLI, "fit"):
+        main(["fit", "--config", "config.yaml", "--trainer.default_root_dir", "elsewhere"])
+    assert Path("elsewhere/config.yaml").is_file()
+
+
+def test_find_takes_the_hyperparameters_of_the_checkpoint(tmp_path, monkeypatch):
+    command(tmp_path, arguments=["--model.lr=0.5"])
+    [checkpoint] = tmp_path.rglob("*.ckpt")
+    seen = []
+    monkeypatch.setattr(
+        "lightning_vamo.finder.command.find_probes", lambda trainer, model, *_, **given: seen.append((model, given))
+    )
+    monkeypatch.setattr("lightning_vamo.finder.command._write", lambda *_: None)
+    command(tmp_path, "find", arguments=[f"--at={checkpoint}"])
+    [(model, given)] = seen
+    assert model.hparams.lr == 0.5
+    assert given["ckpt_path"] == str(checkpoint)
+
+
+class Found:
+    def to_json(self, path):
+        path.touch()
+
+    def plot(self):
+        raise UnsupportedError("no picture")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "note"),
+    [
+        (
+            "--vamo.directions=SphereDirections --vamo.probes=1",
+            "learned directions, but the configuration has SphereDirections",
+        ),
+        ("--method=SVRGCallback", "a VAMOCallback, but the configuration trains with SVRGCallback"),
+        ("--vamo.probes=1", None),
+    ],
+)
+def test_find_says_what_its_figures_are_not_for(arguments, note, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lightning_vamo.finder.command.find_probes", lambda *_, **__: Found())
+    command(tmp_path, "find", arguments=arguments.split())
+    output = capsys.readouterr().out
+    assert ("These figures are for" in output) == (note is not None)
+    assert note is None or f"These figures are for {note}" in output
+
+
 def test_wrong_arguments_are_refused_by_name(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"`mu` must be a positive, finite number or 'auto', got -1.0"):
         command(tmp_path, vamo={"mu": -1.0})
@@ -315,17 +382,17 @@ def test_a_path_without_a_checkpoint_is_refused_before_anything_is_built(subcomm
             command(tmp_path, subcommand=subcommand, arguments=[f"--{option}={path}"])
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("output", "config.yaml", "`output` must be a folder that can be written to, got"),
-    ],
-)
-def test_find_refuses_paths_before_it_measures(option, value, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_vamo.cli.find_probes", None)
-    value = str(tmp_path / value) if option == "output" else value
-    with pytest.raises(InvalidArgumentError, match=re.escape(message)):
-        command(tmp_path, subcommand="find", arguments=[f"--{option}={value}"])
+def test_find_refuses_a_place_that_cannot_be_written_before_it_measures(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_vamo.finder.command.find_probes", None)
+    with pytest.raises(InvalidArgumentError, match=r"`output` must be a folder that can be written to, got .*config.yaml"):
+        command(tmp_path, subcommand="find", arguments=[f"--output={tmp_path / 'config.yaml'}"])
+
+    def fails(*_, **__):
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr("lightning_vamo.finder.command.TemporaryFile", fails)
+    with pytest.raises(InvalidArgumentError, match=r"`output` must be a folder .* Permission denied: name another folder"):
+        command(tmp_path, subcommand="find", arguments=[f"--output={tmp_path}"])
 
 
 def test_the_error_of_a_class_of_ones_own_stays_the_parsers(tmp_path):

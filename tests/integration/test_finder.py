@@ -84,7 +84,7 @@ def test_planted_noise_of_rank_one_pays_with_one_probe(clock):
     assert finding.spectrum[0] == pytest.approx(one.learned)
     assert finding.probes == 1
     assert finding.advice.startswith(f"one learned probe is worth a {one.worth:.0f}× larger batch for ")
-    assert finding.advice.endswith("× the compute: use probes=1")
+    assert finding.advice.endswith("× the time: use probes=1")
     assert finding.signal_is_known == (finding.noise_to_signal < 20)
     assert finding.snr > 100
 
@@ -451,7 +451,7 @@ def test_wrong_arguments(arguments, message):
 def test_what_is_not_supported():
     with pytest.raises(UnsupportedError, match=r"does not support ModelParallelStrategy.*strategy='ddp'"):
         find_probes(trainer(strategy=ModelParallelStrategy()), Everything(), Data())
-    with pytest.raises(UnsupportedError, match="The epoch has 3 batches, but to measure the noise of gradients takes at least"):
+    with pytest.raises(UnsupportedError, match="The number of batches in the epoch is 3, but to measure the noise of gradients takes at least"):
         find_probes(trainer(limit_train_batches=3), Everything(), Data())
     with pytest.raises(UnsupportedError, match="The fit ended before its first batch"):
         find_probes(trainer(limit_train_batches=0), Everything(), Data())

@@ -196,9 +196,9 @@ class Adam(Plain):
 @pytest.mark.parametrize(
     ("cls", "sgd", "options", "message"),
     [
-        (Adam, {}, {}, r"AdamW has a step of its own: use torch.optim.SGD without momentum"),
-        (Plain, {"momentum": 0.9}, {}, r"SGD has a step of its own"),
-        (Plain, {"maximize": True}, {}, r"SGD has a step of its own"),
+        (Adam, {}, {}, r"AdamW has a step of its own: use torch.optim.SGD with neither momentum nor maximize"),
+        (Plain, {"momentum": 0.9}, {}, r"SGD\(momentum=0.9\) has a step of its own"),
+        (Plain, {"maximize": True}, {}, r"SGD\(maximize=True\) has a step of its own"),
         (Plain, {"weight_decay": 0.1}, {}, r"set weight_decay=0"),
         (Plain, {}, {"gradient_clip_val": 1.0}, r"no gradient that Trainer\(gradient_clip_val=...\) could clip"),
     ],

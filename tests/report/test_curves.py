@@ -126,6 +126,15 @@ def test_a_folder_without_logs_is_refused_with_what_it_holds(run, tmp_path):
         read_run(tmp_path)
 
 
+@pytest.mark.parametrize("table", [b"loss\n1.0\n", b"step,loss\n1,low\n", b"\xff\xfe"])
+def test_a_table_that_lightning_has_not_written_is_refused(table, tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(table)
+    with pytest.raises(
+        InvalidArgumentError, match=r"whose metrics.csv is not one of Lightning's, .*: name the folder of another"
+    ):
+        read_run(tmp_path)
+
+
 def test_curves_leave_out_epochs_without_the_figure_and_panels_without_curves():
     curves = curves_of([{"step": 3, "loss": 2.0}, {"step": 6, "loss": 1.0, "variance_removed": 0.5}])
     assert curves == {"loss": Curve([3, 6], [2.0, 1.0]), "variance_removed": Curve([6], [0.5])}

@@ -18,7 +18,7 @@ from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.gradient.base import Evaluated, Gradient, Step
 from lightning_vamo.loop.gradient.evaluations import Evaluations, Others
-from lightning_vamo.loop.gradient.moving import Moving, check_parameters, is_plain_sgd, rates
+from lightning_vamo.loop.gradient.moving import Moving, check_parameters, described, is_plain_sgd, rates
 from lightning_vamo.loop.gradient.ranks import gathered
 from lightning_vamo.loop.gradient.tally import warn_of_lost
 from lightning_vamo.loop.ledger.seeds import seeded
@@ -114,7 +114,7 @@ class DirectSearch(Gradient):
         if not is_plain_sgd(optimizer):
             raise UnsupportedError(
                 f"{name} moves the weights itself, and uses only the optimizer's learning rate, as the step length, but"
-                f" {type(optimizer).__name__} has a step of its own: use torch.optim.SGD without momentum."
+                f" {described(optimizer)} has a step of its own: use torch.optim.SGD with neither momentum nor maximize."
             )
         if any(group.get("weight_decay") for group in optimizer.param_groups):
             raise UnsupportedError(

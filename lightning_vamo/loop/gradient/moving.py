@@ -164,5 +164,13 @@ def is_plain_sgd(optimizer: Any) -> bool:
     return not any(_extras(group) for group in optimizer.param_groups)
 
 
-def _extras(group: dict[str, Any]) -> bool:
-    return bool(group.get("momentum") or group.get("maximize"))
+def _extras(group: dict[str, Any]) -> list[str]:
+    """The settings by which a step of SGD is more than a step against the gradient."""
+    return [f"{name}={group[name]}" for name in ("momentum", "maximize") if group.get(name)]
+
+
+def described(optimizer: Any) -> str:
+    """An optimizer that is not plain SGD, for a message: its class, and the settings of SGD that are to blame."""
+    name = type(optimizer).__name__
+    extras = [extra for group in optimizer.param_groups for extra in _extras(group)]
+    return f"{name}({', '.join(dict.fromkeys(extras))})" if type(optimizer) is torch.optim.SGD else name

@@ -23,7 +23,7 @@ from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_whole
 from lightning_vamo.loop.gradient.base import Evaluated, Gradient, Step
 from lightning_vamo.loop.gradient.evaluations import Evaluations, Others
-from lightning_vamo.loop.gradient.moving import Chosen, Moving, check_chosen, check_parameters, is_plain_sgd, rates
+from lightning_vamo.loop.gradient.moving import Chosen, Moving, check_chosen, check_parameters, described, is_plain_sgd, rates
 from lightning_vamo.loop.gradient.ranks import gathered
 from lightning_vamo.loop.gradient.tally import Tally, warn_of_lost
 from lightning_vamo.loop.ledger.seeds import seeded
@@ -146,7 +146,7 @@ class ZerothOrder(Gradient):
         if settings.update == "in-place" and (reason := _hindrance(trainer)):
             raise UnsupportedError(
                 f"{name}(update='in-place') moves the weights as plain SGD does, but {reason}: use update='auto', or"
-                " torch.optim.SGD without momentum, gradient clipping and '16-mixed' precision."
+                " torch.optim.SGD without momentum and maximize, and neither gradient clipping nor '16-mixed'."
             )
 
     def release(self) -> None:
@@ -289,7 +289,7 @@ def _hindrance(trainer: Trainer) -> str | None:
     """The reason why the optimizer's step cannot be taken in place; None if it can be."""
     [optimizer] = trainer.optimizers
     if not is_plain_sgd(optimizer):
-        return f"the optimizer is {type(optimizer).__name__}, with a step of its own"
+        return f"the optimizer is {described(optimizer)}, with a step of its own"
     if trainer.gradient_clip_val:
         return f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) needs a gradient to clip"
     if compat.grad_scale(trainer) is not None:

@@ -17,7 +17,6 @@ from lightning_vamo.core.directions.learned.grams import normalised
 from lightning_vamo.core.directions.learned.layout import Layout
 from lightning_vamo.core.directions.learned.passes import Oversampling, oversampled
 from lightning_vamo.core.directions.learner import Learner
-from lightning_vamo.core.directions.random.orthonormal import OrthonormalDirections
 from lightning_vamo.errors import InvalidArgumentError
 
 
@@ -95,8 +94,11 @@ class GradientSubspaceDirections(Directions):
                 f"`rank` must be at most {dimension}, the number of weights, got {self.rank}: choose a smaller number, or None"
                 " for whole directions."
             )
-        if self._is_dense(dimension):
-            OrthonormalDirections().check_count(count, dimension)
+        if self._is_dense(dimension) and count > dimension:
+            raise InvalidArgumentError(
+                f"GradientSubspaceDirections cannot learn {count} directions in a space of {dimension} trainable parameters:"
+                f" use at most {dimension} probes."
+            )
 
     def _is_dense(self, dimension: int) -> bool:
         return self.rank is None or (self.rank == "auto" and dimension in _SMALL)

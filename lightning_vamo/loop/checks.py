@@ -278,7 +278,11 @@ def check_probes_fit(optimizers: Sequence[Any], directions: Directions, probes: 
     # lower; learned directions are used in coordinates of an orthonormal basis.
     best = 1.0 if directions.orthonormal or directions.learns else dimension / (dimension + probes - 1)
     if beta > 2 * best:
+        # A coefficient by name is too large only if many independent directions overlap in few dimensions.
+        remedy = f"set `alpha` to about {best * probes / dimension:.3g}, or leave `alpha` out"
+        if isinstance(alpha, str):
+            remedy = f"use at most {dimension} probes, or OrthonormalDirections()"
         rank_zero_warn(
-            f"`alpha={alpha!r}` adds more variance than it removes with {type(directions).__name__}, `probes` = {probes} and"
-            f" {dimension} trainable parameters: set `alpha` to about {best * probes / dimension:.3g}, or leave `alpha` out."
+            f"`alpha={alpha!r}` adds more variance than it removes with {probes} {'probe' if probes == 1 else 'probes'} along"
+            f" {type(directions).__name__} and {dimension} trainable parameters: {remedy}."
         )

@@ -451,7 +451,9 @@ def test_wrong_arguments(arguments, message):
 def test_what_is_not_supported():
     with pytest.raises(UnsupportedError, match=r"does not support ModelParallelStrategy.*strategy='ddp'"):
         find_probes(trainer(strategy=ModelParallelStrategy()), Everything(), Data())
-    with pytest.raises(UnsupportedError, match="The number of batches in the epoch is 3, but to measure the noise of gradients takes at least"):
+    with pytest.raises(
+        UnsupportedError, match="The number of batches in the epoch is 3, but to measure the noise of gradients takes at least"
+    ):
         find_probes(trainer(limit_train_batches=3), Everything(), Data())
     with pytest.raises(UnsupportedError, match="The fit ended before its first batch"):
         find_probes(trainer(limit_train_batches=0), Everything(), Data())

@@ -310,7 +310,9 @@ def test_a_probe_loss_that_is_no_loss(loss):
 
 def test_independent_directions_in_too_small_a_space_are_warned_about():
     callback = VAMOCallback(probes=5, directions=SphereDirections())
-    with pytest.warns(UserWarning, match="5 probes along SphereDirections and 2 trainable"):
+    with pytest.warns(
+        UserWarning, match="5 probes along SphereDirections and 2 trainable parameters: use at most 2 probes, or Ortho"
+    ):
         trainer(callbacks=[callback], max_epochs=1).fit(Small(), DataLoader(Indexed(4)))
 
 
@@ -469,7 +471,9 @@ def test_a_step_that_returns_nonsense():
 
 
 def test_a_coefficient_far_above_the_theorys_is_warned_about():
-    with pytest.warns(UserWarning, match="adds more variance than it removes"):
+    with pytest.warns(
+        UserWarning, match=r"adds more variance than it removes .*: set `alpha` to about .*, or leave `alpha` out"
+    ):
         trainer(callbacks=[VAMOCallback(probes=1, alpha=1.0)], max_epochs=1).fit(Vamo(), DataLoader(Indexed(4)))
 
 

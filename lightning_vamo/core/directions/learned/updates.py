@@ -27,6 +27,7 @@ class Update:
         self._left = left
         self._columns = left.t()
         self._right = right
+        self._parts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._touched: list[tuple[Tensor, Tensor]] | None = None
         # Not on a GPU, which has the bandwidth for all rows; finding the zeros would wait for it.
         if left.device.type == "cpu" and left.shape[1] >= MANY_ROWS:
@@ -64,9 +65,11 @@ class Update:
             distance: The step.
             near: Whether the parameter holds the origin, or the origin plus a step along another of the directions.
         """
-        size = factors.stop - factors.start
-        left, right = (part.narrow(0, factors.start, size) for part in (self._left, self._right))
-        columns = right.shape[1]
+        left, left_columns, right = self._factors(factors)
+        if len(left) == 1 and self._touched is None and _is_matrix(target, right) and _is_matrix(origin, right):
+            torch.addcmul(origin, left_columns, right, value=distance, out=target)  # most often
+            return
+        size, columns = right.shape
         if not (_in_place(target, right) and _in_place(origin, right)):
             moved = _moved(origin.reshape(-1, columns).to(left), left, right, distance)
             target.copy_(moved.view(target.shape))
@@ -82,6 +85,13 @@ class Update:
             some = touched.narrow(0, factors.start, size)
             end.index_copy_(0, rows, _moved(begin.index_select(0, rows), some, right, distance))
 
+    def _factors(self, place: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """The left factors of a direction, the same as columns, and the right factors; views take a while, so they are kept."""
+        if place.start not in self._parts:
+            left, right = (part[place] for part in (self._left, self._right))
+            self._parts[place.start] = left, left.t(), right
+        return self._parts[place.start]
+
 
 def _moved(origin: Tensor, left: Tensor, right: Tensor, distance: float, out: Tensor | None = None) -> Tensor:
     """An origin plus a product; a product of rank one is added by broadcasting, which is as fast as a copy of the matrix."""
@@ -93,6 +103,11 @@ def _moved(origin: Tensor, left: Tensor, right: Tensor, distance: float, out: Te
 def _in_place(tensor: Tensor, like: Tensor) -> bool:
     """Whether a tensor is a matrix of the factors' type, so that no copy is needed."""
     return tensor.dtype == like.dtype and tensor.is_contiguous()
+
+
+def _is_matrix(tensor: Tensor, like: Tensor) -> bool:
+    """Whether a tensor is a matrix of the factors' type as it stands."""
+    return tensor.dim() == 2 and _in_place(tensor, like)
 
 
 def _blocks(rows: int, columns: int, *, whole: bool = False) -> Iterator[tuple[int, int]]:

@@ -96,8 +96,8 @@ class GradientSubspaceDirections(Directions):
             )
         if self._is_dense(dimension) and count > dimension:
             raise InvalidArgumentError(
-                f"GradientSubspaceDirections cannot learn {count} directions in a space of {dimension} trainable parameters:"
-                f" use at most {dimension} probes."
+                f"GradientSubspaceDirections cannot learn {count} orthonormal directions in a space of {dimension} trainable"
+                f" parameters: use at most {dimension} probes."
             )
 
     def _is_dense(self, dimension: int) -> bool:

@@ -69,17 +69,24 @@ def check_checkpoint(name: str, path: Any) -> None:
     Raises:
         InvalidArgumentError: If there is no file, or a file that torch has not written.
     """
-    if not isinstance(path, (str, Path)) or path in ("", "best", "last", "hpc", "registry") or ":" in str(path):
+    named = isinstance(path, str) and (path in ("", "best", "last", "hpc", "registry") or path.startswith("registry:"))
+    if not isinstance(path, (str, Path)) or named or "://" in str(path):
         return
     found = Path(path)
     what = None if found.exists() else "where there is no file"
-    if found.is_file() and not zipfile.is_zipfile(found) and not _begins_as_pickle(found):
+    if found.is_dir() and not any((found / name).exists() for name in ("meta.pt", ".metadata")):
+        what = "which is a folder, and none that shards have been saved in"
+    elif found.is_file() and not _is_written_by_torch(found):
         what = "which is a file of another kind"
     if what:
         raise InvalidArgumentError(f"`{name}` must be a checkpoint, got {str(path)!r}, {what}: name the path of a checkpoint.")
 
 
-def _begins_as_pickle(path: Path) -> bool:
+def _is_written_by_torch(path: Path) -> bool:
+    """Whether a file is a checkpoint of torch, as far as its outside tells: an archive with a pickle, or a pickle."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
     with path.open("rb") as file:
         return file.read(1) == b"\x80"
 

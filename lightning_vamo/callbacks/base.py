@@ -25,7 +25,7 @@ from lightning_vamo.loop.gradient.first_order import FirstOrder
 from lightning_vamo.loop.ledger.totals import Totals
 from lightning_vamo.loop.ledger.ways import VAMO_WAYS, Ways
 from lightning_vamo.loop.parameters import trainable_parameters
-from lightning_vamo.loop.plan.record import recording
+from lightning_vamo.loop.plan.record import check_not_drawn, recording
 from lightning_vamo.loop.plan.recorder import RecordingBatchSampler
 from lightning_vamo.loop.run.method import Method
 from lightning_vamo.loop.run.run import Run
@@ -118,17 +118,17 @@ class MethodCallback(DrivingCallback):
         if stage != "fit" or self._plain:
             return
         checks.check_package("trainer", trainer)
-        name, control = self._method.name, self._method.control
+        name, control, run = self._method.name, self._method.control, Run(self._method, self.driver)
         checks.check_alone([each for each in trainer.callbacks if isinstance(each, DrivingCallback)])  # type: ignore[attr-defined]
         checks.check_strategy(trainer.strategy, name)
         checks.check_module(pl_module, VAMOMixin, name)
-        self._run = Run(self._method, self.driver)
-        self._run.frozen = frozen(pl_module)
-        self._resumption, self._trainer = None, None  # after a fit that an exception has ended, there is no teardown
+        self._run, run.frozen = run, frozen(pl_module)
+        self._resumption = self._trainer = None  # after a fit that an exception has ended, there is no teardown
         self._attached.enter_context(checks.one_optimizer(trainer.strategy, name))
         if self._method.records:
-            required = control.records == "always"
-            self._attached.enter_context(recording(trainer, self._replay, required=required, instead=control.instead))
+            check_not_drawn(trainer, name)
+            always = control.records == "always"
+            self._attached.enter_context(recording(trainer, self._replay, required=always, instead=control.instead))
         if control.watches:
             self._attached.enter_context(self._run.watch.watching(trainer))
 

@@ -130,7 +130,9 @@ class MethodReport:
         return "\n".join((f"{self.method}: {self._sentence()}", *self._cost()))
 
     def interrupted(self) -> str:
-        """The counts of a run that was interrupted, without a verdict: its last sweep may hardly have been used."""
+        """The report of a run that was interrupted; within the first epoch without a verdict, as a sweep was hardly used."""
+        if self.epochs or self.made_of is None:
+            return str(self)
         batches = _counted(self.batches, "batch", "batches")
         return "\n".join((f"{self.method}: interrupted after {batches}, too soon for a verdict.", *self._cost()))
 

@@ -412,6 +412,18 @@ def test_a_run_that_is_interrupted_tells_what_it_cost(caplog):
     assert told.splitlines()[1:3] == str(callback.report).splitlines()[1:3]  # what was counted; the clock runs on
 
 
+def test_a_run_that_is_interrupted_late_gets_its_verdict(caplog):
+    class Interrupts(L.Callback):
+        def on_train_epoch_start(self, run, *arguments):
+            if run.current_epoch == 1:
+                raise KeyboardInterrupt
+
+    caplog.set_level("INFO")
+    with pytest.raises(SystemExit):
+        fit(VAMOCallback(probes=1, mu=0.01), callbacks=[Interrupts()])
+    assert [record.message for record in caplog.records if record.message.startswith("VAMO: the probes ")]
+
+
 class Logged(L.pytorch.loggers.logger.DummyLogger):
     def __init__(self):
         super().__init__()

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -376,8 +377,13 @@ def test_what_only_a_classs_constructor_refuses_is_said_alone(arguments, message
 def test_a_path_without_a_checkpoint_is_refused_before_anything_is_built(subcommand, option, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("notes.ckpt").write_text("no checkpoint")
-    for path, what in (("missing.ckpt", "where there is no file"), ("notes.ckpt", "which is a file of another kind")):
-        message = f"`{option}` must be a checkpoint, got {path!r}, {what}: name the path of a checkpoint."
+    Path("folder").mkdir()
+    with zipfile.ZipFile("archive.zip", "w") as archive:
+        archive.writestr("notes", "no checkpoint")
+    kinds = {"missing.ckpt": "where there is no file", "a:b": "where there is no file", "folder": "which is a folder, and none"}
+    kinds |= dict.fromkeys(("notes.ckpt", "archive.zip"), "which is a file of another kind")
+    for path, what in kinds.items():
+        message = f"`{option}` must be a checkpoint, got {path!r}, {what}"
         with pytest.raises(InvalidArgumentError, match=re.escape(message)):
             command(tmp_path, subcommand=subcommand, arguments=[f"--{option}={path}"])
 

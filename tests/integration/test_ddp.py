@@ -70,6 +70,7 @@ def assert_same(one, two, tolerance):
         ("unused parameters", OrthonormalDirections()),
         ("bucket view", None),
         ("static graph", None),
+        ("static graph", OrthonormalDirections()),  # without gradients before the first step
     ],
     ids=lambda value: value if isinstance(value, str) else "orthonormal" if value else "default",
 )

@@ -111,6 +111,32 @@ for name in STEP_HOOKS:
 Reading = type("Reading", (Callback,), {name: reading(name, "callback") for name in STEP_HOOKS})
 
 
+class LogsAround(Module):
+    """Logs one name from the step and from two hooks around it; each is a result of its own."""
+
+    def training_step(self, batch, batch_idx):
+        self.log("same", 1.0, on_step=False, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+    def backward(self, loss):
+        super().backward(loss)
+        self.log("same", 2.0, on_step=False, on_epoch=True)
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, closure=None):
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        self.log("same", 3.0, on_step=True, on_epoch=True)  # refused where the name has been logged otherwise in the same hook
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"profiler": "simple"}, {"precision": "bf16-mixed"}])
+def test_what_hooks_log_is_kept_apart(options):
+    expected = fit(LogsAround(), **options).callback_metrics
+    assert float(expected["same"]) == 3
+    mixed = type("Mixed", (VAMOMixin, LogsAround), {})
+    for method in (probing(), SVRGCallback(gradients="carry")):
+        figures = fit(mixed(), method, **options).callback_metrics
+        assert {name: float(value) for name, value in figures.items() if "/" not in name} == expected
+
+
 class Written(Callback):
     def __init__(self, path):
         self.path = path

@@ -15,7 +15,7 @@ from lightning_vamo.loop import compat
 from lightning_vamo.loop.checkpoint.fits import check_data, check_fits, check_parameters, check_snapshot
 from lightning_vamo.loop.checkpoint.packing import unpacked
 from lightning_vamo.loop.checkpoint.random_state import set_random_state
-from lightning_vamo.loop.checkpoint.state import RankState, loaders_of, parameters_of, read, resumed_plan
+from lightning_vamo.loop.checkpoint.state import RankState, parameters_of, read, resumed_plan
 from lightning_vamo.loop.parameters import trainable_parameters
 from lightning_vamo.loop.plan.plan import remaining
 from lightning_vamo.loop.plan.recorder import RecordingBatchSampler
@@ -155,19 +155,19 @@ class Resumption:
                 if gradient is not None:
                     parameter.grad = torch.zeros_like(parameter)
                     local(parameter.grad).copy_(gradient)
-        set_random_state(self._state.random, loaders_of(trainer))
+        set_random_state(self._state.random, compat.train_loaders(trainer))
 
     def _begin_epoch(self, trainer: Trainer) -> None:
         assert self._state is not None
         compat.set_log_state(trainer, trainer.lightning_module, self._state.logs, None)
         if self._ended_epoch:
             compat.step_plateau_schedulers(trainer)
-        set_random_state(self._state.random, loaders_of(trainer))
+        set_random_state(self._state.random, compat.train_loaders(trainer))
 
     def validation_starts(self, trainer: Trainer) -> None:
         """Set the random states for an interrupted validation, which runs again: its loader has just drawn random numbers."""
         if self._state is not None and self._in_validation:
-            set_random_state(self._state.random, loaders_of(trainer))
+            set_random_state(self._state.random, compat.train_loaders(trainer))
 
 
 def _thaw(module: LightningModule, run: Run, frozen: dict[str, list[str]]) -> None:

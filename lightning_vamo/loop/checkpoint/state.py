@@ -153,7 +153,7 @@ def _state(trainer: Trainer, run: Run) -> RankState:
         learning=run.learning.state_dict(),
         plan=None if plan is None else plan_state(plan),
         snapshot=None if run.snapshot is None else run.snapshot.state_dict(trainer),
-        random=random_state(module, loaders_of(trainer)),
+        random=random_state(module, compat.train_loaders(trainer)),
         logs=compat.log_state(trainer, within),
         metrics=compat.metric_states(module) if within else {},
         gradients=[None if p.grad is None else local(p.grad) for p in parameters],
@@ -227,7 +227,10 @@ def parameters_of(trainer: Trainer) -> list[list[Any]]:
 
 def data_of(trainer: Trainer) -> list[dict[str, int | None]]:
     """The number of samples and the batch size of each training loader; None if a loader has no such number."""
-    return [{"samples": _samples(loader), "batch_size": getattr(loader, "batch_size", None)} for loader in loaders_of(trainer)]
+    return [
+        {"samples": _samples(loader), "batch_size": getattr(loader, "batch_size", None)}
+        for loader in compat.train_loaders(trainer)
+    ]
 
 
 def _samples(loader: Any) -> int | None:
@@ -251,9 +254,3 @@ def resumed_plan(trainer: Trainer, state: dict[str, Any]) -> Plan:
     loader = compat.train_loader(trainer)
     assert loader is not None, "the training loader is set up before the training starts"
     return Plan(loader, [[Pass.of(unpacked(batches)) for batches in passes] for passes in state["loaders"]], state["length"])
-
-
-def loaders_of(trainer: Trainer) -> list[Any]:
-    """The training loaders, in their order; none before they are set up."""
-    loader = compat.train_loader(trainer)
-    return [] if loader is None else loader.flattened

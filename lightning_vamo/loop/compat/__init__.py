@@ -6,7 +6,14 @@ Checked with Lightning 2.6.0 and 2.6.6. Each function names the private part tha
 from lightning_vamo.loop.compat.attributes import replaced
 from lightning_vamo.loop.compat.hooks import backward, drop_gradients, optimizer_step, reads_gradients, step_context, zero_grad
 from lightning_vamo.loop.compat.launch import FitEnded, fit_until_ended, fits_in_other_processes, launched, parts
-from lightning_vamo.loop.compat.loaders import before_transfer, loader_mode, seen_transfers, to_device, train_loader
+from lightning_vamo.loop.compat.loaders import (
+    before_transfer,
+    loader_mode,
+    seen_transfers,
+    to_device,
+    train_loader,
+    train_loaders,
+)
 from lightning_vamo.loop.compat.logs import log_epoch, log_state, metric_states, set_log_state, set_metric_states
 from lightning_vamo.loop.compat.random import generators, rng_states, set_rng_states
 from lightning_vamo.loop.compat.resume import (
@@ -25,6 +32,7 @@ from lightning_vamo.loop.compat.resume import (
 from lightning_vamo.loop.compat.signals import SignalGate
 from lightning_vamo.loop.compat.steps import (
     accumulates,
+    as_step,
     backward_is_watched,
     driven,
     has_no_optimizer,
@@ -57,6 +65,7 @@ __all__ = [
     "FitEnded",
     "SignalGate",
     "accumulates",
+    "as_step",
     "autocast_dtype",
     "averages_gradients",
     "backward",
@@ -111,6 +120,7 @@ __all__ = [
     "step_plateau_schedulers",
     "to_device",
     "train_loader",
+    "train_loaders",
     "trainer_of",
     "within_step",
     "without_buffer_sync",

@@ -6,7 +6,7 @@ are passed over here, unless a profiler records the calls. Nothing public tells 
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -147,21 +147,22 @@ def backward(trainer: Trainer, module: LightningModule, loss: Tensor, *, as_it_i
     """
     strategy, precision = trainer.strategy, trainer.precision_plugin
     if is_profiled(trainer) or not (is_plain(strategy, Strategy, _BACKWARD) and is_plain(precision, Precision, _BACKWARD)):
-        prepared = as_it_is or is_plain(strategy, Strategy, ("pre_backward",))
-        with (
-            nullcontext() if prepared else replaced(strategy, "pre_backward", partial(_prepare, strategy.pre_backward, module))
-        ):
-            strategy.backward(loss, trainer.optimizers[0] if trainer.optimizers else None)
+        with ExitStack() as stack:
+            for name in () if as_it_is else ("pre_backward", "post_backward"):
+                if not is_plain(strategy, Strategy, (name,)):
+                    stack.enter_context(replaced(strategy, name, partial(_as_manual, getattr(strategy, name), module)))
+            call._call_strategy_hook(trainer, "backward", loss, trainer.optimizers[0] if trainer.optimizers else None)
         return
     call_hook(trainer, module, "on_before_backward", loss)
-    module.backward(loss)
+    with replaced(module, "_current_fx_name", "backward"):
+        module.backward(loss)
     call_hook(trainer, module, "on_after_backward")
 
 
-def _prepare(pre_backward: Callable[[Tensor], None], module: LightningModule, loss: Tensor) -> None:
-    """Prepare a strategy for a backward pass as in manual optimization; all other hooks see the flag as in plain training."""
+def _as_manual(hook: Callable[[Tensor], None], module: LightningModule, loss: Tensor) -> None:
+    """Call a strategy's hook as in manual optimization; the user's hooks see the flag as it is in plain training."""
     with replaced(module, "_automatic_optimization", False):
-        pre_backward(loss)
+        hook(loss)
 
 
 def optimizer_step(trainer: Trainer, module: LightningModule, batch_idx: int, closure: Callable[[], Any]) -> None:
@@ -178,10 +179,11 @@ def optimizer_step(trainer: Trainer, module: LightningModule, batch_idx: int, cl
     optimizer: Any = module.optimizers()
     if _is_passed_on(trainer, module, optimizer):
         optimizer._on_before_step()
-        optimizer._optimizer.step(closure=partial(_evaluated, trainer, module, optimizer._optimizer, closure))
+        with replaced(module, "_current_fx_name", "optimizer_step"):
+            optimizer._optimizer.step(closure=partial(_evaluated, trainer, module, optimizer._optimizer, closure))
         optimizer._on_after_step()
     else:
-        module.optimizer_step(trainer.current_epoch, batch_idx, optimizer, closure)
+        call._call_lightning_module_hook(trainer, "optimizer_step", trainer.current_epoch, batch_idx, optimizer, closure)
     counted.increment_completed()
 
 

@@ -21,6 +21,12 @@ def train_loader(trainer: Trainer) -> CombinedLoader | None:
     return trainer.fit_loop._combined_loader
 
 
+def train_loaders(trainer: Trainer) -> list[Any]:
+    """The training loaders, in their order; none before they are set up."""
+    combined = train_loader(trainer)
+    return [] if combined is None else list(combined.flattened)
+
+
 def loader_mode(loader: CombinedLoader) -> Any:
     """The mode of a combined loader, which the loader takes as an argument but has no public attribute for."""
     return loader._mode

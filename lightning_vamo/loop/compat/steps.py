@@ -113,6 +113,12 @@ def within_step(module: LightningModule) -> AbstractContextManager[None]:
     return replaced(module, "_current_fx_name", "training_step")
 
 
+def as_step(module: LightningModule, step: Callable[[], Any]) -> Any:
+    """Call a user's ``training_step`` from within another hook, such as ``optimizer_step``."""
+    with within_step(module):
+        return step()
+
+
 def step_output(output: Any, accumulate_grad_batches: int) -> tuple[Tensor | None, dict[str, Any]]:
     """The loss and the outputs for callbacks, read from a step's return value as the automatic loop reads it."""
     if isinstance(output, Tensor) and accumulate_grad_batches == 1:  # most often; to divide by 1 and to copy takes a while

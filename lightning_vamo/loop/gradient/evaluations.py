@@ -187,7 +187,8 @@ class Evaluations:
         return value
 
     def _loss(self, batch: Any) -> Tensor | None:
-        loss = self._step.module.probe_loss(batch, self._step.trainer.fit_loop.batch_idx)  # type: ignore[operator]
+        with compat.within_step(self._step.module):
+            loss = self._step.module.probe_loss(batch, self._step.trainer.fit_loop.batch_idx)  # type: ignore[operator]
         value: Tensor | None = as_tensor(loss, self._device)
         return value
 

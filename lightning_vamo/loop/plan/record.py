@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from lightning_vamo.errors import UnsupportedError
+from lightning_vamo.loop import compat
 from lightning_vamo.loop.compat.attributes import replaced
 from lightning_vamo.loop.plan.loadable import INSTEAD, can_record, check_loader
 from lightning_vamo.loop.plan.recorder import RecordingBatchSampler
@@ -38,6 +40,23 @@ def record(loader: object, instead: str = INSTEAD) -> RecordingBatchSampler:
     # DataLoader forbids a plain assignment of its batch sampler after construction; each new iterator reads the attribute.
     object.__setattr__(loader, "batch_sampler", recorder)
     return recorder
+
+
+def check_not_drawn(trainer: Trainer, name: str) -> None:
+    """Refuse training loaders that the Trainer has set up already, whose first epoch would not be recorded.
+
+    Args:
+        trainer: The trainer, in the callback's ``setup``.
+        name: Name of the callback, for the message.
+
+    Raises:
+        UnsupportedError: If there are such loaders.
+    """
+    if any(can_record(loader) for loader in compat.train_loaders(trainer)):
+        raise UnsupportedError(
+            f"The training loaders were set up before {name} could see them, by a callback whose `setup` asks for the number of"
+            f" steps, as `trainer.estimated_stepping_batches` tells it: list {name} before that callback."
+        )
 
 
 @contextmanager

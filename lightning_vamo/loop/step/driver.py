@@ -159,8 +159,7 @@ class ManualSteps:
             return None
         self._around.before_step(trainer, module, arguments[0])
         self._default_dtype = torch.get_default_dtype()
-        with compat.within_step(module):
-            return self._step(module, partial(step, module, *arguments), arguments[0])
+        return self._step(module, partial(step, module, *arguments), arguments[0])
 
     def _step(self, module: LightningModule, user_step: Callable[[], Any], batch: Any) -> dict[str, Any]:
         self._stepped = True
@@ -170,7 +169,8 @@ class ManualSteps:
         around = partial(self._around.around_backward, trainer)
         seeds, snapshot = self._around.seeds, self._around.snapshot
         shared = None if snapshot is None or self._gradient.uses_backward else snapshot.shared
-        step = Step(trainer, module, user_step, batch, first, not accumulates, around, seeds, shared)
+        named = partial(compat.as_step, module, user_step)
+        step = Step(trainer, module, named, batch, first, not accumulates, around, seeds, shared)
         after = partial(self._around.after_gradient, trainer, module, first=first, last=not accumulates)
         closure = Closure(step, self._gradient, after, self._name)
         # The user's code sees the flag as in plain training, and the precision plugin clips, and skips, as it does there.

@@ -281,7 +281,7 @@ def check_probes_fit(optimizers: Sequence[Any], directions: Directions, probes: 
         # A coefficient by name is too large only if many independent directions overlap in few dimensions.
         remedy = f"set `alpha` to about {best * probes / dimension:.3g}, or leave `alpha` out"
         if isinstance(alpha, str):
-            remedy = f"use at most {dimension} probes, or OrthonormalDirections()"
+            remedy = f"use at most {dimension} probes"
         rank_zero_warn(
             f"`alpha={alpha!r}` adds more variance than it removes with {probes} {'probe' if probes == 1 else 'probes'} along"
             f" {type(directions).__name__} and {dimension} trainable parameters: {remedy}."

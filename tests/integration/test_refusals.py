@@ -311,9 +311,7 @@ def test_a_probe_loss_that_is_no_loss(loss):
 
 def test_independent_directions_in_too_small_a_space_are_warned_about():
     callback = VAMOCallback(probes=5, directions=SphereDirections())
-    with pytest.warns(
-        UserWarning, match="5 probes along SphereDirections and 2 trainable parameters: use at most 2 probes, or Ortho"
-    ):
+    with pytest.warns(UserWarning, match=r"5 probes along SphereDirections and 2 trainable .*: use at most 2 probes\.$"):
         trainer(callbacks=[callback], max_epochs=1).fit(Small(), DataLoader(Indexed(4)))
 
 

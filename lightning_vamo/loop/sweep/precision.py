@@ -92,7 +92,7 @@ def _outside(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     inside = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False, cache_enabled=True):
             yield
     finally:
         torch.set_default_dtype(inside)

@@ -469,6 +469,18 @@ def test_a_step_that_returns_nonsense():
         fit(Nonsense())
 
 
+class Penalised(Vamo):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss + sum(g.square().sum() for g in torch.autograd.grad(loss, [*self.parameters()], create_graph=True))
+
+
+@pytest.mark.parametrize("method", [MeZOCallback, lambda: VAMOCallback(probes=1, directions=SphereDirections())])
+def test_a_step_that_differentiates_by_itself(method):
+    with pytest.raises(UnsupportedError, match=r"`training_step` differentiates, .*: define `probe_loss\(batch, batch_idx\)`"):
+        fit(Penalised(), callback=method())
+
+
 class Counts(L.Callback):
     def setup(self, trainer, module, stage):
         self.steps = trainer.estimated_stepping_batches

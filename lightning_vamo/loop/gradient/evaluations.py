@@ -17,6 +17,7 @@ from lightning_vamo.loop.guards.randomness import RandomState
 from lightning_vamo.loop.guards.silence import silent
 from lightning_vamo.loop.guards.tensors import checksum
 from lightning_vamo.loop.plan.tensors import fresh_copy
+from lightning_vamo.loop.sweep.oracle import check_differentiates
 
 _BLOCK = 2**20
 
@@ -143,6 +144,7 @@ class Evaluations:
             state.restore()
             random.settle()
             random.set()
+        check_differentiates(error)
 
     def __call__(self) -> Tensor | None:
         """Evaluate the batch at the present parameters.

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_vamo.core.probes.difference import as_tensor
+from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.checks import check_none
 from lightning_vamo.loop.sweep.precision import arithmetic, outside_precision_context
@@ -17,6 +18,22 @@ from lightning_vamo.loop.sweep.progress import nothing
 
 Answer = Callable[[Any, Callable[[], Any], Any], Any]
 """Answers a call of ``training_step``: it gets the module, the user's step with its arguments, and the batch among them."""
+
+
+def check_differentiates(error: BaseException | None) -> None:
+    """Explain torch's error where a step differentiates, but is evaluated without gradients.
+
+    Args:
+        error: An error of an evaluation; None for none.
+
+    Raises:
+        UnsupportedError: If it is torch's error about tensors without gradients.
+    """
+    if isinstance(error, RuntimeError) and "does not require grad" in str(error):
+        raise UnsupportedError(
+            "`training_step` differentiates, by `torch.autograd.grad` or `backward`, but is evaluated without gradients here:"
+            " define `probe_loss(batch, batch_idx)` on the module, which may do the same in `with torch.enable_grad():`."
+        ) from error
 
 
 class Oracle:
@@ -88,16 +105,21 @@ class Oracle:
             The return value of ``probe_loss``: a number as a tensor, or None if the batch is to be skipped.
 
         Raises:
-            UnsupportedError: If ``training_step`` returns None on one of several ranks.
+            UnsupportedError: If ``training_step`` returns None on one of several ranks, or needs gradients itself.
+            RuntimeError: If the step raises such an error for another reason.
         """
         if self.advance is not nothing:
             self.advance()
-        if self._float32 or self._has_own_loss:
-            self._position = position
-            with self._answering(self._probe):
-                value = compat.run_training_step(self.trainer, batch, position)
-        else:  # what the mixin's `probe_loss` comes to, by a shorter way
-            value = compat.step_loss(self._step(batch, position))
+        try:
+            if self._float32 or self._has_own_loss:
+                self._position = position
+                with self._answering(self._probe):
+                    value = compat.run_training_step(self.trainer, batch, position)
+            else:  # what the mixin's `probe_loss` comes to, by a shorter way
+                value = compat.step_loss(self._step(batch, position))
+        except RuntimeError as error:
+            check_differentiates(error)
+            raise
         if value is None and not self._own_loss:
             check_none(self.trainer)
         return value

@@ -25,7 +25,7 @@ def check_mu(mu: float | Literal["auto"]) -> None:
         check_radius("mu", mu, " or 'auto'")
 
 
-LARGEST = 1e9
+LARGEST = 1e30
 """The largest radius that is allowed."""
 
 
@@ -44,7 +44,7 @@ def check_radius(name: str, radius: object, otherwise: str = "") -> None:
         raise InvalidArgumentError(f"`{name}` must be a positive, finite number{otherwise}, got {shown(radius)}.")
     if radius > LARGEST:
         raise InvalidArgumentError(
-            f"`{name}` must be at most {LARGEST:g}, got {radius!r}, beside which float32 keeps nothing of usual weights:"
+            f"`{name}` must be at most {LARGEST:g}, got {radius!r}, which is more than float32 can move weights by:"
             " set a smaller distance, such as 0.001."
         )
 

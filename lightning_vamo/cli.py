@@ -160,7 +160,7 @@ class VAMOCLI(LightningCLI):
                 " method."
             )
         if not any(isinstance(callback, DrivingCallback) for callback in present):
-            callbacks.insert(0, init.method or init.vamo)  # its `setup` comes before anything that sets up the loaders
+            callbacks.append(init.method or init.vamo)
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:

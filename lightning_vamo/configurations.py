@@ -3,6 +3,7 @@
 import re
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,12 @@ def check_checkpoint(name: str, path: Any) -> None:
     named = isinstance(path, str) and (path in ("", "best", "last", "hpc", "registry") or path.startswith("registry:"))
     if not isinstance(path, (str, Path)) or named or "://" in str(path):
         return
-    found = Path(path)
+    found = Path(path).expanduser()
     what = None if found.exists() else "where there is no file"
     if found.is_dir() and not any((found / name).exists() for name in ("meta.pt", ".metadata")):
         what = "which is a folder, and none that shards have been saved in"
     elif found.is_file() and not _is_written_by_torch(found):
-        what = "which is a file of another kind"
+        what = "which is damaged, or a file of another kind"
     if what:
         raise InvalidArgumentError(f"`{name}` must be a checkpoint, got {str(path)!r}, {what}: name the path of a checkpoint.")
 
@@ -85,8 +86,9 @@ def check_checkpoint(name: str, path: Any) -> None:
 def _is_written_by_torch(path: Path) -> bool:
     """Whether a file is a checkpoint of torch, as far as its outside tells: an archive with a pickle, or a pickle."""
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+        with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
             return any(name.endswith("data.pkl") for name in archive.namelist())
+        return False
     with path.open("rb") as file:
         return file.read(1) == b"\x80"
 

@@ -25,7 +25,7 @@ from lightning_vamo.loop.gradient.first_order import FirstOrder
 from lightning_vamo.loop.ledger.totals import Totals
 from lightning_vamo.loop.ledger.ways import VAMO_WAYS, Ways
 from lightning_vamo.loop.parameters import trainable_parameters
-from lightning_vamo.loop.plan.record import check_not_drawn, recording
+from lightning_vamo.loop.plan.record import record_again, recording
 from lightning_vamo.loop.plan.recorder import RecordingBatchSampler
 from lightning_vamo.loop.run.method import Method
 from lightning_vamo.loop.run.run import Run
@@ -126,7 +126,6 @@ class MethodCallback(DrivingCallback):
         self._resumption = self._trainer = None  # after a fit that an exception has ended, there is no teardown
         self._attached.enter_context(checks.one_optimizer(trainer.strategy, name))
         if self._method.records:
-            check_not_drawn(trainer, name)
             always = control.records == "always"
             self._attached.enter_context(recording(trainer, self._replay, required=always, instead=control.instead))
         if control.watches:
@@ -137,8 +136,10 @@ class MethodCallback(DrivingCallback):
         """Refuse an optimizer or a number of probes that the method cannot use."""
         if self._plain:
             return
-        settings, run, bounded = self._method.settings, self._run, self._method.gradient.bounded
-        checks.check_optimizer(trainer.optimizers, self._method.name)
+        method, settings, run, bounded = self._method, self._method.settings, self._run, self._method.gradient.bounded
+        if method.records:
+            record_again(trainer, required=method.control.records == "always")
+        checks.check_optimizer(trainer.optimizers, method.name)
         most = settings.most(trainer.current_epoch)
         if most:
             checks.check_probes_fit(trainer.optimizers, settings.directions, most, bounded(settings.alpha))
@@ -148,15 +149,14 @@ class MethodCallback(DrivingCallback):
             run.seeds.seed = self.seed
         elif run.seeds.seed is None:  # otherwise the seed comes from a checkpoint
             run.seeds.seed = trainer.strategy.broadcast(torch.initial_seed())
-        self._method.gradient.begin(trainer, pl_module, self._method.name)
+        method.gradient.begin(trainer, pl_module, method.name)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the training steps. Not earlier: the LR finder runs plain training steps before this hook."""
         if self._plain:
             return
-        self._trainer = trainer
-        run = self._run
+        self._trainer, run = trainer, self._run
         # After a checkpoint without a plan, such as plain Lightning's, the plan begins with the next batch.
         run.cursor.first = compat.position(trainer) or 0
         if self._resumption is not None:

@@ -127,6 +127,5 @@ class VAMOCallback(MethodCallback):
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
         """Count the batch where the callback leaves the training to Lightning; elsewhere its step has been counted."""
-        super().on_train_batch_end(trainer, pl_module, *arguments)
         if self._plain:
             self._run.ledger.stepped_plainly(arguments[0])

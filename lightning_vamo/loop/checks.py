@@ -266,10 +266,17 @@ def check_probes_fit(optimizers: Sequence[Any], directions: Directions, probes: 
         alpha: The mixing coefficient, or ``"theory"``.
 
     Raises:
-        InvalidArgumentError: If an orthonormal family is to draw more directions than there are trainable parameters.
+        InvalidArgumentError: If an orthonormal family is to draw more directions than there are trainable parameters, or if
+            directions are to be learned for parameters that are not real.
         UnsupportedError: If the parameters are sharded in a way that has no directions.
     """
     parameters = trainable_parameters(optimizers)
+    strange = [parameter.dtype for parameter in parameters if not parameter.is_floating_point()]
+    if directions.learns and strange:  # which a learner would refuse in the middle of the training
+        raise InvalidArgumentError(
+            f"The parameters must be real floating-point tensors, got a tensor of type {strange[0]}: freeze it, or hold its"
+            " real and imaginary parts as two parameters."
+        )
     shard_group(parameters)  # refuses parameters that are sharded, but not by `fully_shard`
     dimension = sum(parameter.numel() for parameter in parameters)
     directions.check_count(probes, dimension)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 
-from lightning_vamo import MethodReport, Replay, VAMOCallback, VAMOMixin, with_vamo
+from lightning_vamo import MethodReport, MeZOCallback, Replay, VAMOCallback, VAMOMixin, with_vamo
 from lightning_vamo.core.directions import OrthonormalDirections
 from lightning_vamo.core.schedules import ExponentialProbes, LinearProbes
-from tests.support.modules import Everything, VAMOEverything, loaders, trainer
+from tests.support.modules import Data, Everything, VAMOEverything, loaders, trainer
 from tests.support.watched import WatchedSweeps
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -439,3 +439,35 @@ def test_a_snapshots_figures_are_logged_once_at_its_step():
     rows = [(step, metrics["vamo/snapshot_loss"]) for step, metrics in logger.rows if "vamo/snapshot_loss" in metrics]
     assert [step for step, _ in rows] == [0, 12]
     assert rows[1][1] == pytest.approx(run.callback_metrics["vamo/snapshot_loss"].item())
+
+
+class Counts(L.Callback):
+    """Asks for the number of steps, for which the Trainer sets up the training loaders."""
+
+    def setup(self, trainer, module, stage):
+        self.steps = trainer.estimated_stepping_batches
+
+
+class CountsInData(Data):
+    def setup(self, stage):
+        assert self.trainer.estimated_stepping_batches == 3 * 12
+
+
+@pytest.mark.parametrize("kind", ["carry", "replay", "mezo"])
+def test_loaders_that_were_set_up_before_the_callback_saw_them_are_recorded_too(kind, tmp_path):
+    def trained(data, *before, ckpt=None):
+        L.seed_everything(5, verbose=False)
+        method = MeZOCallback(seed=1) if kind == "mezo" else VAMOCallback(probes=2, mu=1e-3, seed=1, control=kind)
+        saves = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=4)
+        run = trainer(tmp_path, callbacks=[*before, method, saves], max_epochs=3, enable_checkpointing=True)
+        module = VAMOEverything()
+        run.fit(module, datamodule=data, ckpt_path=ckpt)
+        return module.state_dict()
+
+    expected = trained(Data())
+    counts = Counts()
+    for data, before in ((Data(), [counts]), (CountsInData(), [])):
+        assert all(torch.equal(value, expected[name]) for name, value in trained(data, *before).items())
+        resumed = trained(data, *before, ckpt=tmp_path / "step=16.ckpt")  # within the second epoch
+        assert all(torch.equal(value, expected[name]) for name, value in resumed.items())
+    assert counts.steps == 3 * 12

@@ -381,7 +381,7 @@ def test_a_path_without_a_checkpoint_is_refused_before_anything_is_built(subcomm
     with zipfile.ZipFile("archive.zip", "w") as archive:
         archive.writestr("notes", "no checkpoint")
     kinds = {"missing.ckpt": "where there is no file", "a:b": "where there is no file", "folder": "which is a folder, and none"}
-    kinds |= dict.fromkeys(("notes.ckpt", "archive.zip"), "which is a file of another kind")
+    kinds |= dict.fromkeys(("notes.ckpt", "archive.zip"), "which is damaged, or a file of another kind")
     for path, what in kinds.items():
         message = f"`{option}` must be a checkpoint, got {path!r}, {what}"
         with pytest.raises(InvalidArgumentError, match=re.escape(message)):

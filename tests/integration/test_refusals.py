@@ -481,21 +481,6 @@ def test_a_step_that_differentiates_by_itself(method):
         fit(Penalised(), callback=method())
 
 
-class Counts(L.Callback):
-    def setup(self, trainer, module, stage):
-        self.steps = trainer.estimated_stepping_batches
-
-
-@pytest.mark.parametrize("method", [VAMOCallback, MeZOCallback])
-def test_loaders_that_are_set_up_before_the_callback_sees_them(method):
-    counts, callback = Counts(), method()
-    message = f"by a callback whose `setup` asks .*: list {method.__name__} before that callback"
-    with pytest.raises(UnsupportedError, match=message):
-        trainer(callbacks=[counts, callback], max_epochs=1).fit(Vamo(), DataLoader(Indexed(8)))
-    trainer(callbacks=[callback, counts], max_epochs=1).fit(Vamo(), DataLoader(Indexed(8)))
-    assert counts.steps == 8
-
-
 def test_a_coefficient_far_above_the_theorys_is_warned_about():
     with pytest.warns(
         UserWarning, match=r"adds more variance than it removes .*: set `alpha` to about .*, or leave `alpha` out"

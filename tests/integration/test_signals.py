@@ -76,6 +76,39 @@ def test_a_checkpoint_that_a_signal_s_handler_saves_resumes_bit_for_bit(method, 
         assert all(torch.equal(through[name], value) and torch.equal(resumed[name], value) for name, value in whole.items()), at
 
 
+class Ends(L.Callback):
+    """Counts the batches that have ended, in the callbacks' hook and in the module's."""
+
+    count = 0
+
+    def on_train_batch_end(self, *_):
+        self.count += 1
+
+    def state_dict(self):
+        return {"count": self.count}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_a_handler_saves_holds_what_all_hooks_of_the_batch_have_done(first, tmp_path):
+    class Signalled(Module):
+        ended = 0
+
+        def on_train_batch_end(self, *_):
+            self.ended += 1
+
+        def on_save_checkpoint(self, checkpoint):
+            checkpoint["ended"] = self.ended
+
+    COUNT.clear()
+    method, ends = MeZOCallback(seed=1), Ends()
+    callbacks = [method, ends] if first else [ends, method]
+    fit = trainer(tmp_path, callbacks=callbacks, max_epochs=1)
+    with handled(signal.SIGUSR1, lambda *_: fit.save_checkpoint(tmp_path / "signal.ckpt")):
+        fit.fit(Signalled(at=4), DataLoader(classification_data(40), 8))  # in the third batch
+    saved = torch.load(tmp_path / "signal.ckpt", weights_only=True)
+    assert (saved["global_step"], saved["ended"], saved["callbacks"]["Ends"]["count"]) == (3, 3, 3)
+
+
 class Looks(L.Callback):
     """Keeps the handler at the end of the training, before Lightning puts back the handlers of before."""
 

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_vamo.loop.compat.attributes import behind, put_before, replaced
@@ -25,6 +26,13 @@ def train_loaders(trainer: Trainer) -> list[Any]:
     """The training loaders, in their order; none before they are set up."""
     combined = train_loader(trainer)
     return [] if combined is None else list(combined.flattened)
+
+
+def set_up_loaders_again(trainer: Trainer) -> None:
+    """Set up the training loaders that the Trainer would keep; the global random generators stay as they are."""
+    with isolate_rng(include_cuda=trainer.strategy.root_device.type == "cuda"):
+        trainer.fit_loop._combined_loader = None
+        trainer.fit_loop.setup_data()
 
 
 def loader_mode(loader: CombinedLoader) -> Any:

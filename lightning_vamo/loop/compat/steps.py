@@ -56,8 +56,8 @@ def manual_steps(
     which has no public hook, is replaced on the instance and calls the manual loop. ``started`` gets the batch, after all hooks
     of its start have run. Where the manual loop would only call the module's ``training_step``, ``direct`` is called in its
     place, with the arguments of ``training_step``; it returns None if it cannot step. Steps that are not ``wanted`` are
-    automatic, and ``plain`` gets their outputs. A step closes the ``gate`` to signals, and whoever ends the batch opens it. A
-    tuner that trains within the training removes the callbacks for that time; its steps are automatic.
+    automatic, and ``plain`` gets their outputs. A step closes the ``gate`` to signals until all hooks of the batch's end have
+    run. A tuner that trains within the training removes the callbacks for that time; its steps are automatic.
     """
     epoch_loop = trainer.fit_loop.epoch_loop
     automatic_loop, manual_loop = epoch_loop.automatic_optimization, epoch_loop.manual_optimization
@@ -95,7 +95,18 @@ def manual_steps(
             trainer.strategy.model.require_forward_param_sync = not accumulating
         return outputs
 
-    with replaced(automatic_loop, "run", run), gate.installed(trainer):
+    connector = trainer._logger_connector
+    ended = connector.on_batch_end  # comes after the hooks of all callbacks and of the module, with nothing counted since
+
+    def on_batch_end() -> None:
+        gate.open()
+        ended()
+
+    with (
+        replaced(automatic_loop, "run", run),
+        replaced(connector, "on_batch_end", on_batch_end),
+        gate.installed(trainer),
+    ):
         yield
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_vamo.core.control.anchored import GradientCorrection
+from lightning_vamo.core.control.correction import any_present
 from lightning_vamo.core.control.gradients import GradientTable
 from lightning_vamo.errors import InvalidArgumentError
 from lightning_vamo.loop.control.anchored import Anchored, AnchoredControl, is_finite
@@ -91,6 +92,7 @@ class CarriedGradients(KeptGradients):
         place = self.table.row_of(keys)
         if place is not None:
             gradients = [parameter.grad for parameter in self.parameters]
+            any_present(gradients)  # refuses sparse gradients
             factor: float | Tensor = accumulated / len(keys)
             if scale is not None:
                 factor = factor / scale(torch.ones((), device=self._row[0].device))

@@ -7,7 +7,6 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lightning_vamo.errors import UnsupportedError
 from lightning_vamo.loop import compat
 from lightning_vamo.loop.compat.attributes import replaced
 from lightning_vamo.loop.plan.loadable import INSTEAD, can_record, check_loader
@@ -42,21 +41,19 @@ def record(loader: object, instead: str = INSTEAD) -> RecordingBatchSampler:
     return recorder
 
 
-def check_not_drawn(trainer: Trainer, name: str) -> None:
-    """Refuse training loaders that the Trainer has set up already, whose first epoch would not be recorded.
+def record_again(trainer: Trainer, *, required: bool) -> None:
+    """Set up the training loaders again, if a hook had them set up before they could be recorded.
+
+    Hooks of callbacks, of a data module and of the module may ask for the number of steps before the callback's ``setup``.
 
     Args:
-        trainer: The trainer, in the callback's ``setup``.
-        name: Name of the callback, for the message.
-
-    Raises:
-        UnsupportedError: If there are such loaders.
+        trainer: The trainer, within the context of :func:`recording`.
+        required: See :func:`recording`.
     """
-    if any(can_record(loader) for loader in compat.train_loaders(trainer)):
-        raise UnsupportedError(
-            f"The training loaders were set up before {name} could see them, by a callback whose `setup` asks for the number of"
-            f" steps, as `trainer.estimated_stepping_batches` tells it: list {name} before that callback."
-        )
+    loaders = compat.train_loaders(trainer)
+    recorded = [isinstance(getattr(loader, "batch_sampler", None), RecordingBatchSampler) for loader in loaders]
+    if any(not one and (required or can_record(loader)) for one, loader in zip(recorded, loaders, strict=True)):
+        compat.set_up_loaders_again(trainer)
 
 
 @contextmanager

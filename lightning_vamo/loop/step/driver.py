@@ -70,10 +70,6 @@ class DrivingCallback(Callback, ABC):
         self.driver = Driver()
         self.signals = compat.SignalGate()
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Run the handlers of the signals that came within the batch."""
-        self.signals.open()
-
 
 class Around(Protocol):
     """Base class of the hooks around the gradient of a batch.

@@ -97,9 +97,9 @@ class VAMOCLI(LightningCLI):
             check_checkpoint(name, config.get(name))
         if config.get("at"):
             config.ckpt_path = config.at  # whose hyperparameters LightningCLI then reads, as for `fit`
-        if names_a_method(given) and config.get("vamo") is not None and config.vamo != _default_section():
+        if names_a_method(given) and config.get("vamo") not in (None, default := _default_section()):
             rank_zero_info("The configuration's section `vamo` is set aside, since the command line names a method.")
-            config.vamo = _default_section()
+            config.vamo = default
         check_section(config.get("vamo"))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -118,16 +118,16 @@ class MethodCallback(DrivingCallback):
         if stage != "fit" or self._plain:
             return
         checks.check_package("trainer", trainer)
-        name, control, run = self._method.name, self._method.control, Run(self._method, self.driver)
+        method, name, control = self._method, self._method.name, self._method.control
         checks.check_alone([each for each in trainer.callbacks if isinstance(each, DrivingCallback)])  # type: ignore[attr-defined]
         checks.check_strategy(trainer.strategy, name)
         checks.check_module(pl_module, VAMOMixin, name)
-        self._run, run.frozen = run, frozen(pl_module)
+        self._run = Run(method, self.driver)
+        self._run.frozen = frozen(pl_module)
         self._resumption = self._trainer = None  # after a fit that an exception has ended, there is no teardown
         self._attached.enter_context(checks.one_optimizer(trainer.strategy, name))
-        if self._method.records:
-            always = control.records == "always"
-            self._attached.enter_context(recording(trainer, self._replay, required=always, instead=control.instead))
+        if method.records:
+            self._attached.enter_context(recording(trainer, self._replay, required=method.must_record, instead=control.instead))
         if control.watches:
             self._attached.enter_context(self._run.watch.watching(trainer))
 
@@ -136,13 +136,13 @@ class MethodCallback(DrivingCallback):
         """Refuse an optimizer or a number of probes that the method cannot use."""
         if self._plain:
             return
-        method, settings, run, bounded = self._method, self._method.settings, self._run, self._method.gradient.bounded
+        method, settings, run = self._method, self._method.settings, self._run
         if method.records:
-            record_again(trainer, required=method.control.records == "always")
+            record_again(trainer, required=method.must_record)
         checks.check_optimizer(trainer.optimizers, method.name)
         most = settings.most(trainer.current_epoch)
         if most:
-            checks.check_probes_fit(trainer.optimizers, settings.directions, most, bounded(settings.alpha))
+            checks.check_probes_fit(trainer.optimizers, settings.directions, most, method.gradient.bounded(settings.alpha))
         if settings.sweep_precision is not None:
             check_float32(trainer, trainable_parameters(trainer.optimizers))
         if self.seed is not None:

@@ -1,9 +1,9 @@
 """ZO-SVRG: train with a gradient estimated from forward passes alone, and subtract noise that is measured at a snapshot."""
 
-import math
 from typing import ClassVar, Literal
 
 from lightning_vamo.callbacks.base import MethodCallback
+from lightning_vamo.core.control.mixing import is_number
 from lightning_vamo.core.directions import Directions, GaussianDirections
 from lightning_vamo.core.probes.difference import Difference
 from lightning_vamo.core.schedules import ConstantProbes
@@ -87,7 +87,7 @@ class ZOSVRGCallback(MethodCallback):
     ) -> None:
         family = GaussianDirections("seeded") if directions is None else directions
         gradient = ZerothOrder(Settings(probes, family, mu, difference, update="gradient"))
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha < math.inf:
+        if not is_number(alpha):
             raise InvalidArgumentError(f"`alpha` must be a finite number >= 0, got {shown(alpha)}.")
         settings = ProbeSettings(ConstantProbes(probes), family, mu, alpha, difference, None, per_weight=True)
         chosen = Recompute(every_n_epochs=1) if control is None else control

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_vamo.core.control.mixing import Alpha, effective_coefficient
 from lightning_vamo.core.directions import Directions
+from lightning_vamo.core.directions.family import check_real
 from lightning_vamo.core.sharding import shard_group
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError, shown
 from lightning_vamo.loop import compat
@@ -271,12 +272,8 @@ def check_probes_fit(optimizers: Sequence[Any], directions: Directions, probes: 
         UnsupportedError: If the parameters are sharded in a way that has no directions.
     """
     parameters = trainable_parameters(optimizers)
-    strange = [parameter.dtype for parameter in parameters if not parameter.is_floating_point()]
-    if directions.learns and strange:  # which a learner would refuse in the middle of the training
-        raise InvalidArgumentError(
-            f"The parameters must be real floating-point tensors, got a tensor of type {strange[0]}: freeze it, or hold its"
-            " real and imaginary parts as two parameters."
-        )
+    if directions.learns:  # else they are drawn, and refused, in the first step
+        check_real(parameters)
     shard_group(parameters)  # refuses parameters that are sharded, but not by `fully_shard`
     dimension = sum(parameter.numel() for parameter in parameters)
     directions.check_count(probes, dimension)

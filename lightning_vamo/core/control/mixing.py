@@ -12,6 +12,11 @@ Named = Literal["theory", "adaptive", "linear-decay"]
 Alpha = float | Named
 
 
+def is_number(alpha: object) -> bool:
+    """Whether a mixing coefficient is a finite, non-negative number."""
+    return isinstance(alpha, (int, float)) and not isinstance(alpha, bool) and math.isfinite(alpha) and alpha >= 0
+
+
 def check_alpha(alpha: object) -> None:
     r"""Refuse a mixing coefficient that is neither a finite, non-negative number nor a known name.
 
@@ -23,7 +28,7 @@ def check_alpha(alpha: object) -> None:
     """
     if isinstance(alpha, str) and alpha in get_args(Named):
         return
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha < 0:
+    if not is_number(alpha):
         names = ", ".join(map(repr, get_args(Named)))
         raise InvalidArgumentError(f"`alpha` must be one of {names}, or a finite number >= 0, got {shown(alpha)}.")
 

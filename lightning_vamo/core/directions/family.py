@@ -12,6 +12,23 @@ from lightning_vamo.core.directions.learner import Learner
 from lightning_vamo.errors import InvalidArgumentError, UnsupportedError
 
 
+def check_real(parameters: Sequence[Tensor]) -> None:
+    """Refuse parameters along which no directions can be drawn or learned.
+
+    Args:
+        parameters: The parameters.
+
+    Raises:
+        InvalidArgumentError: If a parameter is not real.
+    """
+    for parameter in parameters:
+        if not parameter.is_floating_point():
+            raise InvalidArgumentError(
+                f"`parameters` must be real floating-point tensors, got a tensor of type {parameter.dtype}: leave this"
+                " parameter out, or hold its real and imaginary parts as two parameters."
+            )
+
+
 class Directions(ABC):
     """A family of probe directions: draws ``q`` directions for a given list of parameters.
 
@@ -47,12 +64,7 @@ class Directions(ABC):
         dimension = sum(parameter.numel() for parameter in parameters)
         if dimension == 0:
             raise InvalidArgumentError("`parameters` holds no numbers to perturb: pass at least one trainable parameter.")
-        for parameter in parameters:
-            if not parameter.is_floating_point():
-                raise InvalidArgumentError(
-                    f"`parameters` must be real floating-point tensors, got a tensor of type {parameter.dtype}: leave this"
-                    " parameter out, or hold its real and imaginary parts as two parameters."
-                )
+        check_real(parameters)
         self.check_count(count, dimension)
         return self._draw([parameter.detach() for parameter in parameters], count, generator)
 

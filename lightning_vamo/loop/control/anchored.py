@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_vamo.core.control.anchored import Falling, Fixed, GradientCorrection, GradientRegression
 from lightning_vamo.core.control.coefficients import Coefficient
+from lightning_vamo.core.control.mixing import is_number
 from lightning_vamo.core.directions.slopes import Slopes
 from lightning_vamo.core.sharding import is_sharded
 from lightning_vamo.core.small import Small, small
@@ -149,7 +150,7 @@ class AnchoredControl(Control):
         alpha = self.alpha
         if isinstance(alpha, str) and alpha in get_args(NamedAlpha):
             return
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha < 0:
+        if not is_number(alpha):
             names = ", ".join(map(repr, get_args(NamedAlpha)))
             raise InvalidArgumentError(f"`alpha` must be one of {names}, or a finite number >= 0, got {alpha!r}.")
 

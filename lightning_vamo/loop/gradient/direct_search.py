@@ -20,7 +20,7 @@ from lightning_vamo.loop.gradient.base import Evaluated, Gradient, Step
 from lightning_vamo.loop.gradient.evaluations import Evaluations, Others
 from lightning_vamo.loop.gradient.moving import Moving, check_parameters, described, is_plain_sgd, rates
 from lightning_vamo.loop.gradient.ranks import gathered
-from lightning_vamo.loop.gradient.tally import warn_of_lost
+from lightning_vamo.loop.gradient.tally import one_more_lost
 from lightning_vamo.loop.ledger.seeds import seeded
 
 Variant = Literal["s2p", "stp", "vs2p"]
@@ -192,11 +192,10 @@ class DirectSearch(Gradient):
     def _count(self, trainer: Trainer, totals: Tensor | None) -> None:
         """Count a step whose losses are not finite, so that it cannot compare them."""
         finite = [True] if totals is None else totals.isfinite().tolist()
-        if any(finite) if self._variant != "vs2p" else all(finite):
-            return
-        if not self._state.lost:
-            warn_of_lost(self._name, trainer.global_step, "`rho`" if self._variant == "vs2p" else "learning rate")
-        self._state.lost += 1
+        by_differences = self._variant == "vs2p"
+        if not (all(finite) if by_differences else any(finite)):
+            smaller = "`rho`" if by_differences else "learning rate"
+            self._state.lost = one_more_lost(self._state.lost, self._name, trainer.global_step, smaller)
 
     def _stay(self, excursion: Excursion, points: Sequence[Sequence[float]], totals: Tensor) -> None:
         """Leave the weights at the point with the least loss; at the first point if no loss is finite."""

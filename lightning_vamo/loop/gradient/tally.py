@@ -46,15 +46,21 @@ class Tally:
         return {**figures, "clipped": self.clipped / self.derivatives, "not_finite": self.not_finite}
 
 
-def warn_of_lost(name: str, step: int, settings: str) -> None:
-    """Warn that a step leaves out a loss, for otherwise a run could move nothing and look like any other.
+def one_more_lost(lost: int, name: str, step: int, settings: str) -> int:
+    """Count a step that leaves out a loss, and warn of the first: a run could move nothing, and look like any other.
 
     Args:
+        lost: The number of such steps before.
         name: Name of the callback.
         step: The number of optimizer steps before.
         settings: What to make smaller.
+
+    Returns:
+        The number of such steps.
     """
-    rank_zero_warn(
-        f"{name}: a loss is not finite at a point that step {step} compares, so the step leaves the point out and moves the"
-        f" weights less, or not at all. The report counts such steps. If there are many, set a smaller {settings}."
-    )
+    if not lost:
+        rank_zero_warn(
+            f"{name}: a loss is not finite at a point that step {step} compares, so the step leaves the point out and moves the"
+            f" weights less, or not at all. The report counts such steps. If there are many, set a smaller {settings}."
+        )
+    return lost + 1

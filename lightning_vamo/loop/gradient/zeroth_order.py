@@ -25,7 +25,7 @@ from lightning_vamo.loop.gradient.base import Evaluated, Gradient, Step
 from lightning_vamo.loop.gradient.evaluations import Evaluations, Others
 from lightning_vamo.loop.gradient.moving import Chosen, Moving, check_chosen, check_parameters, described, is_plain_sgd, rates
 from lightning_vamo.loop.gradient.ranks import gathered
-from lightning_vamo.loop.gradient.tally import Tally, warn_of_lost
+from lightning_vamo.loop.gradient.tally import Tally, one_more_lost
 from lightning_vamo.loop.ledger.seeds import seeded
 from lightning_vamo.loop.sweep.precision import arithmetic
 
@@ -241,9 +241,8 @@ class ZerothOrder(Gradient):
         bounded = clipped(used, settings.clip)
         self._state.tally.add(used, bounded)
         if not all(map(math.isfinite, used)):
-            if not self._state.lost:
-                warn_of_lost(self._name, trainer.global_step, "`mu` or learning rate")
-            self._state.lost += 1
+            lost = self._state.lost
+            self._state.lost = one_more_lost(lost, self._name, trainer.global_step, "`mu` or learning rate")
         coefficients = [slope * (weight * directions.dimension**0.5) for slope in bounded]
         if self._in_place(trainer):
             descend(parameters, directions, coefficients, rates(trainer.optimizers, parameters), excursion)

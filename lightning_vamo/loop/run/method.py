@@ -34,6 +34,11 @@ class Method:
         return self.control.records != "never" or self.gradient.keeps_place
 
     @property
+    def must_record(self) -> bool:
+        """Whether training loaders that cannot record their batches are refused."""
+        return self.control.records == "always"
+
+    @property
     def leaves_out_together(self) -> bool:
         """Whether ranks tell each other of each batch that differs; without a backward pass they exchange little else."""
         return self.control.watches and not self.gradient.uses_backward

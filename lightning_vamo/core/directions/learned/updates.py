@@ -27,7 +27,7 @@ class Update:
         self._left = left
         self._columns = left.t()
         self._right = right
-        self._parts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._touched: list[tuple[Tensor, Tensor]] | None = None
         # Not on a GPU, which has the bandwidth for all rows; finding the zeros would wait for it.
         if left.device.type == "cpu" and left.shape[1] >= MANY_ROWS:
@@ -87,10 +87,10 @@ class Update:
 
     def _factors(self, place: slice) -> tuple[Tensor, Tensor, Tensor]:
         """The left factors of a direction, the same as columns, and the right factors; views take a while, so they are kept."""
-        if place.start not in self._parts:
+        if place.start not in self._views:
             left, right = (part[place] for part in (self._left, self._right))
-            self._parts[place.start] = left, left.t(), right
-        return self._parts[place.start]
+            self._views[place.start] = left, left.t(), right
+        return self._views[place.start]
 
 
 def _moved(origin: Tensor, left: Tensor, right: Tensor, distance: float, out: Tensor | None = None) -> Tensor:
